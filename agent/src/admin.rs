@@ -1,0 +1,1 @@
+//! Local questions to a running agent: `status` and `streams`.

@@ -1,0 +1,1 @@
+//! The agent's own identity and its one connection to the CA.

@@ -1,0 +1,1 @@
+//! The agent's configuration: read, checked, reloaded whole or not at all.

@@ -1,0 +1,15 @@
+//! The Chancery node agent: attests the workloads on its node by their service-account tokens, keeps their certificates fresh, and
+//! delivers them to local proxies over Envoy's SDS.
+//!
+//! Imports run one way:
+//!
+//! ```text
+//! sds -> svids -> ca_client        config, telemetry, admin: at the edge
+//! ```
+
+pub mod admin;
+pub mod ca_client;
+pub mod config;
+pub mod sds;
+pub mod svids;
+pub mod telemetry;

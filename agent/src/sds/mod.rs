@@ -1,0 +1,1 @@
+//! Envoy's secret discovery service: `StreamSecrets` and `DeltaSecrets`.

@@ -1,0 +1,1 @@
+//! One task owns every workload's certificate: issue, renew, keep, drop.

@@ -1,0 +1,1 @@
+//! Token to caller: who is asking, by which cluster's keys.

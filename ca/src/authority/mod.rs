@@ -1,0 +1,1 @@
+//! The CA's own keys and certificates, and the trust state that it publishes.

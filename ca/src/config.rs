@@ -1,0 +1,1 @@
+//! The CA's configuration: read, checked, reloaded whole or not at all.

@@ -1,0 +1,1 @@
+//! The connected agents: one stream each; trust and orders down, acknowledgements up.

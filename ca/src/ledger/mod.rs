@@ -1,0 +1,1 @@
+//! The append-only record of every issuance and every act, and the questions it answers.

@@ -1,0 +1,17 @@
+//! The Chancery certificate authority.
+//!
+//! Each folder is one idea, and imports run one way (`tests/` fails on one against the arrows):
+//!
+//! ```text
+//! api -> rotation -> { issuance, fleet } -> { attestation, authority } -> ledger -> store        config, telemetry: at the edge
+//! ```
+
+pub mod api;
+pub mod attestation;
+pub mod authority;
+pub mod config;
+pub mod fleet;
+pub mod issuance;
+pub mod ledger;
+pub mod store;
+pub mod telemetry;

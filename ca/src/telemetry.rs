@@ -1,0 +1,1 @@
+//! What the CA counts and measures, as OpenMetrics.

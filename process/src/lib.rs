@@ -1,0 +1,1 @@
+//! What every Chancery process does at its edge: configuration, logs, health, shutdown.

@@ -1,0 +1,23 @@
+//! Compiles the `.proto` files with protox, so that building needs no protoc.
+
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    const INCLUDE: &str = "protos";
+    const FILES: [&str; 5] = [
+        "chancery/v1/agent.proto",
+        "chancery/v1/ledger.proto",
+        "chancery/v1/operator.proto",
+        "envoy/extensions/transport_sockets/tls/v3/secret.proto",
+        "envoy/service/secret/v3/sds.proto",
+    ];
+    println!("cargo:rerun-if-changed={INCLUDE}");
+    let descriptors = protox::compile(FILES, [INCLUDE])?;
+    tonic_prost_build::configure()
+        // Tokens and private keys travel in these: no derived `Debug` may print them.
+        .skip_debug(["chancery.v1.JoinRequest", "chancery.v1.WorkloadRequest", "envoy.config.core.v3.DataSource"])
+        .bytes(".chancery.v1.IssuedSvid")
+        .bytes(".envoy")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

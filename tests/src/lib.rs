@@ -1,0 +1,1 @@
+//! Harness for the end-to-end tests: real binaries, the real Envoy.
