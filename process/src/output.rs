@@ -1,0 +1,204 @@
+//! Answers of a command line: a table for people, JSON for programs, CSV for spreadsheets.
+//!
+//! JSON carries everything, under the names of the serialized type; a table shows the columns that the caller chose; CSV has the same.
+
+use std::io::Write;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// `--output` of every command that lists or shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Aligned columns.
+    #[default]
+    Table,
+    /// One document.
+    Json,
+    /// A header and a line per row.
+    Csv,
+}
+
+/// An answer that could not be printed.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// A row that is no object.
+    #[error("this answer cannot be written as {0:?}; use `--output json`")]
+    Shape(Format),
+    /// Not JSON.
+    #[error("cannot write JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Not CSV.
+    #[error("cannot write CSV: {0}")]
+    Csv(#[from] csv::Error),
+    /// The other end has gone.
+    #[error("cannot write the answer: {0}")]
+    Write(#[from] std::io::Error),
+}
+
+/// Prints a list. `columns` are field names of `T`; nested ones are written `outer.inner`.
+pub fn rows<T: Serialize>(out: &mut impl Write, format: Format, columns: &[&str], rows: &[T]) -> Result<(), OutputError> {
+    if format == Format::Json {
+        return json(out, rows);
+    }
+    let cells = rows.iter().map(|row| {
+        let row = serde_json::to_value(row)?;
+        if !row.is_object() {
+            return Err(OutputError::Shape(format));
+        }
+        Ok(columns.iter().map(|column| cell(lookup(&row, column))).collect::<Vec<_>>())
+    });
+    if format == Format::Csv {
+        let mut writer = csv::Writer::from_writer(out);
+        writer.write_record(columns)?;
+        for row in cells {
+            writer.write_record(row?)?;
+        }
+        writer.flush()?;
+        return Ok(());
+    }
+    let mut table = plain_table();
+    table.set_header(columns.iter().map(|column| column.replace(['_', '.'], " ").to_uppercase()));
+    for row in cells {
+        table.add_row(row?.iter().map(|cell| printable(cell)));
+    }
+    print_table(out, &table)
+}
+
+/// Prints one object: a table has a line for each of its fields.
+pub fn fields<T: Serialize>(out: &mut impl Write, format: Format, value: &T) -> Result<(), OutputError> {
+    if format == Format::Json {
+        return json(out, value);
+    }
+    let Value::Object(object) = serde_json::to_value(value)? else { return Err(OutputError::Shape(format)) };
+    if format == Format::Csv {
+        let columns: Vec<&str> = object.keys().map(String::as_str).collect();
+        return rows(out, format, &columns, std::slice::from_ref(&object));
+    }
+    let mut table = plain_table();
+    add_fields(&mut table, "", &object);
+    print_table(out, &table)
+}
+
+fn json<T: Serialize + ?Sized>(out: &mut impl Write, value: &T) -> Result<(), OutputError> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    Ok(writeln!(out)?)
+}
+
+fn add_fields(table: &mut Table, prefix: &str, object: &Map<String, Value>) {
+    for (name, value) in object {
+        let name = format!("{prefix}{}", name.replace('_', " "));
+        match value {
+            Value::Object(inner) => add_fields(table, &format!("{name} "), inner),
+            other => {
+                table.add_row([name, printable(&cell(Some(other)))]);
+            }
+        }
+    }
+}
+
+fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+}
+
+fn print_table(out: &mut impl Write, table: &Table) -> Result<(), OutputError> {
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim())?;
+    }
+    Ok(())
+}
+
+fn lookup<'v>(row: &'v Value, column: &str) -> Option<&'v Value> {
+    column.split('.').try_fold(row, |value, name| value.get(name))
+}
+
+fn cell(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(items)) => items.iter().map(|item| cell(Some(item))).collect::<Vec<_>>().join(", "),
+        Some(other) => other.to_string(),
+    }
+}
+
+/// Names and messages come from elsewhere; a terminal must not obey what they contain. Line breaks stay.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|character| {
+            let escape = character.is_control() && character != '\n';
+            let escaped = escape.then(|| character.escape_default());
+            escaped.into_iter().flatten().chain((!escape).then_some(character))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Row {
+        spiffe_id: &'static str,
+        dns_names: Vec<&'static str>,
+        pod: Pod,
+        revoked: Option<bool>,
+    }
+
+    #[derive(Serialize)]
+    struct Pod {
+        name: &'static str,
+    }
+
+    const ROWS: [fn() -> Row; 2] = [
+        || Row { spiffe_id: "spiffe://a/b", dns_names: vec!["x", "y"], pod: Pod { name: "cart-0" }, revoked: None },
+        || Row { spiffe_id: "spiffe://a/longer", dns_names: vec![], pod: Pod { name: "red\u{1b}[31m" }, revoked: Some(true) },
+    ];
+
+    fn printed(format: Format) -> String {
+        let mut out = Vec::new();
+        rows(&mut out, format, &["spiffe_id", "dns_names", "pod.name"], &ROWS.map(|row| row())).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_table_is_aligned_and_harmless_to_the_terminal() {
+        let table = printed(Format::Table);
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["SPIFFE", "ID", "DNS", "NAMES", "POD", "NAME"]);
+        assert_eq!(lines[0].find("POD"), lines[1].find("cart-0"), "{table}");
+        assert!(lines[2].contains("red\\u{1b}[31m"), "{table}");
+    }
+
+    #[test]
+    fn csv_has_the_columns_that_were_asked_for() {
+        assert!(printed(Format::Csv).starts_with("spiffe_id,dns_names,pod.name\nspiffe://a/b,\"x, y\",cart-0\n"));
+    }
+
+    #[test]
+    fn json_has_everything_in_order() {
+        let json = printed(Format::Json);
+        let read: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(read[1]["revoked"], true);
+        assert!(json.find("spiffe_id") < json.find("dns_names"), "{json}");
+    }
+
+    #[test]
+    fn an_empty_list_still_says_what_it_would_hold() {
+        let mut out = Vec::new();
+        rows::<Row>(&mut out, Format::Table, &["serial"], &[]).unwrap();
+        assert_eq!(out, b"SERIAL\n");
+    }
+
+    #[test]
+    fn one_object_has_a_line_for_each_field() {
+        let mut out = Vec::new();
+        fields(&mut out, Format::Table, &ROWS[0]()).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let words: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(words[0], ["spiffe", "id", "spiffe://a/b"]);
+        assert_eq!(words[2], ["pod", "name", "cart-0"]);
+    }
+}
