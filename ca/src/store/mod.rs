@@ -12,8 +12,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub mod embedded;
+
 /// The longest entry, in bytes.
 pub const MAX_ENTRY_BYTES: usize = 65_535;
+
+/// The most bytes that the entries of one group may have together.
+pub const MAX_GROUP_BYTES: usize = 4 << 20;
+
+/// The most entries that one group may have.
+pub const MAX_GROUP_ENTRIES: usize = 16_384;
 
 /// The end of the log: everything before it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +37,7 @@ pub struct Head {
 /// Entries that become durable together or not at all.
 #[derive(Clone, Debug, Default)]
 pub struct Group {
-    /// Encoded; each 1 to [`MAX_ENTRY_BYTES`] bytes.
+    /// Encoded; each 1 to [`MAX_ENTRY_BYTES`] bytes, at least one and at most [`MAX_GROUP_ENTRIES`], together at most [`MAX_GROUP_BYTES`].
     pub entries: Vec<Bytes>,
     /// Whether an act is among them, so that the epoch grows by one.
     pub raises_epoch: bool,
@@ -85,6 +93,21 @@ pub enum StoreError {
     /// Another process has it open.
     #[error("{0} is in use by another process")]
     InUse(String),
+    /// It was written by a newer version, in a format that this one does not know.
+    #[error("{place} has the ledger format {found}, and this version reads up to {known}; use {reader}")]
+    NewerFormat {
+        /// Directory or database.
+        place: String,
+        /// The format's number there.
+        found: u32,
+        /// The newest format that this version reads.
+        known: u32,
+        /// Which version of Chancery reads it.
+        reader: String,
+    },
+    /// The store was closed, or is closing.
+    #[error("the ledger's store is closed")]
+    Closed,
     /// An entry or a group that is too large, or an index beyond the head.
     #[error("{0}")]
     Invalid(String),
@@ -116,6 +139,10 @@ pub trait Store: Debug + Send + Sync {
     /// Appends `group` durably if the head is still `expected`, and returns the new one. When it returns, no crash can lose the group.
     async fn commit(&self, expected: Head, group: Group) -> Result<Head, StoreError>;
 
+    /// Notes durably that `head` was shown to others: from now on the store refuses to open a log that ends before it. A head that is older
+    /// than one noted before changes nothing.
+    async fn publish_checkpoint(&self, head: Head) -> Result<(), StoreError>;
+
     /// The entries of `range`, at most `max_bytes` of them (but at least one), in order.
     async fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, StoreError>;
 
@@ -127,7 +154,7 @@ pub trait Store: Debug + Send + Sync {
     /// told to keep a dictionary of.
     async fn values(&self, dimension: u8, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError>;
 
-    /// The content of a small cell.
+    /// The content of a small cell. A cell may vanish when its storage is damaged: what must not be lost is an entry.
     async fn cell(&self, name: &str) -> Result<Option<Bytes>, StoreError>;
 
     /// Sets a small cell to `new` if it still holds `expected`; tells whether it did.
@@ -135,6 +162,9 @@ pub trait Store: Debug + Send + Sync {
 
     /// Takes or prolongs a lease for `holder`; nothing if somebody else has it.
     async fn lease(&self, name: &str, holder: &str, for_: Duration) -> Result<Option<Lease>, StoreError>;
+
+    /// Waits until the store can commit nothing more (a sync failed), and tells why. The process must end then; the next start recovers.
+    async fn failed(&self) -> StoreError;
 
     /// Stops accepting, finishes what was accepted, and closes cleanly.
     async fn close(&self) -> Result<(), StoreError>;
