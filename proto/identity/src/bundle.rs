@@ -6,8 +6,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 
-use crate::TrustDomain;
+use crate::profile::check_authority;
+use crate::{TrustDomain, pem};
+
+/// How many authorities a bundle may have. A rotation needs two or three.
+const MAX_AUTHORITIES: usize = 64;
 
 /// The SHA-256 of a certificate's DER: names a trust root in configurations and logs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,13 +82,48 @@ impl TrustBundle {
     ///
     /// # Errors
     /// If there is none, or one that is no CA certificate.
-    pub fn new(_trust_domain: TrustDomain, _x509_authorities: Vec<CertificateDer<'static>>) -> Result<Self, BundleError> {
-        unimplemented!()
+    pub fn new(trust_domain: TrustDomain, x509_authorities: Vec<CertificateDer<'static>>) -> Result<Self, BundleError> {
+        let mut distinct: Vec<CertificateDer<'static>> = Vec::with_capacity(x509_authorities.len().min(MAX_AUTHORITIES));
+        for (index, authority) in x509_authorities.into_iter().enumerate() {
+            let refused = |problem: String| BundleError::Authority { trust_domain: trust_domain.clone(), number: index + 1, problem };
+            let facts = check_authority(&authority).map_err(|error| refused(error.to_string()))?;
+            if let Some(id) = facts.id.filter(|id| *id.trust_domain() != trust_domain) {
+                return Err(refused(format!("it belongs to another trust domain, {id}")));
+            }
+            if distinct.contains(&authority) {
+                continue;
+            }
+            if distinct.len() == MAX_AUTHORITIES {
+                return Err(refused(format!("a bundle has at most {MAX_AUTHORITIES}")));
+            }
+            distinct.push(authority);
+        }
+        if distinct.is_empty() {
+            return Err(BundleError::Empty(trust_domain));
+        }
+        Ok(Self { trust_domain, x509_authorities: distinct, jwt_authorities: Vec::new(), refresh_hint: None })
     }
 
-    /// Reads PEM certificates.
-    pub fn from_pem(_trust_domain: TrustDomain, _pem: &[u8]) -> Result<Self, BundleError> {
-        unimplemented!()
+    /// Reads PEM certificates. Text and blocks of another kind between them are passed over.
+    pub fn from_pem(trust_domain: TrustDomain, pem: &[u8]) -> Result<Self, BundleError> {
+        let authorities = CertificateDer::pem_slice_iter(pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| BundleError::Malformed(format!("the bundle of {trust_domain} is no PEM: {error}")))?;
+        Self::new(trust_domain, authorities)
+    }
+
+    /// With these JWKs (JSON) in the place of its JWT authorities.
+    #[must_use]
+    pub fn with_jwt_authorities(mut self, jwt_authorities: Vec<String>) -> Self {
+        self.jwt_authorities = jwt_authorities;
+        self
+    }
+
+    /// With this refresh hint.
+    #[must_use]
+    pub fn with_refresh_hint(mut self, refresh_hint: Option<Duration>) -> Self {
+        self.refresh_hint = refresh_hint;
+        self
     }
 
     /// Whose bundle it is.
@@ -108,7 +148,11 @@ impl TrustBundle {
 
     /// The X.509 authorities as PEM, one after the other.
     pub fn to_pem(&self) -> String {
-        unimplemented!()
+        let mut text = String::new();
+        for authority in &self.x509_authorities {
+            pem::push(&mut text, "CERTIFICATE", authority);
+        }
+        text
     }
 }
 
@@ -117,8 +161,31 @@ impl TrustState {
     ///
     /// # Errors
     /// If the own trust domain's bundle is missing, or a trust domain comes twice.
-    pub fn new(_sequence: u64, _trust_domain: TrustDomain, _bundles: impl IntoIterator<Item = TrustBundle>) -> Result<Self, BundleError> {
-        unimplemented!()
+    pub fn new(sequence: u64, trust_domain: TrustDomain, bundles: impl IntoIterator<Item = TrustBundle>) -> Result<Self, BundleError> {
+        let mut by_domain = BTreeMap::new();
+        for bundle in bundles {
+            if let Some(twice) = by_domain.insert(bundle.trust_domain.clone(), bundle) {
+                return Err(BundleError::Malformed(format!("the trust domain {} has two bundles", twice.trust_domain)));
+            }
+        }
+        if !by_domain.contains_key(&trust_domain) {
+            return Err(BundleError::OwnMissing(trust_domain));
+        }
+        Ok(Self { sequence, trust_domain, bundles: by_domain, crl: None, distrusted: Vec::new() })
+    }
+
+    /// With this CRL (PEM).
+    #[must_use]
+    pub fn with_crl(mut self, crl: Option<Vec<u8>>) -> Self {
+        self.crl = crl;
+        self
+    }
+
+    /// With these roots distrusted: nothing verifies against them any more, whatever the bundles say.
+    #[must_use]
+    pub fn with_distrusted(mut self, distrusted: Vec<Fingerprint>) -> Self {
+        self.distrusted = distrusted;
+        self
     }
 
     /// The bundle of the own trust domain.
@@ -129,6 +196,14 @@ impl TrustState {
     /// The bundle of `trust_domain`, if it is trusted at all.
     pub fn bundle(&self, trust_domain: &TrustDomain) -> Option<&TrustBundle> {
         self.bundles.get(trust_domain)
+    }
+
+    /// The authorities of `bundle` that certificates may be verified against: all but the distrusted.
+    pub fn anchors<'a>(&self, bundle: &'a TrustBundle) -> impl Iterator<Item = &'a CertificateDer<'static>> {
+        bundle
+            .x509_authorities
+            .iter()
+            .filter(|authority| self.distrusted.is_empty() || !self.distrusted.contains(&Fingerprint::of(authority)))
     }
 
     /// All bundles, by trust domain.

@@ -5,9 +5,14 @@
 
 use std::fmt;
 
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, RsaKeySize, SanType};
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::{PrivateKey, SpiffeId};
+
+mod asks;
+mod read;
 
 /// The longest request that is read, in bytes of DER.
 pub const MAX_CSR_BYTES: usize = 8192;
@@ -75,8 +80,8 @@ impl VerifiedCsr {
     ///
     /// # Errors
     /// If anything about it is not as this module's comment says; nothing is taken over from a request that fails.
-    pub fn from_der(_der: &[u8]) -> Result<Self, CsrError> {
-        unimplemented!()
+    pub fn from_der(der: &[u8]) -> Result<Self, CsrError> {
+        read::verified(der)
     }
 }
 
@@ -84,8 +89,30 @@ impl VerifiedCsr {
 ///
 /// # Errors
 /// Only if the random number generator fails.
-pub fn generate(_key_type: KeyType, _spiffe_id: Option<&SpiffeId>) -> Result<(Vec<u8>, PrivateKey), CsrError> {
-    unimplemented!()
+pub fn generate(key_type: KeyType, spiffe_id: Option<&SpiffeId>) -> Result<(Vec<u8>, PrivateKey), CsrError> {
+    let failed = |error: rcgen::Error| CsrError::Key(format!("no {key_type} key could be made: {error}"));
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    if let Some(id) = spiffe_id {
+        params.subject_alt_names.push(SanType::URI(id.as_str().try_into().map_err(failed)?));
+    }
+    let mut pair = generate_key(key_type).map_err(failed)?;
+    let key = PrivateKey::from_pkcs8(Zeroizing::new(pair.serialize_der()));
+    let request = params.serialize_request(&pair);
+    pair.zeroize();
+    Ok((request.map_err(failed)?.der().to_vec(), key))
+}
+
+fn generate_key(key_type: KeyType) -> Result<KeyPair, rcgen::Error> {
+    let rsa = |size| KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size);
+    match key_type {
+        KeyType::EcdsaP256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+        KeyType::EcdsaP384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+        KeyType::Ed25519 => KeyPair::generate_for(&rcgen::PKCS_ED25519),
+        KeyType::Rsa2048 => rsa(RsaKeySize::_2048),
+        KeyType::Rsa3072 => rsa(RsaKeySize::_3072),
+        KeyType::Rsa4096 => rsa(RsaKeySize::_4096),
+    }
 }
 
 impl CsrError {

@@ -6,13 +6,17 @@
 //! - [`SpiffeId`], [`TrustDomain`]: parsed names; a value that exists is valid.
 //! - [`TrustBundle`], [`TrustState`]: which authorities speak for which trust domain.
 //! - [`X509Svid`]: a certificate chain with its key, checked before anybody serves it.
+//! - [`profile`]: what a certificate must look like to be an X509-SVID.
 //! - [`token`]: offline verification of service-account tokens.
 //! - [`csr`]: making certificate signing requests, and reading strangers'.
 //! - [`tls`]: the rustls configurations of both ends.
 
 mod bundle;
+mod chain;
 pub mod clock;
 pub mod csr;
+mod pem;
+pub mod profile;
 mod spiffe_id;
 mod svid;
 pub mod tls;

@@ -1,13 +1,17 @@
 //! X509-SVIDs: a chain with its key, checked against the standard and against a bundle before anybody serves it.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use rustls_pki_types::CertificateDer;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use crate::{SpiffeId, TrustState};
+use crate::chain::{self, Role};
+use crate::profile::{LeafFacts, check_authority, check_leaf};
+use crate::{SpiffeId, TrustState, pem};
 
 /// A certificate's serial number: 16 bytes, the first one neither zero nor with its high bit set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,6 +36,12 @@ pub enum SvidError {
     /// It can't be read at all.
     #[error("cannot read the certificate: {0}")]
     Malformed(String),
+    /// A key of no supported kind.
+    #[error("cannot read the private key of {0}: it must be PKCS#8 of an ECDSA, Ed25519 or RSA key")]
+    Key(SpiffeId),
+    /// No random numbers for a new serial number.
+    #[error("the random number generator failed")]
+    Random,
     /// The key is not the certificate's.
     #[error("the private key does not belong to the certificate of {0}")]
     KeyMismatch(SpiffeId),
@@ -80,14 +90,41 @@ impl X509Svid {
     /// Reads a chain (leaf first, without the root) and its key.
     ///
     /// # Errors
-    /// If the leaf breaks a rule of the X509-SVID standard, or the key is another's.
-    pub fn new(_chain: Vec<CertificateDer<'static>>, _key: PrivateKey) -> Result<Self, SvidError> {
-        unimplemented!()
+    /// If a certificate breaks a rule of the X509-SVID standard, or the key is another's.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKey) -> Result<Self, SvidError> {
+        let Some((leaf, authorities)) = chain.split_first() else {
+            return Err(SvidError::Malformed("the chain is empty".into()));
+        };
+        if chain.len() > chain::MAX_CHAIN {
+            return Err(SvidError::Malformed(format!("the chain has {} certificates; at most {} are read", chain.len(), chain::MAX_CHAIN)));
+        }
+        let LeafFacts { id, serial, not_before, not_after, .. } = check_leaf(leaf)?;
+        for authority in authorities {
+            check_authority(authority)?;
+        }
+        let signing = key.signing_key().ok_or_else(|| SvidError::Key(id.clone()))?;
+        if CertifiedKey::new(vec![leaf.clone()], signing).keys_match().is_err() {
+            return Err(SvidError::KeyMismatch(id));
+        }
+        Ok(Self { id, chain, key, serial, not_before, not_after })
     }
 
     /// Whether it may be served at `now` to peers that hold `trust`.
-    pub fn verify(&self, _trust: &TrustState, _now: OffsetDateTime) -> Result<(), SvidError> {
-        unimplemented!()
+    pub fn verify(&self, trust: &TrustState, now: OffsetDateTime) -> Result<(), SvidError> {
+        if now < self.not_before {
+            return Err(SvidError::NotYetValid { id: self.id.clone(), not_before: self.not_before });
+        }
+        if now > self.not_after {
+            return Err(SvidError::Expired { id: self.id.clone(), not_after: self.not_after });
+        }
+        let Some(bundle) = trust.bundle(self.id.trust_domain()) else {
+            return Err(SvidError::UnknownTrustDomain(self.id.clone()));
+        };
+        for role in [Role::Server, Role::Client] {
+            chain::verify(&self.chain, trust.anchors(bundle), now, role)
+                .map_err(|problem| SvidError::Chain { id: self.id.clone(), problem })?;
+        }
+        Ok(())
     }
 
     /// Whose it is.
@@ -102,7 +139,11 @@ impl X509Svid {
 
     /// The chain as PEM.
     pub fn chain_pem(&self) -> String {
-        unimplemented!()
+        let mut text = String::new();
+        for certificate in &self.chain {
+            pem::push(&mut text, "CERTIFICATE", certificate);
+        }
+        text
     }
 
     /// The leaf's key.
@@ -139,7 +180,58 @@ impl PrivateKey {
 
     /// PKCS#8 PEM, zeroized when dropped.
     pub fn secret_pem(&self) -> Zeroizing<String> {
-        unimplemented!()
+        let mut text = Zeroizing::new(String::with_capacity(pem::encoded_len("PRIVATE KEY", self.0.len())));
+        pem::push(&mut text, "PRIVATE KEY", &self.0);
+        text
+    }
+
+    /// The key as rustls signs with it; nothing if it is of no supported kind.
+    pub(crate) fn signing_key(&self) -> Option<Arc<dyn rustls::sign::SigningKey>> {
+        let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.secret_pkcs8()));
+        rustls::crypto::aws_lc_rs::sign::any_supported_type(&der).ok()
+    }
+}
+
+impl Serial {
+    /// A new one: 127 random bits, of which the first byte is drawn again while it is zero, so that 126.99 bits of entropy remain.
+    ///
+    /// # Errors
+    /// Only if the random number generator fails.
+    pub fn generate() -> Result<Self, SvidError> {
+        let mut bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut bytes).map_err(|_| SvidError::Random)?;
+        bytes[0] &= 0x7f;
+        while bytes[0] == 0 {
+            aws_lc_rs::rand::fill(&mut bytes[..1]).map_err(|_| SvidError::Random)?;
+            bytes[0] &= 0x7f;
+        }
+        Ok(Self(bytes))
+    }
+
+    /// Takes the content of a DER INTEGER.
+    ///
+    /// # Errors
+    /// If it is not 16 bytes long, negative, or begins with a zero.
+    pub fn from_der_integer_bytes(content: &[u8]) -> Result<Self, SvidError> {
+        match <[u8; 16]>::try_from(content) {
+            Ok(bytes) if (1..=0x7f).contains(&bytes[0]) => Ok(Self(bytes)),
+            _ => Err(SvidError::Malformed(format!(
+                "the serial number {:?} is not a positive number of 16 bytes, as Chancery gives them",
+                hex::encode(&content[..content.len().min(32)])
+            ))),
+        }
+    }
+}
+
+impl FromStr for Serial {
+    type Err = SvidError;
+
+    /// 32 hexadecimal digits; colons between them, as OpenSSL prints them, are allowed.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut bytes = [0; 16];
+        hex::decode_to_slice(text.replace(':', ""), &mut bytes)
+            .map_err(|_| SvidError::Malformed(format!("the serial number {text:?} is not 32 hexadecimal digits")))?;
+        Self::from_der_integer_bytes(&bytes)
     }
 }
 
