@@ -1,0 +1,215 @@
+//! One cluster's public keys: read from a file or fetched over TLS, kept when a later attempt fails.
+
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use chancery_identity::token::TokenKeys;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use time::OffsetDateTime;
+
+use super::{ClusterSettings, JwksSource};
+
+/// A JWKS larger than this is refused.
+const MAX_JWKS_BYTES: usize = 1 << 20;
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the keys are fetched while all is well.
+const REFRESH: Duration = Duration::from_secs(300);
+/// How often they are fetched again after a failure, or at most when a token names an unknown key.
+pub(super) const RETRY: Duration = Duration::from_secs(10);
+
+/// A cluster with the keys that it has now.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    pub(super) settings: ClusterSettings,
+    keys: ArcSwapOption<TokenKeys>,
+    load: Mutex<LoadState>,
+    on_demand: DefaultDirectRateLimiter,
+    /// Held while loading, so that many who miss the same key cause one fetch.
+    loading: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct LoadState {
+    loaded_at: Option<OffsetDateTime>,
+    attempted: Option<Instant>,
+    error: Option<String>,
+}
+
+/// How a cluster's keys stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterStatus {
+    /// The cluster's.
+    pub name: String,
+    /// How many usable keys are loaded; with none, nobody of this cluster can be attested.
+    pub keys: usize,
+    /// Why the last attempt to load them failed.
+    pub error: Option<String>,
+    /// When they were loaded last.
+    pub loaded_at: Option<OffsetDateTime>,
+}
+
+impl Cluster {
+    pub(super) fn new(settings: ClusterSettings) -> Self {
+        let quota = Quota::with_period(RETRY).unwrap_or(Quota::per_minute(NonZeroU32::MIN));
+        Self {
+            settings,
+            keys: ArcSwapOption::empty(),
+            load: Mutex::default(),
+            on_demand: RateLimiter::direct(quota),
+            loading: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Takes the keys of `before` over if they are still this cluster's.
+    pub(super) fn inherit(&self, before: &Self) {
+        if (&self.settings.issuer, &self.settings.jwks) == (&before.settings.issuer, &before.settings.jwks) {
+            self.keys.store(before.keys.load_full());
+            *self.state() = before.state().clone();
+        }
+    }
+
+    pub(super) fn keys(&self) -> Option<Arc<TokenKeys>> {
+        self.keys.load_full()
+    }
+
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.state().error.clone()
+    }
+
+    pub(super) fn status(&self) -> ClusterStatus {
+        let state = self.state().clone();
+        let keys = self.keys().map_or(0, |keys| keys.len());
+        ClusterStatus { name: self.settings.name.clone(), keys, error: state.error, loaded_at: state.loaded_at }
+    }
+
+    /// Whether it is time to fetch; never for a file, which is watched.
+    pub(super) fn is_due(&self) -> bool {
+        let state = self.state();
+        let pause = if state.error.is_some() { RETRY } else { REFRESH };
+        matches!(self.settings.jwks, JwksSource::Url { .. }) && state.attempted.is_none_or(|attempted| attempted.elapsed() >= pause)
+    }
+
+    /// Loads because a token named a key that is not here; at most once per [`RETRY`]. Returns whether the keys are others now.
+    pub(super) async fn load_on_demand(&self, now: OffsetDateTime) -> bool {
+        if self.on_demand.check().is_ok() {
+            return self.load(now).await;
+        }
+        // Somebody else may be loading what this caller needs.
+        let before = self.keys();
+        drop(self.loading.lock().await);
+        self.keys().map(|keys| Arc::as_ptr(&keys)) != before.map(|keys| Arc::as_ptr(&keys))
+    }
+
+    /// Loads the keys. On failure the last good ones stay, and the error is in the status. Returns whether the keys are others now.
+    pub(super) async fn load(&self, now: OffsetDateTime) -> bool {
+        let _one_at_a_time = self.loading.lock().await;
+        let jwks = match &self.settings.jwks {
+            JwksSource::File(path) => read_file(path),
+            JwksSource::Url { url, ca_file } => match tokio::time::timeout(FETCH_TIMEOUT, fetch(url, ca_file.as_deref())).await {
+                Ok(fetched) => fetched.map_err(|error| format!("{url}: {error}")),
+                Err(_) => Err(format!("{url}: no answer within {} s", FETCH_TIMEOUT.as_secs())),
+            },
+        };
+        self.take(jwks, now)
+    }
+
+    /// Reads a file's keys at once; does nothing for a URL.
+    pub(super) fn load_file(&self, now: OffsetDateTime) -> Result<(), String> {
+        let JwksSource::File(path) = &self.settings.jwks else { return Ok(()) };
+        self.take(read_file(path), now);
+        self.last_error().map_or(Ok(()), Err)
+    }
+
+    fn take(&self, jwks: Result<String, String>, now: OffsetDateTime) -> bool {
+        let ClusterSettings { name, issuer, .. } = &self.settings;
+        let loaded = jwks.and_then(|jwks| TokenKeys::from_jwks(name, issuer, &jwks).map_err(|error| error.to_string()));
+        let mut state = self.state();
+        state.attempted = Some(Instant::now());
+        match loaded {
+            Ok(keys) => {
+                state.error = None;
+                state.loaded_at = Some(now);
+                let changed = self.keys().is_none_or(|before| before.jwks() != keys.jwks());
+                if changed {
+                    tracing::info!(cluster = name, keys = keys.len(), "the cluster's public keys were loaded");
+                    self.keys.store(Some(Arc::new(keys)));
+                }
+                changed
+            }
+            Err(error) => {
+                tracing::warn!(cluster = name, error, "the cluster's public keys could not be loaded; the last good ones stay");
+                state.error = Some(error);
+                false
+            }
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, LoadState> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    let error = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let length = std::fs::metadata(path).map_err(|e| error(&e))?.len();
+    if length > MAX_JWKS_BYTES as u64 {
+        return Err(error(&"larger than 1 MiB; is this a JWKS?"));
+    }
+    std::fs::read_to_string(path).map_err(|e| error(&e))
+}
+
+async fn fetch(url: &Uri, ca_file: Option<&Path>) -> Result<String, String> {
+    // Built for each fetch, so that a replaced CA file counts; fetches are minutes apart.
+    let connector = HttpsConnectorBuilder::new().with_tls_config(tls(ca_file)?).https_only().enable_http1().build();
+    let client = Client::builder(TokioExecutor::new()).build::<_, Empty<bytes::Bytes>>(connector);
+    let request = Request::get(url).header(http::header::ACCEPT, "application/jwk-set+json, application/json").body(Empty::new());
+    let response = client.request(request.map_err(|error| error.to_string())?).await.map_err(|error| with_causes(&error))?;
+    if response.status() != StatusCode::OK {
+        return Err(format!("answered {}", response.status()));
+    }
+    let body = Limited::new(response.into_body(), MAX_JWKS_BYTES).collect().await.map_err(|error| error.to_string())?;
+    String::from_utf8(body.to_bytes().into()).map_err(|_| "the answer is not UTF-8".to_owned())
+}
+
+fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    match ca_file {
+        Some(path) => {
+            let error = |error: &dyn std::fmt::Display| format!("ca_file {}: {error}", path.display());
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|e| error(&e))? {
+                roots.add(certificate.map_err(|e| error(&e))?).map_err(|e| error(&e))?;
+            }
+            if roots.is_empty() {
+                return Err(error(&"no certificate in it"));
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// hyper says only "client error (Connect)"; what to mend stands in its causes.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
