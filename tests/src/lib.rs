@@ -1,1 +1,19 @@
-//! Harness for the end-to-end tests: real binaries, the real Envoy.
+//! Harness for the end-to-end tests and the demo: the real binaries, the real Envoy, real connections.
+//!
+//! Everything here waits for what it can observe, with a deadline, and never for a fixed time. What is started is killed, by its id, when
+//! its handle is dropped.
+
+pub mod envoy;
+pub mod http;
+pub mod lab;
+pub mod load;
+pub mod process;
+pub mod tokens;
+pub mod tools;
+pub mod wait;
+
+/// Whatever goes wrong is told to a person, and ends the test.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// The result of a step of a test.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,5 +1,7 @@
 //! One TLS, one provider of cryptography: what the tree of dependencies may not hold.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 use std::collections::BTreeMap;
 use std::process::Command;
 

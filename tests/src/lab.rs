@@ -1,0 +1,54 @@
+//! A place for one test's files and ports: in memory, private, and kept when the test fails.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use crate::Result;
+
+/// State that agents keep must lie in memory, and sockets want short paths.
+const MEMORY: &str = "/dev/shm";
+
+/// A test's directory. Dropped, it is removed, unless the test is failing or it was asked to stay.
+pub struct Lab {
+    directory: Option<tempfile::TempDir>,
+    path: PathBuf,
+}
+
+impl Lab {
+    /// An empty directory.
+    pub fn new() -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("chancery-").tempdir_in(MEMORY)?;
+        Ok(Self { path: directory.path().to_owned(), directory: Some(directory) })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A path inside.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Leaves the directory where it is.
+    pub fn keep(&mut self) {
+        if let Some(directory) = self.directory.take() {
+            let _ = directory.keep();
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the failed test's configurations and logs are in {}", self.path.display());
+            self.keep();
+        }
+    }
+}
+
+/// A loopback address with a port that nobody listens on.
+pub fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}

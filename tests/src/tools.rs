@@ -1,0 +1,76 @@
+//! Finding the programs that tests run: Chancery's own, as built, and those that `tests/setup` installs.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Result;
+
+/// One of Chancery's own binaries, beside the one that is running.
+pub fn chancery(name: &str) -> Result<PathBuf> {
+    let running = std::env::current_exe()?;
+    let built = running.ancestors().skip(1).take(2).map(|directory| directory.join(name)).find(|path| path.is_file());
+    built.ok_or_else(|| format!("{name} has not been built: run `cargo build --workspace --bins`, or `make test`").into())
+}
+
+/// Envoy; without it, the test that asks is counted as skipped.
+pub fn envoy() -> Option<PathBuf> {
+    installed("Envoy", "CHANCERY_ENVOY", "lib/python3*/site-packages/envoy/_bin/envoy")
+}
+
+/// pkilint's linter for certificates; without it, the test that asks is counted as skipped.
+pub fn pkilint() -> Option<PathBuf> {
+    installed("pkilint", "CHANCERY_PKILINT", "bin/lint_pkix_cert")
+}
+
+/// The root of the source tree.
+pub fn source() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn installed(what: &str, variable: &str, in_venv: &str) -> Option<PathBuf> {
+    let found = std::env::var_os(variable).map(PathBuf::from).or_else(|| matching(&source().join(".cache/venv"), in_venv));
+    if found.as_ref().is_none_or(|path| !path.is_file()) {
+        skip(&format!("{what} is not installed: run `tests/setup`, or name it in {variable}"));
+        return None;
+    }
+    found
+}
+
+/// The first path below `root` that fits; a `*` ends a segment's fixed part.
+fn matching(root: &Path, pattern: &str) -> Option<PathBuf> {
+    pattern.split('/').try_fold(root.to_owned(), |path, segment| match segment.strip_suffix('*') {
+        None => Some(path.join(segment)),
+        Some(start) => std::fs::read_dir(path)
+            .ok()?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|entry| entry.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start))),
+    })
+}
+
+/// Counts the running test as skipped, by its name. In CI nothing may be skipped.
+fn skip(reason: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{reason}; in CI that is a failure");
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    eprintln!("skipped {test}: {reason}");
+    if let Some(list) = std::env::var_os("CHANCERY_SKIPPED") {
+        let appended = std::fs::OpenOptions::new().append(true).create(true).open(list);
+        // One write, so that tests that skip at the same time do not mix their lines.
+        let _ = appended.and_then(|mut list| list.write_all(format!("{test}: {reason}\n").as_bytes()));
+    }
+}
+
+/// A command that the kernel kills when the thread that started it ends, however it ends.
+pub fn mortal(program: &Path) -> Command {
+    let setpriv =
+        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).map(|dir| dir.join("setpriv")).find(|path| path.is_file());
+    match setpriv {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args([OsString::from("--pdeathsig"), "KILL".into(), "--".into(), program.into()]);
+            command
+        }
+        None => Command::new(program),
+    }
+}
