@@ -3,12 +3,25 @@
 //! A [`VerifiedToken`] can only come out of [`TokenKeys::verify`]; whatever needs an attested caller takes one. The token's own text is
 //! not in it.
 
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::token::bound::Expected;
+use crate::token::claims::Claims;
+use crate::token::keyset::{Algorithm, Keyset, NotVerified};
+
+mod bound;
+pub mod claims;
+mod keyset;
+
 /// The longest token that is read, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;
-/// How far the issuer's clock may be ahead of ours.
+/// How far the issuer's clock may be ahead of ours: how much earlier than `nbf` and `iat` a token is accepted. `exp` has no leeway.
 pub const LEEWAY: time::Duration = time::Duration::seconds(10);
 
 /// Why a token was refused. Each has a stable word, [`TokenError::reason`].
@@ -21,7 +34,7 @@ pub enum TokenError {
     /// No JWT.
     #[error("the token cannot be read: {0}")]
     Malformed(String),
-    /// `alg` is none of RS256, ES256, ES384, ES512 (ES512 only where the provider can).
+    /// `alg` is none of RS256, ES256, ES384, ES512, or not its key's.
     #[error("the token's algorithm {0} is not allowed")]
     Algorithm(String),
     /// No key of that `kid`: it may be new, so a refetch of the keys may mend it.
@@ -106,7 +119,16 @@ pub struct VerifiedToken {
 pub struct TokenKeys {
     cluster: String,
     issuer: String,
-    jwks: String,
+    jwks: Arc<str>,
+    keyset: Arc<Keyset>,
+}
+
+/// What is read of a JOSE header (RFC 7515 §4.1).
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    kid: Option<String>,
+    crit: Option<serde_json::Value>,
 }
 
 impl TokenKeys {
@@ -114,16 +136,47 @@ impl TokenKeys {
     ///
     /// # Errors
     /// If it is no JWKS, or has no usable key.
-    pub fn from_jwks(_cluster: &str, _issuer: &str, _jwks: &str) -> Result<Self, TokenError> {
-        unimplemented!()
+    pub fn from_jwks(cluster: &str, issuer: &str, jwks: &str) -> Result<Self, TokenError> {
+        let keyset = Arc::new(Keyset::read(jwks)?);
+        Ok(Self { cluster: cluster.to_owned(), issuer: issuer.to_owned(), jwks: jwks.into(), keyset })
     }
 
     /// Verifies `token` at `now`. It must be for one of `audiences`.
     ///
     /// # Errors
     /// The first rule that it breaks, signature before claims: a token whose signature was not verified tells nothing.
-    pub fn verify(&self, _token: &str, _audiences: &[String], _now: OffsetDateTime) -> Result<VerifiedToken, TokenError> {
-        unimplemented!()
+    pub fn verify(&self, token: &str, audiences: &[String], now: OffsetDateTime) -> Result<VerifiedToken, TokenError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(TokenError::TooLarge(token.len()));
+        }
+        let payload = self.verify_signature(token)?;
+        let claims: Claims = serde_json::from_slice(&decode(payload)?).map_err(|error| {
+            // The error's own text may quote the token.
+            TokenError::Malformed(format!("its claims are not those of a service-account token, from column {} on", error.column()))
+        })?;
+        bound::check(claims, &Expected { cluster: &self.cluster, issuer: &self.issuer, audiences, now })
+    }
+
+    /// Returns the payload, still encoded, of a token in the compact form (RFC 7515 §7.1).
+    fn verify_signature<'a>(&self, token: &'a str) -> Result<&'a str, TokenError> {
+        let not_three_parts = || TokenError::Malformed("it is not three parts with dots between".into());
+        let (message, signature) = token.rsplit_once('.').ok_or_else(not_three_parts)?;
+        let (header, payload) = message.split_once('.').filter(|(_, payload)| !payload.contains('.')).ok_or_else(not_three_parts)?;
+        let header: Header =
+            serde_json::from_slice(&decode(header)?).map_err(|_| TokenError::Malformed("its header is no JOSE header".into()))?;
+        let not_allowed = || TokenError::Algorithm(shortened(&header.alg));
+        let algorithm = Algorithm::from_name(&header.alg).ok_or_else(not_allowed)?;
+        if header.crit.is_some() {
+            return Err(TokenError::Malformed("its header demands extensions (`crit`)".into()));
+        }
+        self.keyset.verify(header.kid.as_deref(), algorithm, message.as_bytes(), &decode(signature)?).map_err(|reason| match reason {
+            NotVerified::UnknownKey => {
+                TokenError::UnknownKey { cluster: self.cluster.clone(), kid: header.kid.as_deref().map(shortened).unwrap_or_default() }
+            }
+            NotVerified::OtherAlgorithm => not_allowed(),
+            NotVerified::Signature => TokenError::Signature(self.cluster.clone()),
+        })?;
+        Ok(payload)
     }
 
     /// Whose keys.
@@ -143,12 +196,25 @@ impl TokenKeys {
 
     /// How many usable keys.
     pub fn len(&self) -> usize {
-        unimplemented!()
+        self.keyset.len()
     }
 
     /// Never: a value that exists has a key.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed("a part of it is not base64url".into()))
+}
+
+/// As much of a stranger's text as belongs into an error.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 128;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
