@@ -115,4 +115,14 @@ impl Metrics {
         registry.register_with_unit("ca_rpc_latency", "Calls to the CA", Unit::Seconds, m.rpc_latency.clone());
         metrics
     }
+
+    /// Records a call to the CA.
+    pub fn rpc(&self, method: &'static str, code: tonic::Code, took: std::time::Duration) {
+        self.rpc_latency.get_or_create(&Rpc { method, code: format!("{code:?}") }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a trust state that was not taken over.
+    pub fn trust_refused(&self, reason: &str) {
+        self.trust_refused.get_or_create(&Reason { reason: reason.to_owned() }).inc();
+    }
 }

@@ -1,8 +1,86 @@
 //! The agent's own identity and its one connection to the CA.
+//!
+//! One task ([`keeper`]) joins, connects, keeps the session and renews the agent's own certificate; everybody else holds a [`CaClient`], which
+//! asks for workloads' certificates and watches what the task publishes. The connection is made anew, with a jittered back-off that begins
+//! short, whenever it ends; it is also made anew with each new certificate of the agent, the new one before the old one is given up.
 
+mod backoff;
+mod channel;
+mod cluster_keys;
+mod error;
+mod held;
+mod identity;
+mod keeper;
+mod session;
 mod token;
+pub mod trust;
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chancery_identity::csr::KeyType;
+use chancery_identity::{Clock, SpiffeId, TrustDomain, TrustState};
+use chancery_proto::chancery::v1 as wire;
+use chancery_proto::chancery::v1::agent_service_client::AgentServiceClient;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+pub use backoff::Backoff;
+pub use cluster_keys::ClusterKeys;
+pub use error::CaError;
+pub use held::Held;
 pub use token::Token;
+pub use trust::Anchor;
+
+use crate::telemetry::Metrics;
+
+/// What this process is to the CA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Serves every pod on its node.
+    Agent,
+    /// Serves the one pod that it runs in.
+    Sidecar,
+}
+
+/// What the connection needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Whose CA.
+    pub trust_domain: TrustDomain,
+    /// Whose keys verify the tokens.
+    pub cluster: String,
+    /// `host:port`.
+    pub address: String,
+    /// What this process is.
+    pub role: Role,
+    /// The token to join with; read anew for every use.
+    pub token_file: PathBuf,
+    /// What trust starts from.
+    pub anchor: Anchor,
+    /// Of the agent's own key.
+    pub key_type: KeyType,
+    /// For each call.
+    pub call_timeout: Duration,
+    /// From which part of its lifetime on the agent's own certificate is renewed.
+    pub renew_from: f64,
+    /// How often deadlines are compared with the clock.
+    pub tick: Duration,
+}
+
+/// What a restarted agent still knows.
+#[derive(Clone, Debug, Default)]
+pub struct Remembered {
+    /// The newest trust state taken over.
+    pub trust: Option<Arc<TrustState>>,
+    /// The cluster's keys.
+    pub cluster_keys: Option<Arc<ClusterKeys>>,
+    /// The agent's own certificate.
+    pub own: Option<Held>,
+}
 
 /// A proxy whose validation context is older than the agent's trust state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,4 +108,155 @@ pub struct ProxySummary {
     pub lagging: Vec<ProxyLag>,
     /// How many they are in all.
     pub lagging_total: u32,
+}
+
+/// What the agent holds, summed up for the CA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Workloads that it keeps certificates for.
+    pub workloads: u32,
+    /// When the first of their certificates expires.
+    pub first_expiry: Option<OffsetDateTime>,
+}
+
+/// The way to the CA. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct CaClient {
+    settings: Arc<Settings>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    published: Arc<Published>,
+}
+
+/// What the task and the handles tell each other.
+#[derive(Debug)]
+struct Published {
+    channel: watch::Sender<Option<Channel>>,
+    trust: watch::Sender<Option<Arc<TrustState>>>,
+    cluster_keys: watch::Sender<Option<Arc<ClusterKeys>>>,
+    own: watch::Sender<Option<Held>>,
+    reachable: watch::Sender<bool>,
+    problem: watch::Sender<String>,
+    reissue: watch::Sender<u64>,
+    holdings: watch::Sender<Holdings>,
+    proxies: watch::Sender<ProxySummary>,
+}
+
+impl CaClient {
+    /// Starts the task that connects; it ends with `shutdown`. Must be called within a tokio runtime.
+    pub fn start(
+        settings: Settings,
+        remembered: Remembered,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        shutdown: CancellationToken,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
+        let published = Published {
+            channel: watch::Sender::new(None),
+            trust: watch::Sender::new(remembered.trust),
+            cluster_keys: watch::Sender::new(remembered.cluster_keys),
+            own: watch::Sender::new(remembered.own),
+            reachable: watch::Sender::new(false),
+            problem: watch::Sender::new("the agent has just started".to_owned()),
+            reissue: watch::Sender::new(0),
+            holdings: watch::Sender::new(Holdings::default()),
+            proxies: watch::Sender::new(ProxySummary::default()),
+        };
+        let client = Self { settings: Arc::new(settings), clock, metrics, published: Arc::new(published) };
+        let task = tokio::spawn(keeper::Keeper::new(client.clone(), shutdown).run());
+        (client, task)
+    }
+
+    /// Asks for certificates: a result or a refusal for each request, in their order.
+    ///
+    /// # Errors
+    /// If there is no connection, the call failed as a whole, or the answer does not fit the requests.
+    pub async fn issue(&self, requests: Vec<wire::WorkloadRequest>) -> Result<Vec<wire::WorkloadResult>, CaError> {
+        let channel = self.published.channel.borrow().clone();
+        let mut client = AgentServiceClient::new(channel.ok_or_else(|| CaError::Unavailable(self.published.problem.borrow().clone()))?);
+        let ids: Vec<String> = requests.iter().map(|request| request.request_id.clone()).collect();
+        let results = self.timed("Issue", client.issue(wire::IssueRequest { requests })).await?.results;
+        if results.iter().map(|result| &result.request_id).ne(ids.iter()) {
+            return Err(CaError::Answer("its results do not fit the requests".into()));
+        }
+        Ok(results)
+    }
+
+    /// The newest trust state; its sequence only grows.
+    pub fn trust(&self) -> watch::Receiver<Option<Arc<TrustState>>> {
+        self.published.trust.subscribe()
+    }
+
+    /// The cluster's newest keys.
+    pub fn cluster_keys(&self) -> watch::Receiver<Option<Arc<ClusterKeys>>> {
+        self.published.cluster_keys.subscribe()
+    }
+
+    /// The agent's own certificate.
+    pub fn own(&self) -> watch::Receiver<Option<Held>> {
+        self.published.own.subscribe()
+    }
+
+    /// Whether there is a session with the CA.
+    pub fn reachable(&self) -> watch::Receiver<bool> {
+        self.published.reachable.subscribe()
+    }
+
+    /// Why there is none; empty if there is.
+    pub fn problem(&self) -> String {
+        self.published.problem.borrow().clone()
+    }
+
+    /// Counts the CA's orders to issue everything anew.
+    pub fn reissue_orders(&self) -> watch::Receiver<u64> {
+        self.published.reissue.subscribe()
+    }
+
+    /// Takes over what the agent holds, for the next report.
+    pub fn set_holdings(&self, holdings: Holdings) {
+        self.published.holdings.send_if_modified(|known| std::mem::replace(known, holdings) != holdings);
+    }
+
+    /// Takes over what the proxies said, for the next report.
+    pub fn set_proxies(&self, proxies: ProxySummary) {
+        self.published.proxies.send_if_modified(|known| {
+            let changed = *known != proxies;
+            *known = proxies;
+            changed
+        });
+    }
+
+    /// What a restarted agent should still know.
+    pub fn remembered(&self) -> Remembered {
+        Remembered {
+            trust: self.published.trust.borrow().clone(),
+            cluster_keys: self.published.cluster_keys.borrow().clone(),
+            own: self.published.own.borrow().clone(),
+        }
+    }
+
+    /// What was configured.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The CA's SPIFFE ID.
+    fn server_id(&self) -> Result<SpiffeId, CaError> {
+        self.settings.trust_domain.member(["chancery", "ca"]).map_err(|e| CaError::Local(format!("the CA's SPIFFE ID: {e}")))
+    }
+
+    /// Waits for `call`, at most as long as configured, and records how long it took.
+    async fn timed<T>(
+        &self,
+        method: &'static str,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, CaError> {
+        let started = std::time::Instant::now();
+        let outcome = tokio::time::timeout(self.settings.call_timeout, call)
+            .await
+            .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded(format!("no answer within {:?}", self.settings.call_timeout))));
+        let code = outcome.as_ref().map_or_else(tonic::Status::code, |_| tonic::Code::Ok);
+        self.metrics.rpc(method, code, started.elapsed());
+        outcome.map(tonic::Response::into_inner).map_err(|status| CaError::from_status(method, &status))
+    }
 }

@@ -5,19 +5,48 @@
 //! - what is [`SvidState::Ready`] has a matching key, leads to the bundle that is being served, and was in time when it was published;
 //! - the last good certificate stays until it expires, whatever fails meanwhile.
 
-use std::sync::Arc;
+mod batch;
+mod keep;
+mod owner;
+mod state;
+mod status;
+mod workload;
 
-use chancery_identity::{TrustState, X509Svid};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chancery_identity::csr::KeyType;
+use chancery_identity::token::VerifiedToken;
+use chancery_identity::{Clock, TrustState, X509Svid};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use crate::ca_client::{ProxyLag, ProxySummary, Token};
+pub use state::{RestoredWorkload, State, StateError, StateFile};
+pub use status::{AgentStatus, WorkloadStatus};
+
+use crate::ca_client::{CaClient, Held, Role};
+use crate::telemetry::{Metrics, Reason};
+use owner::{Command, Owner};
+use workload::TokenSource;
+
+/// Commands on their way to the task; more wait at the caller.
+const COMMANDS_QUEUED: usize = 256;
+/// How long a stream waits on an agent that has not joined yet.
+const KEYS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The workloads' certificates, for those who deliver them. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Svids {}
+pub struct Svids {
+    commands: mpsc::Sender<Command>,
+    ca: CaClient,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+}
 
 /// Which workload: one service account in one pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -71,6 +100,8 @@ pub struct Subscription {
     pub token: Option<TokenInfo>,
     /// What to serve, now and from now on.
     pub svid: watch::Receiver<SvidState>,
+    /// Counted by the owner.
+    _hold: Arc<()>,
 }
 
 /// Why a stream was not attached. Each has a stable word, [`AttachError::reason`].
@@ -99,104 +130,166 @@ pub enum AttachError {
     Stopping,
 }
 
-/// A workload, as `chancery-agent status` shows it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct WorkloadStatus {
-    /// Which.
-    pub workload: WorkloadKey,
-    /// The pod's name.
-    pub pod: String,
-    /// The SPIFFE ID, once there is a certificate.
-    pub spiffe_id: Option<String>,
-    /// Hexadecimal.
-    pub serial: Option<String>,
-    /// When the certificate expires.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub expires_at: Option<OffsetDateTime>,
-    /// When the agent tries next.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub next_try_at: Option<OffsetDateTime>,
-    /// When the newest token expires.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub token_expires_at: Option<OffsetDateTime>,
-    /// Attached streams.
-    pub streams: usize,
-    /// Why the last try failed; empty if it did not.
-    pub problem: String,
-}
-
-/// The agent, as `chancery-agent status` shows it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AgentStatus {
-    /// The agent's version.
-    pub version: String,
-    /// The configured trust domain.
-    pub trust_domain: String,
-    /// The configured cluster.
-    pub cluster: String,
-    /// The agent's own SPIFFE ID, once it has joined.
-    pub spiffe_id: Option<String>,
-    /// When the agent's own certificate expires.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub expires_at: Option<OffsetDateTime>,
-    /// Whether the CA can be reached.
-    pub ca_reachable: bool,
-    /// Why not; empty if it can.
-    pub ca_problem: String,
-    /// Of the trust state being served; 0 while there is none.
-    pub trust_sequence: u64,
-    /// By namespace and pod.
-    pub workloads: Vec<WorkloadStatus>,
+/// How certificates are kept.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Of workloads' keys.
+    pub key_type: KeyType,
+    /// From which part of its lifetime on a certificate is renewed.
+    pub renew_from: f64,
+    /// How long a workload is kept after its last stream has gone.
+    pub grace: Duration,
+    /// More are refused.
+    pub max_workloads: usize,
+    /// More of one workload are refused.
+    pub max_streams: usize,
+    /// Requests in one call to the CA.
+    pub max_batch: usize,
+    /// How often deadlines are compared with the clock; more often where one is near.
+    pub tick: Duration,
+    /// Where the state is kept, if it is.
+    pub state: Option<StateFile>,
 }
 
 impl Svids {
+    /// Starts the task that owns the workloads; it ends with `shutdown`, after having written the state. Must be called within a tokio
+    /// runtime.
+    pub fn start(
+        settings: Settings,
+        restored: Vec<RestoredWorkload>,
+        ca: CaClient,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        shutdown: CancellationToken,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
+        let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED);
+        let owner = Owner::new(settings, restored, ca.clone(), clock.clone(), metrics.clone());
+        let task = tokio::spawn(owner.run(receiver, shutdown));
+        (Self { commands, ca, clock, metrics }, task)
+    }
+
     /// Verifies `token` offline with the cluster's keys and attaches a proxy stream to the pod's workload. The first certificate is
     /// requested at once if there is none. On an agent that has just started, waits some seconds for the cluster's keys.
     ///
     /// # Errors
     /// If the token does not verify or is for another node, if a limit is reached, or if the keys did not come in time.
-    #[expect(clippy::unused_async)]
-    pub async fn attach(&self, _token: Token) -> Result<Subscription, AttachError> {
-        unimplemented!()
+    pub async fn attach(&self, token: Token) -> Result<Subscription, AttachError> {
+        let attached = async {
+            if self.is_sidecar() {
+                return Err(AttachError::WrongPlace("this socket serves one pod and takes no token".to_owned()));
+            }
+            let verified = self.verify(&token).await?;
+            let node = self.own_uid()?;
+            if verified.node.uid != node {
+                let found = verified.node.uid;
+                return Err(AttachError::WrongPlace(format!("the token's pod runs on the node {found}; this agent's node is {node}")));
+            }
+            let info = TokenInfo { id: verified.token_id.clone(), issued_at: verified.issued_at, expires_at: verified.expires_at };
+            self.attach_verified(verified, TokenSource::Brought(token, info)).await
+        };
+        attached.await.inspect_err(|error| self.count(error))
     }
 
     /// Attaches a stream to the agent's own pod: sidecar mode, whose socket is for that pod alone.
     ///
     /// # Errors
-    /// As for [`Svids::attach`]; `NotReady` in node mode.
-    #[expect(clippy::unused_async)]
+    /// As for [`Svids::attach`]; also if the token file cannot be read.
     pub async fn attach_own(&self) -> Result<Subscription, AttachError> {
-        unimplemented!()
+        let attached = async {
+            if !self.is_sidecar() {
+                return Err(AttachError::WrongPlace("this agent serves many pods; a stream needs its pod's token".to_owned()));
+            }
+            let token = self.ca.read_token().map_err(|error| AttachError::NotReady(error.to_string()))?;
+            let verified = self.verify(&token).await?;
+            let pod = self.own_uid()?;
+            if verified.pod.uid != pod {
+                let found = verified.pod.uid;
+                return Err(AttachError::WrongPlace(format!("the token file is of the pod {found}; this sidecar joined as {pod}")));
+            }
+            self.attach_verified(verified, TokenSource::File).await
+        };
+        attached.await.inspect_err(|error| self.count(error))
     }
 
     /// Whether streams carry no token because they are all of the agent's own pod.
     pub fn is_sidecar(&self) -> bool {
-        unimplemented!()
+        self.ca.settings().role == Role::Sidecar
     }
 
     /// What to trust, now and from now on. Its bundles are never empty, its sequence only grows.
     pub fn trust(&self) -> watch::Receiver<Option<Arc<TrustState>>> {
-        unimplemented!()
+        self.ca.trust()
     }
 
     /// Whether the CA can be reached.
     pub fn ca_reachable(&self) -> watch::Receiver<bool> {
-        unimplemented!()
+        self.ca.reachable()
     }
 
     /// Takes over what the proxies' side knows of its streams, for the next report to the CA. Call it on every change: reports are
     /// gathered.
-    pub fn set_proxies(&self, _summary: ProxySummary) {
-        unimplemented!()
+    pub fn set_proxies(&self, summary: ProxySummary) {
+        self.ca.set_proxies(summary);
     }
 
     /// For `chancery-agent status`.
     ///
     /// # Errors
     /// If the agent stops.
-    #[expect(clippy::unused_async)]
     pub async fn status(&self) -> Result<AgentStatus, AttachError> {
-        unimplemented!()
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Status { reply }).await.map_err(|_| AttachError::Stopping)?;
+        let workloads = answer.await.map_err(|_| AttachError::Stopping)?;
+        let own = self.ca.own().borrow().clone();
+        Ok(AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: self.ca.settings().trust_domain.to_string(),
+            cluster: self.ca.settings().cluster.clone(),
+            spiffe_id: own.as_ref().map(|own| own.svid.id().to_string()),
+            expires_at: own.as_ref().map(|own| own.svid.not_after()),
+            ca_reachable: *self.ca.reachable().borrow(),
+            ca_problem: self.ca.problem(),
+            trust_sequence: self.ca.trust().borrow().as_ref().map_or(0, |trust| trust.sequence),
+            workloads,
+        })
+    }
+
+    /// Verifies a token, waiting for the cluster's keys if they have not come yet.
+    async fn verify(&self, token: &Token) -> Result<VerifiedToken, AttachError> {
+        let mut keys = self.ca.cluster_keys();
+        let keys = match tokio::time::timeout(KEYS_TIMEOUT, keys.wait_for(Option::is_some)).await {
+            Ok(Ok(keys)) => keys.clone(),
+            Ok(Err(_)) => return Err(AttachError::Stopping),
+            Err(_) => None,
+        };
+        let keys = keys.ok_or_else(|| AttachError::NotReady(format!("it has no keys of the cluster yet: {}", self.ca.problem())))?;
+        keys.verify(token, self.clock.now())
+            .map_err(|error| AttachError::Unauthenticated { reason: error.reason(), message: error.to_string() })
+    }
+
+    /// The UID of the agent's own node, or as a sidecar of its own pod.
+    fn own_uid(&self) -> Result<Uuid, AttachError> {
+        let own = self.ca.own().borrow().as_ref().and_then(Held::agent_uid);
+        own.ok_or_else(|| AttachError::NotReady(format!("it has no identity of its own: {}", self.ca.problem())))
+    }
+
+    async fn attach_verified(&self, verified: VerifiedToken, token: TokenSource) -> Result<Subscription, AttachError> {
+        let key = WorkloadKey { pod_uid: verified.pod.uid, namespace: verified.namespace, service_account: verified.service_account.name };
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Attach { key, pod_name: verified.pod.name, token, reply };
+        self.commands.send(command).await.map_err(|_| AttachError::Stopping)?;
+        answer.await.map_err(|_| AttachError::Stopping)?
+    }
+
+    fn count(&self, error: &AttachError) {
+        tracing::warn!(%error, "a stream was not accepted");
+        self.metrics.attach_refused.get_or_create(&Reason { reason: error.reason().to_owned() }).inc();
+    }
+}
+
+impl fmt::Display for WorkloadKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} (pod {})", self.namespace, self.service_account, self.pod_uid)
     }
 }
 

@@ -1,0 +1,100 @@
+//! The one stream between the agent and the CA: trust and orders down, reports up.
+
+use std::time::Duration;
+
+use chancery_proto::chancery::v1 as wire;
+use chancery_proto::chancery::v1::agent_message::Message as Up;
+use chancery_proto::chancery::v1::agent_service_client::AgentServiceClient;
+use chancery_proto::chancery::v1::ca_message::Message as Down;
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::identity::VERSION;
+use super::{CaClient, CaError};
+
+/// Reports on their way; one more is not queued but sent later, with newer numbers.
+const REPORTS_QUEUED: usize = 2;
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// At most this many lagging proxies are named.
+const MAX_LAGGING: usize = 100;
+
+/// An open stream.
+pub(super) struct Session {
+    pub(super) channel: Channel,
+    up: mpsc::Sender<wire::AgentMessage>,
+    down: Streaming<wire::CaMessage>,
+}
+
+impl Session {
+    /// Opens the stream on `channel` and waits for the CA's first message.
+    pub(super) async fn open(client: &CaClient, channel: Channel, started_at: OffsetDateTime) -> Result<(Self, Option<Down>), CaError> {
+        let (up, reports) = mpsc::channel(REPORTS_QUEUED);
+        let hello = wire::Hello {
+            version: VERSION.to_owned(),
+            capabilities: Vec::new(),
+            started_at_ms: milliseconds(started_at),
+            report: Some(client.report()),
+        };
+        let hello = wire::AgentMessage { message: Some(Up::Hello(hello)) };
+        up.try_send(hello).map_err(|e| CaError::Local(format!("the first message: {e}")))?;
+        let open = async {
+            let mut down = AgentServiceClient::new(channel.clone()).session(ReceiverStream::new(reports)).await?.into_inner();
+            let first = down.message().await?;
+            Ok((down, first))
+        };
+        let (down, first) = tokio::time::timeout(WELCOME_TIMEOUT, open)
+            .await
+            .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded(format!("no answer within {WELCOME_TIMEOUT:?}"))))
+            .map_err(|status| CaError::from_status("Session", &status))?;
+        let first = first.ok_or_else(|| CaError::Unavailable("Session: the CA ended it at once".into()))?;
+        Ok((Self { channel, up, down }, first.message))
+    }
+
+    /// The CA's next message; `None` once it has ended the stream. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Result<Option<Down>, CaError> {
+        loop {
+            match self.down.message().await.map_err(|status| CaError::from_status("Session", &status))? {
+                None => return Ok(None),
+                // A kind of message that this version does not know.
+                Some(wire::CaMessage { message: None }) => {}
+                Some(wire::CaMessage { message }) => return Ok(message),
+            }
+        }
+    }
+
+    /// Sends a report, or tells that the one before has not left yet.
+    pub(super) fn report(&self, client: &CaClient) -> bool {
+        self.up.try_send(wire::AgentMessage { message: Some(Up::Report(client.report())) }).is_ok()
+    }
+}
+
+impl CaClient {
+    fn report(&self) -> wire::Report {
+        let holdings = *self.published.holdings.borrow();
+        let proxies = self.published.proxies.borrow().clone();
+        let lagging = proxies.lagging.into_iter().take(MAX_LAGGING).map(|lag| wire::ProxyLag {
+            proxy: lag.proxy,
+            pod: lag.pod,
+            trust_sequence: lag.trust_sequence,
+            nack: lag.nack,
+        });
+        wire::Report {
+            clock_ms: milliseconds(self.clock.now()),
+            trust_sequence: self.published.trust.borrow().as_ref().map_or(0, |trust| trust.sequence),
+            workloads: holdings.workloads,
+            streams: proxies.streams,
+            acks: proxies.acks,
+            nacks: proxies.nacks,
+            lagging: lagging.collect(),
+            lagging_total: proxies.lagging_total,
+            first_expiry_ms: holdings.first_expiry.map_or(0, milliseconds),
+        }
+    }
+}
+
+fn milliseconds(moment: OffsetDateTime) -> i64 {
+    i64::try_from(moment.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}

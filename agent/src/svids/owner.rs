@@ -1,0 +1,325 @@
+//! The task that owns every workload.
+//!
+//! Requests that wait together travel together. One is sent at once while no call is under way; otherwise requests gather until a call
+//! returns, a call is full, or a moment has passed: so the first pod after a pause waits for nothing, and a thousand pods at once need
+//! few calls. At most [`MAX_CALLS`] are under way.
+//!
+//! Deadlines are wall-clock times, compared with the clock at each tick, so a machine that slept renews on waking.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chancery_identity::Clock;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::batch::{self, Answer, Ask, Failure};
+use super::keep::Keep;
+use super::state::{RestoredWorkload, State};
+use super::workload::{TokenSource, Workload};
+use super::{AttachError, Settings, Subscription, WorkloadKey, WorkloadStatus};
+use crate::ca_client::{CaClient, Holdings};
+use crate::telemetry::{Metrics, Reason};
+
+const MAX_CALLS: usize = 4;
+/// How long a request waits for company while calls are under way.
+const GATHER: Duration = Duration::from_millis(5);
+const COMMANDS_AT_ONCE: usize = 64;
+/// The clock is not looked at more often than this.
+const SHORTEST_TICK: Duration = Duration::from_millis(10);
+/// Orders to issue everything anew are spread over this time, since every agent gets them at once.
+const ORDER_SPREAD: Duration = Duration::from_millis(200);
+
+/// What the handles ask of the task.
+#[derive(Debug)]
+pub(super) enum Command {
+    Attach { key: WorkloadKey, pod_name: String, token: TokenSource, reply: oneshot::Sender<Result<Subscription, AttachError>> },
+    Status { reply: oneshot::Sender<Vec<WorkloadStatus>> },
+}
+
+pub(super) struct Owner {
+    settings: Settings,
+    ca: CaClient,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    workloads: HashMap<WorkloadKey, Workload>,
+    /// To be sent, in order; each workload at most once, so it is bounded as they are.
+    queue: VecDeque<WorkloadKey>,
+    /// Until then requests gather.
+    gather_until: Option<Instant>,
+    calls: JoinSet<Vec<Answer>>,
+    /// Whose requests a call carries, should it end without an answer.
+    under_way: HashMap<Id, Vec<WorkloadKey>>,
+    keep: Keep,
+    /// When to look at the clock.
+    wake: Instant,
+    /// Below this time to the first expiry the next alarm is due.
+    alarm_below: Option<time::Duration>,
+}
+
+impl Owner {
+    pub(super) fn new(settings: Settings, restored: Vec<RestoredWorkload>, ca: CaClient, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+        let now = clock.now();
+        let workloads = restored
+            .into_iter()
+            .take(settings.max_workloads)
+            .map(|kept| (kept.key.clone(), Workload::restored(kept.key, kept.pod_name, kept.held, now, settings.renew_from)))
+            .collect();
+        let keep = Keep::new(settings.state.clone(), metrics.clone());
+        Self {
+            settings,
+            ca,
+            clock,
+            metrics,
+            workloads,
+            queue: VecDeque::new(),
+            gather_until: None,
+            calls: JoinSet::new(),
+            under_way: HashMap::new(),
+            keep,
+            wake: Instant::now(),
+            alarm_below: None,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, shutdown: CancellationToken) {
+        let mut reachable = self.ca.reachable();
+        let mut orders = self.ca.reissue_orders();
+        let mut remembered = (self.ca.trust(), self.ca.cluster_keys(), self.ca.own());
+        let mut buffer = Vec::with_capacity(COMMANDS_AT_ONCE);
+        loop {
+            let wake = [Some(self.wake), self.gather_until, self.keep.due()].into_iter().flatten().min().unwrap_or(self.wake);
+            tokio::select! {
+                received = commands.recv_many(&mut buffer, COMMANDS_AT_ONCE) => {
+                    if received == 0 {
+                        break;
+                    }
+                    buffer.drain(..).for_each(|command| self.obey(command));
+                }
+                Some(ended) = self.calls.join_next_with_id() => self.end_call(ended),
+                Ok(()) = reachable.changed() => self.reachability(&mut reachable),
+                Ok(()) = orders.changed() => self.reissue_all(),
+                Ok(()) = remembered.0.changed() => self.keep.changed(),
+                Ok(()) = remembered.1.changed() => self.keep.changed(),
+                Ok(()) = remembered.2.changed() => self.keep.changed(),
+                () = self.keep.written() => {}
+                () = tokio::time::sleep_until(wake) => {}
+                () = shutdown.cancelled() => break,
+            }
+            if Instant::now() >= self.wake {
+                self.look_at_clock();
+            }
+            self.dispatch();
+            if self.keep.is_due() {
+                self.keep.write(&self.state());
+            }
+        }
+        let state = self.state();
+        self.keep.finish(&state).await;
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Attach { key, pod_name, token, reply } => {
+                // Nobody waits if the stream has gone meanwhile; the subscription is then dropped here.
+                let _ = reply.send(self.attach(key, pod_name, token));
+            }
+            Command::Status { reply } => {
+                let away = self.ca.problem();
+                let mut all: Vec<_> = self.workloads.values().map(|workload| workload.status(&away)).collect();
+                all.sort_by(|a, b| a.workload.cmp(&b.workload));
+                let _ = reply.send(all);
+            }
+        }
+    }
+
+    fn attach(&mut self, key: WorkloadKey, pod_name: String, token: TokenSource) -> Result<Subscription, AttachError> {
+        let now = self.clock.now();
+        if !self.workloads.contains_key(&key) && self.workloads.len() >= self.settings.max_workloads {
+            let most = self.settings.max_workloads;
+            return Err(AttachError::Busy(format!("this agent keeps certificates for {most} workloads already; raise limits.workloads")));
+        }
+        let workload = self.workloads.entry(key.clone()).or_insert_with(|| Workload::new(key, pod_name, now));
+        if workload.streams() >= self.settings.max_streams {
+            let most = self.settings.max_streams;
+            return Err(AttachError::Busy(format!("{} has {most} streams already; raise limits.streams_per_workload", workload.key())));
+        }
+        let subscription = workload.attach(token, now);
+        enqueue(&mut self.queue, workload, now);
+        self.wake = self.wake.min(Instant::now() + self.settings.tick);
+        Ok(subscription)
+    }
+
+    fn reachability(&mut self, reachable: &mut watch::Receiver<bool>) {
+        if *reachable.borrow_and_update() {
+            let now = self.clock.now();
+            self.workloads.values_mut().for_each(|workload| workload.retry(now));
+        }
+        self.wake = Instant::now();
+    }
+
+    fn reissue_all(&mut self) {
+        let at = self.clock.now() + ORDER_SPREAD.mul_f64(rand::random());
+        self.workloads.values_mut().for_each(|workload| workload.reissue(at));
+        self.wake = Instant::now();
+    }
+
+    /// Compares every deadline with the clock.
+    fn look_at_clock(&mut self) {
+        let now = self.clock.now();
+        let grace = self.settings.grace;
+        let mut next = now + self.settings.tick;
+        let mut first_expiry: Option<OffsetDateTime> = None;
+        let (queue, keep) = (&mut self.queue, &mut self.keep);
+        self.workloads.retain(|key, workload| {
+            if workload.is_abandoned(now, grace) {
+                tracing::info!(workload = %key, "let go: its last stream has been gone for a while");
+                queue.retain(|queued| queued != key);
+                keep.changed();
+                return false;
+            }
+            if workload.expire(now) {
+                tracing::error!(workload = %key, "its certificate has expired");
+                keep.changed();
+            }
+            enqueue(queue, workload, now);
+            next = workload.deadline(grace).map_or(next, |deadline| deadline.min(next));
+            let expiry = workload.held().map(|held| held.svid.not_after());
+            first_expiry = [first_expiry, expiry].into_iter().flatten().min();
+            true
+        });
+        self.wake = Instant::now() + (next - now).try_into().unwrap_or(SHORTEST_TICK).max(SHORTEST_TICK);
+        self.tell(first_expiry, now);
+    }
+
+    fn tell(&mut self, first_expiry: Option<OffsetDateTime>, now: OffsetDateTime) {
+        let workloads = self.workloads.len();
+        self.ca.set_holdings(Holdings { workloads: u32::try_from(workloads).unwrap_or(u32::MAX), first_expiry });
+        self.metrics.workloads.set(i64::try_from(workloads).unwrap_or(i64::MAX));
+        let left = first_expiry.map(|at| at - now);
+        self.metrics.first_expiry.set(left.map_or(0, time::Duration::whole_seconds));
+        let away = !*self.ca.reachable().borrow();
+        match left {
+            Some(left) if away && self.alarm_below.is_none_or(|below| left < below) => {
+                self.alarm_below = Some(left / 2);
+                tracing::warn!(
+                    seconds = left.whole_seconds(),
+                    problem = self.ca.problem(),
+                    "the first certificate expires then if the CA stays away"
+                );
+            }
+            _ if !away => self.alarm_below = None,
+            _ => {}
+        }
+    }
+
+    /// Sends what may be sent now.
+    fn dispatch(&mut self) {
+        let away = !*self.ca.reachable().borrow();
+        while !away && !self.queue.is_empty() && self.calls.len() < MAX_CALLS {
+            let gathering = !self.calls.is_empty() && self.queue.len() < self.settings.max_batch;
+            if gathering && Instant::now() < *self.gather_until.get_or_insert_with(|| Instant::now() + GATHER) {
+                break;
+            }
+            self.gather_until = None;
+            self.send_batch();
+        }
+        if away || self.queue.is_empty() || self.calls.len() >= MAX_CALLS {
+            // Nothing to wait for but a call's return or the CA's.
+            self.gather_until = None;
+        }
+        self.metrics.queue.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
+    }
+
+    fn send_batch(&mut self) {
+        let now = self.clock.now();
+        let mut asks = Vec::new();
+        while asks.len() < self.settings.max_batch
+            && let Some(key) = self.queue.pop_front()
+        {
+            let asked = self.workloads.get_mut(&key).and_then(|workload| workload.ask(now));
+            asks.extend(asked.map(|(token, reason)| Ask { key, token, reason }));
+        }
+        if asks.is_empty() {
+            return;
+        }
+        let keys = asks.iter().map(|ask| ask.key.clone()).collect();
+        let call = batch::run(self.ca.clone(), self.clock.clone(), self.settings.key_type, asks);
+        let id = self.calls.spawn(call).id();
+        self.under_way.insert(id, keys);
+    }
+
+    fn end_call(&mut self, ended: Result<(Id, Vec<Answer>), JoinError>) {
+        let now = self.clock.now();
+        match ended {
+            Ok((id, answers)) => {
+                self.under_way.remove(&id);
+                for answer in answers {
+                    self.take(answer, now);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "a call ended without an answer");
+                let lost = Failure::Lost(error.to_string());
+                for key in self.under_way.remove(&error.id()).unwrap_or_default() {
+                    if let Some(workload) = self.workloads.get_mut(&key) {
+                        workload.failed(&lost, now);
+                    }
+                }
+            }
+        }
+        self.wake = Instant::now();
+    }
+
+    fn take(&mut self, answer: Answer, now: OffsetDateTime) {
+        let Answer { key, request_id, outcome } = answer;
+        let Some(workload) = self.workloads.get_mut(&key) else { return };
+        match outcome {
+            Ok((held, entry)) => {
+                let svid = &held.svid;
+                tracing::info!(%request_id, workload = %key, id = %svid.id(), serial = %svid.serial(), expires_at = %svid.not_after(), entry, "issued");
+                self.metrics.issued.inc();
+                workload.succeeded(held, now, self.settings.renew_from);
+                self.keep.changed();
+            }
+            Err(failure) => {
+                match &failure {
+                    Failure::Refused { reason, .. } => {
+                        self.metrics.refused.get_or_create(&Reason { reason: reason.clone() }).inc();
+                    }
+                    Failure::Rejected(_) => {
+                        self.metrics.rejected.inc();
+                    }
+                    Failure::Call(_) | Failure::Lost(_) => {}
+                }
+                let kept = workload.held().map(|held| held.svid.not_after());
+                if let Some(expires_at) = kept {
+                    self.metrics.renewals_failed.inc();
+                    tracing::error!(%request_id, workload = %key, error = %failure, %expires_at, "not renewed; the last certificate is kept until it expires");
+                } else {
+                    tracing::error!(%request_id, workload = %key, error = %failure, "no certificate");
+                }
+                workload.failed(&failure, now);
+            }
+        }
+    }
+
+    /// What to keep for a restart.
+    fn state(&self) -> State {
+        let kept = |workload: &Workload| {
+            let held = workload.held()?.clone();
+            Some(RestoredWorkload { key: workload.key().clone(), pod_name: workload.pod_name().to_owned(), held })
+        };
+        State { remembered: self.ca.remembered(), workloads: self.workloads.values().filter_map(kept).collect() }
+    }
+}
+
+fn enqueue(queue: &mut VecDeque<WorkloadKey>, workload: &mut Workload, now: OffsetDateTime) {
+    if workload.queue_when_due(now) {
+        queue.push_back(workload.key().clone());
+    }
+}

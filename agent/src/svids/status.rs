@@ -1,0 +1,56 @@
+//! What `chancery-agent status` shows.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::WorkloadKey;
+
+/// A workload.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkloadStatus {
+    /// Which.
+    pub workload: WorkloadKey,
+    /// The pod's name.
+    pub pod: String,
+    /// The SPIFFE ID, once there is a certificate.
+    pub spiffe_id: Option<String>,
+    /// Hexadecimal.
+    pub serial: Option<String>,
+    /// When the certificate expires.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
+    /// When the agent tries next.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub next_try_at: Option<OffsetDateTime>,
+    /// When the newest token expires.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub token_expires_at: Option<OffsetDateTime>,
+    /// Attached streams.
+    pub streams: usize,
+    /// Why the last try failed, or what it waits for; empty if all is well.
+    pub problem: String,
+}
+
+/// The agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// The agent's version.
+    pub version: String,
+    /// The configured trust domain.
+    pub trust_domain: String,
+    /// The configured cluster.
+    pub cluster: String,
+    /// The agent's own SPIFFE ID, once it has joined.
+    pub spiffe_id: Option<String>,
+    /// When the agent's own certificate expires.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
+    /// Whether the CA can be reached.
+    pub ca_reachable: bool,
+    /// Why not; empty if it can.
+    pub ca_problem: String,
+    /// Of the trust state being served; 0 while there is none.
+    pub trust_sequence: u64,
+    /// By namespace, service account and pod.
+    pub workloads: Vec<WorkloadStatus>,
+}
