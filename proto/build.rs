@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Tokens and private keys travel in these: no derived `Debug` may print them.
         .skip_debug(["chancery.v1.JoinRequest", "chancery.v1.WorkloadRequest", "envoy.config.core.v3.DataSource"])
         .bytes(".chancery.v1.IssuedSvid")
+        .bytes(".chancery.v1.Issuance")
         .bytes(".envoy")
         .compile_fds(descriptors)?;
     Ok(())

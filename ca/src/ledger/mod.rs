@@ -1,1 +1,230 @@
 //! The append-only record of every issuance and every act, and the questions it answers.
+//!
+//! [`Ledger::append_all`] returns once its entries are durable: one durable write serves all requests that arrived meanwhile. Times never
+//! decrease. An act raises the epoch, and entries that were prepared under an older epoch are not recorded ([`LedgerError::EpochMoved`]):
+//! the caller checks and signs again. Questions ([`Ledger::list`], [`Ledger::show`]) read what is durable and never hold up an append.
+//! Refused issuances are no entries: [`Refusals`] keeps the last ones. Where the entries lie is the store's business.
+
+mod candidates;
+mod committer;
+pub mod entry;
+mod filter;
+mod leaf;
+mod query;
+mod refusals;
+mod terms;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chancery_identity::Clock;
+use tokio::sync::watch;
+
+use self::committer::{Append, Committer, Queue};
+pub use self::entry::{Body, Entry, EntryError, Issuance};
+pub use self::filter::{FilterError, IdentityFilter, PodFilter, ServiceAccountFilter};
+pub use self::leaf::Leaf;
+pub use self::query::{Identity, MAX_PAGE_SIZE, Page};
+pub use self::refusals::{Refusal, RefusalFilter, Refusals};
+pub use self::terms::{DICTIONARY_DIMENSIONS, EntryTerms};
+use crate::store::{MAX_ENTRY_BYTES, SharedStore, StoreError};
+
+/// Why the ledger did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedgerError {
+    /// The queue is full; nothing was recorded, and a later try may succeed.
+    #[error("the ledger's queue is full; try again")]
+    Busy,
+    /// An act was recorded since the entries were prepared; nothing was recorded. Check and sign again.
+    #[error("the ledger's epoch has moved on to {current}; check and sign again")]
+    EpochMoved {
+        /// The epoch to prepare the entries under.
+        current: u64,
+    },
+    /// No room; nothing was recorded. Issuance goes on once there is room.
+    #[error("{0}")]
+    Full(StoreError),
+    /// A sync failed or the log is damaged: nothing more is recorded, and the process must end.
+    #[error("{0}")]
+    Failed(StoreError),
+    /// The store did not do it, for a reason that may pass.
+    #[error("{0}")]
+    Store(StoreError),
+    /// More than an entry or one durable write may hold.
+    #[error("the {what} has {found}; at most {most} are recorded at once")]
+    TooLarge {
+        /// `entry`, `request`.
+        what: &'static str,
+        /// `70000 bytes` …
+        found: String,
+        /// In the same unit.
+        most: usize,
+    },
+    /// An entry that is stored cannot be read.
+    #[error("ledger entry {index}: {problem}")]
+    Unreadable {
+        /// Which.
+        index: u64,
+        /// What is wrong with it.
+        problem: EntryError,
+    },
+    /// A page of no or too many identities.
+    #[error("a page has 1 to {MAX_PAGE_SIZE} identities, not {0}")]
+    PageSize(usize),
+    /// A page token that this ledger did not give, or gave for another filter.
+    #[error("the page token {0}; start again without one")]
+    PageToken(&'static str),
+    /// The ledger was closed.
+    #[error("the ledger is closed")]
+    Closed,
+}
+
+impl LedgerError {
+    /// Whether the same request may succeed later without anybody's doing.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Busy | Self::EpochMoved { .. } | Self::Full(_) | Self::Store(_) | Self::Closed)
+    }
+}
+
+/// Whether the ledger records.
+#[derive(Clone, Debug)]
+pub enum LedgerHealth {
+    /// The last durable write succeeded, or there was none yet.
+    Ok,
+    /// There is no room. Goes back to `Ok` with the first write that succeeds.
+    Full(StoreError),
+    /// The store refused or could not be reached; the next write tries again.
+    Unavailable(StoreError),
+    /// Nothing more is recorded: the process must end, and the next start recovers.
+    Failed(StoreError),
+}
+
+/// What a ledger is told when it is opened.
+#[derive(Clone, Debug)]
+pub struct LedgerOptions {
+    /// The longest lifetime that any certificate is issued with now. Questions for unexpired certificates stop at older entries.
+    pub longest_lifetime: Duration,
+    /// How many bytes of entries may wait for a durable write.
+    pub queue_bytes: usize,
+}
+
+impl Default for LedgerOptions {
+    /// A day, and 8 MiB: about 10,000 issuances.
+    fn default() -> Self {
+        Self { longest_lifetime: Duration::from_secs(24 * 60 * 60), queue_bytes: 8 << 20 }
+    }
+}
+
+/// Counters since the ledger was opened, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LedgerStats {
+    /// Durable writes.
+    pub groups: u64,
+    /// Entries that they recorded.
+    pub entries: u64,
+    /// Entries in the last durable write.
+    pub last_group_entries: u64,
+    /// Time spent waiting for durable writes, together.
+    pub commit_time: Duration,
+    /// Requests that wait for a durable write now.
+    pub queued_requests: u64,
+    /// Requests refused because the queue was full.
+    pub refused_busy: u64,
+}
+
+/// The ledger; clones share it.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    store: SharedStore,
+    clock: Arc<dyn Clock>,
+    queue: Arc<Queue>,
+    longest_lifetime: Arc<query::LongestLifetime>,
+}
+
+impl Ledger {
+    /// Opens the ledger in `store`, which was told [`EntryTerms`] and [`DICTIONARY_DIMENSIONS`]. Starts a task that ends with the last clone.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or its last entry is of a newer version.
+    pub async fn open(store: SharedStore, clock: Arc<dyn Clock>, options: LedgerOptions) -> Result<Self, LedgerError> {
+        let longest_lifetime = query::LongestLifetime::open(&store, options.longest_lifetime).await?;
+        let queue = Committer::start(Arc::clone(&store), Arc::clone(&clock), options.queue_bytes).await?;
+        Ok(Self { store, clock, queue: Arc::new(queue), longest_lifetime: Arc::new(longest_lifetime) })
+    }
+
+    /// Records `body` durably, whatever the epoch, and returns its index.
+    pub async fn append(&self, body: Body) -> Result<u64, LedgerError> {
+        let indexes = self.append_all(vec![body]).await?;
+        indexes.first().copied().ok_or(LedgerError::Closed)
+    }
+
+    /// Records `bodies` durably in one write, in their order, whatever the epoch, and returns their indexes.
+    pub async fn append_all(&self, bodies: Vec<Body>) -> Result<Vec<u64>, LedgerError> {
+        self.enqueue(None, bodies).await
+    }
+
+    /// Like [`Self::append_all`], if no act was recorded since `epoch` was read from [`Self::epoch`].
+    ///
+    /// # Errors
+    /// [`LedgerError::EpochMoved`] if one was: what `bodies` rest on (roots, bans) may have changed.
+    pub async fn append_all_at(&self, epoch: u64, bodies: Vec<Body>) -> Result<Vec<u64>, LedgerError> {
+        self.enqueue(Some(epoch), bodies).await
+    }
+
+    /// The epoch under which entries are to be prepared now.
+    pub fn epoch(&self) -> u64 {
+        self.queue.head().epoch
+    }
+
+    /// How many entries are durable.
+    pub fn entries(&self) -> u64 {
+        self.queue.head().entries
+    }
+
+    /// Whether the ledger records, and word of every change of that.
+    pub fn health(&self) -> watch::Receiver<LedgerHealth> {
+        self.queue.health()
+    }
+
+    /// Counters for metrics.
+    pub fn stats(&self) -> LedgerStats {
+        self.queue.stats()
+    }
+
+    /// The store that the entries lie in, for what is no entry (cells, leases).
+    pub fn store(&self) -> &SharedStore {
+        &self.store
+    }
+
+    /// Notes durably that certificates may live up to `lifetime` from now on. To be called before the first one is issued.
+    pub async fn allow_lifetime(&self, lifetime: Duration) -> Result<(), LedgerError> {
+        self.longest_lifetime.raise(&self.store, lifetime).await
+    }
+
+    /// Accepts no more, records what was accepted, and closes the store.
+    pub async fn close(&self) -> Result<(), LedgerError> {
+        self.queue.close().await;
+        self.store.close().await.map_err(LedgerError::from)
+    }
+
+    async fn enqueue(&self, epoch: Option<u64>, bodies: Vec<Body>) -> Result<Vec<u64>, LedgerError> {
+        if bodies.is_empty() {
+            return Ok(Vec::new());
+        }
+        let append = Append::encode(epoch, bodies)?;
+        let indexes = self.queue.append(append).await?;
+        Ok(indexes.collect())
+    }
+}
+
+impl From<StoreError> for LedgerError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full { .. } => Self::Full(error),
+            StoreError::NotDurable { .. } | StoreError::Damaged { .. } => Self::Failed(error),
+            StoreError::Closed => Self::Closed,
+            _ => Self::Store(error),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Which entries may answer a question: found by the most selective term that the filter has, newest first.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::filter::{IdentityFilter, PodFilter};
+use super::terms::{self, Dimension, term};
+use crate::store::{SharedStore, StoreError, Term};
+
+/// A prefix with more distinct values than this is answered by reading every entry: so many values are common among them.
+const MAX_MERGED_VALUES: usize = 256;
+/// Enough of an answer for any range that is read at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// Indexes of entries that may match, newest first. There may be some among them that do not.
+#[derive(Debug)]
+pub(super) struct Candidates {
+    store: SharedStore,
+    source: Source,
+    /// Only indexes from here on …
+    floor: u64,
+    /// … and before here, which moves down.
+    before: u64,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Every entry.
+    All,
+    /// Those that have one of these terms.
+    Terms(Vec<Postings>),
+}
+
+/// The indexes of the entries that have a term, as far as they were looked up.
+#[derive(Debug)]
+struct Postings {
+    term: Term,
+    ahead: VecDeque<u64>,
+    /// Look up from here on, downwards; nothing is left below if none.
+    next: Option<u64>,
+}
+
+impl Candidates {
+    /// The candidates for `filter` in the range `floor..before`.
+    pub(super) async fn find(store: &SharedStore, filter: &IdentityFilter, floor: u64, before: u64) -> Result<Self, StoreError> {
+        let source = match terms_of(store, filter).await? {
+            None => Source::All,
+            Some(terms) => {
+                let postings = |term| Postings { term, ahead: VecDeque::new(), next: Some(before) };
+                Source::Terms(terms.into_iter().map(postings).collect())
+            }
+        };
+        Ok(Self { store: store.clone(), source, floor, before: before.max(floor) })
+    }
+
+    /// The next entries, at most `want`, newest first; none at the end.
+    pub(super) async fn next(&mut self, want: usize) -> Result<Vec<(u64, Bytes)>, StoreError> {
+        match &mut self.source {
+            Source::All => {
+                let start = self.before.saturating_sub(want as u64).max(self.floor);
+                let entries = read_range(&self.store, start, self.before).await?;
+                self.before = start;
+                let mut entries: Vec<_> = (start..).zip(entries).collect();
+                entries.reverse();
+                Ok(entries)
+            }
+            Source::Terms(postings) => {
+                let ahead = (want / postings.len().max(1)).max(4);
+                let mut found = Vec::with_capacity(want);
+                while found.len() < want {
+                    let Some(index) = newest(&self.store, postings, ahead).await? else { break };
+                    if index < self.floor {
+                        break;
+                    }
+                    let mut entry = self.store.read(index..index + 1, READ_BYTES).await?;
+                    found.extend(entry.pop().map(|entry| (index, entry)));
+                }
+                Ok(found)
+            }
+        }
+    }
+}
+
+/// The most selective terms of `filter`, of which an entry must have one; none if every entry may match.
+async fn terms_of(store: &SharedStore, filter: &IdentityFilter) -> Result<Option<Vec<Term>>, StoreError> {
+    if let Some(term) = one_term(filter) {
+        return Ok(Some(vec![term]));
+    }
+    let (dimension, prefix) = match (&filter.service_account, &filter.spiffe_id_prefix) {
+        (Some(account), _) => (Dimension::ServiceAccount, format!("{}/", account.name)),
+        (None, Some(prefix)) => (Dimension::SpiffeId, prefix.clone()),
+        (None, None) => return Ok(None),
+    };
+    let values = store.values(dimension as u8, prefix.as_bytes(), None, MAX_MERGED_VALUES + 1).await?;
+    let few = values.len() <= MAX_MERGED_VALUES;
+    Ok(few.then(|| values.into_iter().map(|value| Term { dimension: dimension as u8, value }).collect()))
+}
+
+fn one_term(filter: &IdentityFilter) -> Option<Term> {
+    let pod = |pod: &PodFilter| match pod {
+        PodFilter::Uid(uid) => term(Dimension::PodUid, uid.as_bytes()),
+        PodFilter::Name { name, .. } => term(Dimension::PodName, name),
+    };
+    let service_account = || {
+        let account = filter.service_account.as_ref()?;
+        Some(terms::service_account(&account.name, account.namespace.as_ref().or(filter.namespace.as_ref())?))
+    };
+    // By how many entries usually have the same value, fewest first.
+    filter
+        .serial
+        .map(|serial| term(Dimension::Serial, serial.0))
+        .or_else(|| filter.token_id.as_ref().map(|id| term(Dimension::TokenId, id)))
+        .or_else(|| filter.pod.as_ref().map(pod))
+        .or_else(|| filter.spiffe_id.as_ref().map(|id| term(Dimension::SpiffeId, id.as_str())))
+        .or_else(service_account)
+        .or_else(|| filter.agent.as_ref().map(|agent| term(Dimension::Asker, agent.as_str())))
+        .or_else(|| filter.node.as_ref().map(|node| term(Dimension::Node, node)))
+        .or_else(|| filter.namespace.as_ref().map(|namespace| term(Dimension::Namespace, namespace)))
+}
+
+/// Takes the newest index off `postings`, which look up `ahead` indexes at once.
+async fn newest(store: &SharedStore, postings: &mut [Postings], ahead: usize) -> Result<Option<u64>, StoreError> {
+    let mut newest = None;
+    for posting in postings.iter_mut() {
+        newest = newest.max(posting.peek(store, ahead).await?);
+    }
+    for posting in postings {
+        if posting.ahead.front().copied() == newest {
+            posting.ahead.pop_front();
+        }
+    }
+    Ok(newest)
+}
+
+impl Postings {
+    async fn peek(&mut self, store: &SharedStore, ahead: usize) -> Result<Option<u64>, StoreError> {
+        if let (true, Some(before)) = (self.ahead.is_empty(), self.next) {
+            self.ahead = store.look_up(&self.term, before, ahead).await?.into();
+            let complete = self.ahead.len() < ahead;
+            self.next = self.ahead.back().copied().filter(|_| !complete);
+        }
+        Ok(self.ahead.front().copied())
+    }
+}
+
+/// All entries of `start..end`, which the store may hand over in parts.
+async fn read_range(store: &SharedStore, start: u64, end: u64) -> Result<Vec<Bytes>, StoreError> {
+    let mut entries = Vec::new();
+    let mut next = start;
+    while next < end {
+        let part = store.read(next..end, READ_BYTES).await?;
+        if part.is_empty() {
+            return Err(StoreError::Damaged { place: format!("entry {next}"), detail: "the store has no such entry".into() });
+        }
+        next += part.len() as u64;
+        entries.extend(part);
+    }
+    Ok(entries)
+}
