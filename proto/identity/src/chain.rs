@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::profile::check_authority;
+use crate::{SpiffeId, SvidError};
 
 /// The longest chain that is looked at, leaf and root included.
 pub(crate) const MAX_CHAIN: usize = 8;
@@ -19,27 +20,38 @@ pub(crate) enum Role {
     Client,
 }
 
-/// Verifies `chain` (leaf first) against `anchors` at `now`. The leaf must have passed [`crate::profile::check_leaf`].
+/// Whether `now` lies within the validity of `id`'s certificate, both ends included.
+pub(crate) fn check_dates(
+    id: &SpiffeId,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+    now: OffsetDateTime,
+) -> Result<(), SvidError> {
+    if now < not_before {
+        return Err(SvidError::NotYetValid { id: id.clone(), not_before });
+    }
+    if now > not_after {
+        return Err(SvidError::Expired { id: id.clone(), not_after });
+    }
+    Ok(())
+}
+
+/// Verifies the chain of `leaf` against `anchors` at `now`. The leaf must have passed [`crate::profile::check_leaf`].
 ///
 /// # Errors
 /// A sentence that says what is wrong.
-pub(crate) fn verify<'a>(
-    chain: &[CertificateDer<'_>],
-    anchors: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+pub(crate) fn verify<'a, 'b: 'a>(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    anchors: impl IntoIterator<Item = &'a CertificateDer<'b>>,
     now: OffsetDateTime,
     role: Role,
 ) -> Result<(), String> {
-    let Some((leaf, intermediates)) = chain.split_first() else {
-        return Err("the chain is empty".into());
-    };
-    if chain.len() > MAX_CHAIN {
-        return Err(format!("the chain has {} certificates; at most {MAX_CHAIN} are looked at", chain.len()));
+    if intermediates.len() >= MAX_CHAIN {
+        return Err(format!("the chain has {} certificates; at most {MAX_CHAIN} are looked at", intermediates.len() + 1));
     }
-    let anchors = anchors
-        .into_iter()
-        .map(|authority| webpki::anchor_from_trusted_cert(authority))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(describe)?;
+    let anchors = anchors.into_iter().map(|authority| webpki::anchor_from_trusted_cert(authority));
+    let anchors = anchors.collect::<Result<Vec<_>, _>>().map_err(describe)?;
     let leaf = EndEntityCert::try_from(leaf).map_err(describe)?;
     let now = u64::try_from(now.unix_timestamp()).map_err(|_| "the clock says a time before 1970")?;
     let usage = match role {

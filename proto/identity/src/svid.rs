@@ -111,17 +111,12 @@ impl X509Svid {
 
     /// Whether it may be served at `now` to peers that hold `trust`.
     pub fn verify(&self, trust: &TrustState, now: OffsetDateTime) -> Result<(), SvidError> {
-        if now < self.not_before {
-            return Err(SvidError::NotYetValid { id: self.id.clone(), not_before: self.not_before });
-        }
-        if now > self.not_after {
-            return Err(SvidError::Expired { id: self.id.clone(), not_after: self.not_after });
-        }
+        chain::check_dates(&self.id, self.not_before, self.not_after, now)?;
         let Some(bundle) = trust.bundle(self.id.trust_domain()) else {
             return Err(SvidError::UnknownTrustDomain(self.id.clone()));
         };
         for role in [Role::Server, Role::Client] {
-            chain::verify(&self.chain, trust.anchors(bundle), now, role)
+            chain::verify(&self.chain[0], &self.chain[1..], trust.anchors(bundle), now, role)
                 .map_err(|problem| SvidError::Chain { id: self.id.clone(), problem })?;
         }
         Ok(())
