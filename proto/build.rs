@@ -19,6 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".chancery.v1.IssuedSvid")
         .bytes(".chancery.v1.Issuance")
         .bytes(".envoy")
+        // The secrets that SDS sends travel in `Any`: shared instead of copied, and never printed.
+        .extern_path(".google.protobuf.Any", "crate::any::Any")
         .compile_fds(descriptors)?;
     Ok(())
 }

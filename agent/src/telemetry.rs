@@ -36,6 +36,8 @@ pub struct Metrics {
     pub acks: Counter,
     /// Refusals of proxies.
     pub nacks: Counter,
+    /// Names that proxies asked for and may not have.
+    pub names_withheld: Counter,
     /// Streams that were not accepted.
     pub attach_refused: Family<Reason, Counter>,
     /// Certificates received, verified and published.
@@ -78,6 +80,7 @@ impl Metrics {
             streams: Gauge::default(),
             acks: Counter::default(),
             nacks: Counter::default(),
+            names_withheld: Counter::default(),
             attach_refused: Family::default(),
             issued: Counter::default(),
             refused: Family::default(),
@@ -98,6 +101,7 @@ impl Metrics {
         registry.register("streams", "Open proxy streams", m.streams.clone());
         registry.register("acks", "Acknowledgements of proxies", m.acks.clone());
         registry.register("nacks", "Refusals of proxies", m.nacks.clone());
+        registry.register("names_withheld", "Names that proxies asked for and may not have", m.names_withheld.clone());
         registry.register("attach_refused", "Streams that were not accepted", m.attach_refused.clone());
         registry.register("issued", "Certificates received, verified and published", m.issued.clone());
         registry.register("refused", "Requests that the CA refused", m.refused.clone());

@@ -53,4 +53,5 @@ pub mod google {
     }
 }
 
+pub mod any;
 mod redacted;
