@@ -100,6 +100,7 @@ pub fn leaf_params(id: &str) -> CertificateParams {
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.serial_number = Some(SerialNumber::from_slice(&Serial::generate().unwrap().0));
+    params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
     params.not_before = now() - Duration::seconds(30);
     params.not_after = now() + Duration::hours(1);
