@@ -1,4 +1,305 @@
 //! The CA's own keys and certificates, and the trust state that it publishes.
+//!
+//! ```text
+//! trust root (1 y)  →  issuing certificate (7 d)  →  leaves, and the CA's own server certificate (1 d)
+//! ```
+//!
+//! The first start makes the trust root, later starts reuse it. The issuing and the server certificate are renewed from half of their lives
+//! on ([`Authority::tick`]), never outliving what signed them. The ledger is the source of truth: every certificate is recorded there before
+//! it is used, and opening reads them from there and finds each one's key in the key manager by the public key. The PEM files under
+//! `authority/` are copies for people; a root among them that the ledger does not know means that the two do not belong together, and stops
+//! the CA. The trust state's sequence is the index of the ledger's entry that changed it last, plus one: it grows with every change, and
+//! needs no place of its own.
 
 pub mod directory;
+mod issuer;
 pub mod keys;
+mod open;
+mod profiles;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use chancery_identity::tls::SharedTrust;
+use chancery_identity::{BundleError, Clock, Fingerprint, SpiffeId, SpiffeIdError, SvidError, TrustDomain, TrustState};
+use chancery_process::files::FileError;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::ledger::{Ledger, LedgerError};
+
+pub use directory::{DataDirectory, DirectoryError, Kind};
+pub use issuer::{Issuer, IssuerError, LeafRequest, UnrecordedLeaf};
+use keys::{KeyError, KeyManager};
+use server::ServerCertificate;
+
+/// How often [`Authority::run`] looks whether something is to be renewed. Short against every lifetime, so that a machine that slept
+/// renews at once.
+const TICK: Duration = Duration::from_secs(5);
+
+/// How long the authority's certificates live, and what the server's says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// A trust root's life.
+    #[serde(with = "chancery_process::config::duration")]
+    pub root_lifetime: Duration,
+    /// An issuing certificate's life.
+    #[serde(with = "chancery_process::config::duration")]
+    pub issuing_lifetime: Duration,
+    /// The CA's server certificate's life.
+    #[serde(with = "chancery_process::config::duration")]
+    pub server_lifetime: Duration,
+    /// DNS names in the CA's server certificate, beside its SPIFFE ID.
+    pub dns_names: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let days = |days: u64| Duration::from_secs(days * 24 * 3600);
+        Self { root_lifetime: days(365), issuing_lifetime: days(7), server_lifetime: days(1), dns_names: Vec::new() }
+    }
+}
+
+/// Why the authority cannot do its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthorityError {
+    /// A key.
+    #[error("the CA's keys: {0}")]
+    Key(#[from] KeyError),
+    /// A certificate was not issued.
+    #[error(transparent)]
+    Issuer(#[from] IssuerError),
+    /// The ledger did not record it, so it is not used.
+    #[error("a certificate of the CA's own could not be recorded, so it is not used: {0}")]
+    Ledger(#[from] LedgerError),
+    /// A file in the data directory.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The root's key is gone.
+    #[error(
+        "the key of the trust root {fingerprint} is not in the key manager; restore it from a backup (a new root would cut off every agent)"
+    )]
+    RootKeyMissing {
+        /// Of the root.
+        fingerprint: Fingerprint,
+    },
+    /// A root in the files that the ledger does not know.
+    #[error(
+        "{path} holds the trust root {fingerprint}, which the ledger has no entry of: ledger and data directory do not belong together; \
+         restore both from the same backup"
+    )]
+    UnknownRoot {
+        /// The file.
+        path: String,
+        /// Of the root.
+        fingerprint: Fingerprint,
+    },
+    /// The root's life has ended.
+    #[error("the trust root {fingerprint} expired at {not_after}; nothing can be issued under it")]
+    RootExpired {
+        /// Of the root.
+        fingerprint: Fingerprint,
+        /// Then.
+        not_after: OffsetDateTime,
+    },
+    /// The root is another trust domain's.
+    #[error("the data directory is the trust domain {found}'s, and the configuration says {wanted}; give each its own directory")]
+    OtherTrustDomain {
+        /// In the root.
+        found: String,
+        /// In the configuration.
+        wanted: TrustDomain,
+    },
+    /// What the ledger or a file holds is no certificate.
+    #[error("{place}: {problem}")]
+    Unreadable {
+        /// Which entry or file.
+        place: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The bundle.
+    #[error("the trust bundle: {0}")]
+    Bundle(#[from] BundleError),
+    /// The server's certificate.
+    #[error("the CA's server certificate: {0}")]
+    Server(#[from] SvidError),
+    /// rustls does not take it.
+    #[error("the CA's server certificate: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The trust domain is too long for the CA's own ID.
+    #[error("the CA's own SPIFFE ID: {0}")]
+    Id(#[from] SpiffeIdError),
+}
+
+/// One of the CA's own certificates, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateStatus {
+    /// A trust root, or an issuing certificate.
+    pub root: bool,
+    /// Of the certificate.
+    pub fingerprint: Fingerprint,
+    /// Its common name.
+    pub subject: String,
+    /// Its validity begins.
+    pub not_before: OffsetDateTime,
+    /// Its validity ends.
+    pub not_after: OffsetDateTime,
+}
+
+/// The CA's keys and certificates, ready to sign.
+#[derive(Debug)]
+pub struct Authority {
+    trust_domain: TrustDomain,
+    development: bool,
+    server_id: SpiffeId,
+    settings: ArcSwap<Settings>,
+    directory: std::path::PathBuf,
+    keys: Arc<dyn KeyManager>,
+    ledger: Ledger,
+    clock: Arc<dyn Clock>,
+    root: Root,
+    issuer: ArcSwap<Issuer>,
+    server: ServerCertificate,
+    trust: watch::Sender<Arc<TrustState>>,
+    shared_trust: SharedTrust,
+    /// Held while renewing, so that two ticks never make two certificates; holds the keys to destroy at the next renewal.
+    renewing: tokio::sync::Mutex<Vec<String>>,
+}
+
+/// The trust root in use.
+#[derive(Clone, Debug)]
+struct Root {
+    certificate: CertificateDer<'static>,
+    key: String,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+    /// Its entry in the ledger.
+    entry: u64,
+}
+
+impl Authority {
+    /// The trust domain that it issues for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Whether this is a development CA.
+    pub fn is_development(&self) -> bool {
+        self.development
+    }
+
+    /// `spiffe://<trust domain>/chancery/ca`.
+    pub fn server_id(&self) -> &SpiffeId {
+        &self.server_id
+    }
+
+    /// The trust state, and word of every change.
+    pub fn trust(&self) -> watch::Receiver<Arc<TrustState>> {
+        self.trust.subscribe()
+    }
+
+    /// The trust state as connections are verified with it.
+    pub fn shared_trust(&self) -> SharedTrust {
+        Arc::clone(&self.shared_trust)
+    }
+
+    /// The server's certificate with its key, replaced while running. The root follows the chain, for agents that hold its fingerprint.
+    pub fn server_certificate(&self) -> Arc<ArcSwap<CertifiedKey>> {
+        self.server.current()
+    }
+
+    /// What signs leaves now.
+    pub fn issuer(&self) -> Arc<Issuer> {
+        self.issuer.load_full()
+    }
+
+    /// The fingerprint of the trust root, as agents pin it.
+    pub fn root_fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.root.certificate)
+    }
+
+    /// Lifetimes and names from now on. Other DNS names make a new server certificate at the next tick.
+    pub fn configure(&self, settings: Settings) {
+        if settings.dns_names != self.settings.load().dns_names {
+            self.server.expire();
+        }
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// The root and the issuing certificate in use.
+    pub fn status(&self) -> Vec<CertificateStatus> {
+        let issuer = self.issuer();
+        let one = |root, certificate: &CertificateDer<'_>, not_before, not_after| CertificateStatus {
+            root,
+            fingerprint: Fingerprint::of(certificate),
+            subject: issuer::common_name_of(certificate),
+            not_before,
+            not_after,
+        };
+        vec![
+            one(true, &self.root.certificate, self.root.not_before, self.root.not_after),
+            one(false, issuer.certificate(), issuer.not_before(), issuer.not_after()),
+        ]
+    }
+
+    /// Why the CA cannot issue at `now`; nothing while it can.
+    pub fn problem(&self, now: OffsetDateTime) -> Option<String> {
+        let issuer = self.issuer();
+        let (from, to) = (issuer.not_before(), issuer.not_after());
+        (!(from..to).contains(&now)).then(|| format!("the issuing certificate is valid from {from} to {to}, and the clock says {now}"))
+    }
+
+    /// Renews what is past half of its life at `now`.
+    ///
+    /// # Errors
+    /// If something could not be renewed; what is there stays in use, and the next tick tries again.
+    pub async fn tick(&self, now: OffsetDateTime) -> Result<(), AuthorityError> {
+        let mut superseded = self.renewing.lock().await;
+        let issuer = self.issuer();
+        // One that already ends with its root cannot gain anything.
+        if is_past_half(now, issuer.not_before(), issuer.not_after()) && issuer.not_after() < self.root.not_after {
+            let next = self.new_issuer(now).await?;
+            // Batches in flight may still sign with the one before, so its key outlives it by one renewal.
+            for key in superseded.drain(..) {
+                self.keys.destroy(&key).await?;
+            }
+            superseded.push(issuer.key_name().to_owned());
+            self.issuer.store(Arc::new(next));
+        }
+        if self.server.is_due(now) {
+            self.renew_server(now).await?;
+        }
+        Ok(())
+    }
+
+    /// Ticks until `shutdown`. Failures are logged and tried again.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let renew = async {
+            loop {
+                ticks.tick().await;
+                if let Err(error) = self.tick(self.clock.now()).await {
+                    tracing::error!(%error, "the CA's own certificates could not be renewed; trying again");
+                }
+            }
+        };
+        shutdown.run_until_cancelled(renew).await;
+    }
+}
+
+/// A clock before `not_before` is no reason to renew.
+fn is_past_half(now: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime) -> bool {
+    now >= not_before + (not_after - not_before) / 2
+}

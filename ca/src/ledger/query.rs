@@ -18,7 +18,7 @@ use super::candidates::Candidates;
 use super::entry::{Body, Entry, Issuance, to_millis};
 use super::filter::{IdentityFilter, PodFilter};
 use super::leaf::Leaf;
-use super::{Ledger, LedgerError, MAX_ENTRY_BYTES, SharedStore};
+use super::{Ledger, LedgerError, MAX_ENTRY_BYTES, SharedStore, terms};
 
 /// The most identities on a page.
 pub const MAX_PAGE_SIZE: usize = 1000;
@@ -126,6 +126,23 @@ impl Ledger {
         let pod = PodFilter::Name { namespace: Some(namespace.to_owned()), name: pod.to_owned() };
         let filter = IdentityFilter { pod: Some(pod), ..IdentityFilter::default() };
         Ok(self.list(&filter, 1, None).await?.identities.pop())
+    }
+
+    /// The CA's own roots and issuing certificates, each with its entry's index, newest first. There are as many as were ever made, which is
+    /// a few a week.
+    pub async fn authority_certificates(&self) -> Result<Vec<(u64, wire::AuthorityCertificate)>, LedgerError> {
+        let mut found = Vec::new();
+        let mut before = u64::MAX;
+        loop {
+            let indexes = self.store.look_up(&terms::kind("authority"), before, MAX_FETCHED).await?;
+            let Some(&oldest) = indexes.last() else { return Ok(found) };
+            before = oldest;
+            for index in indexes {
+                if let Some(Entry { body: Body::Authority(certificate), .. }) = self.entry(index).await? {
+                    found.push((index, certificate));
+                }
+            }
+        }
     }
 
     async fn stored(&self, index: u64) -> Result<Option<Bytes>, LedgerError> {

@@ -83,6 +83,7 @@ pub(super) fn service_account(name: &str, namespace: &str) -> Term {
     term(Dimension::ServiceAccount, format!("{name}/{namespace}"))
 }
 
-fn kind(kind: &'static str) -> Term {
+/// The term of the entries of a kind that is no issuance.
+pub(super) fn kind(kind: &'static str) -> Term {
     Term { dimension: Dimension::Kind as u8, value: Bytes::from_static(kind.as_bytes()) }
 }
