@@ -1,0 +1,241 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+/// Dimension 1 has a dictionary, dimension 2 has none.
+const DICTIONARY: [u8; 1] = [1];
+
+/// An entry is a list of pairs: dimension, one letter.
+#[derive(Debug)]
+struct Pairs;
+
+impl Terms for Pairs {
+    fn terms(&self, entry: &[u8]) -> Vec<Term> {
+        entry.chunks_exact(2).map(|pair| letter(pair[0], pair[1])).collect()
+    }
+}
+
+fn letter(dimension: u8, letter: u8) -> Term {
+    Term { dimension, value: Bytes::from(format!("value/{}", char::from(letter))) }
+}
+
+fn open(dir: &Path) -> Index {
+    Index::open(dir, Arc::new(Pairs), &DICTIONARY).unwrap()
+}
+
+/// What an index of `entries` must answer.
+fn expected(entries: &[Bytes], term: &Term, before: u64, limit: usize) -> Vec<u64> {
+    let having = (0..before).zip(entries).filter(|(_, entry)| Pairs.terms(entry).contains(term)).map(|(index, _)| index);
+    let mut having: Vec<_> = having.collect();
+    having.reverse();
+    having.truncate(limit);
+    having
+}
+
+fn expected_values(entries: &[Bytes], after: Option<&[u8]>, limit: usize) -> Vec<Bytes> {
+    let terms = entries.iter().flat_map(|entry| Pairs.terms(entry)).filter(|term| term.dimension == 1);
+    let values: BTreeSet<_> = terms.map(|term| term.value).filter(|value| after.is_none_or(|after| value.as_ref() > after)).collect();
+    values.into_iter().take(limit).collect()
+}
+
+/// Applies what is missing, as the log does, going on after failures.
+fn catch_up(index: &Index, entries: &[Bytes]) {
+    for _ in 0..20 {
+        let next = index.indexed();
+        if index.apply(next, &entries[usize::try_from(next).unwrap()..]).is_ok() {
+            return;
+        }
+    }
+    panic!("the index does not catch up");
+}
+
+fn sample(count: usize) -> Vec<Bytes> {
+    let pair = |index: usize| [1, b'a' + u8::try_from(index % 7).unwrap(), 2, b'a' + u8::try_from(index % 26).unwrap()];
+    (0..count).map(|index| Bytes::copy_from_slice(&pair(index))).collect()
+}
+
+fn assert_complete(index: &Index, entries: &[Bytes]) {
+    for dimension in [1, 2] {
+        for value in b'a'..=b'z' {
+            let term = letter(dimension, value);
+            assert_eq!(index.look_up(&term, u64::MAX, usize::MAX).unwrap(), expected(entries, &term, u64::MAX, usize::MAX));
+        }
+    }
+    assert_eq!(index.values(1, b"value/", None, usize::MAX).unwrap(), expected_values(entries, None, usize::MAX));
+}
+
+fn entries() -> impl Strategy<Value = Vec<Vec<Bytes>>> {
+    let entry = vec((1..=2_u8, b'a'..=b'd'), 0..4).prop_map(|pairs| pairs.into_iter().flat_map(<[u8; 2]>::from).collect::<Bytes>());
+    vec(vec(entry, 0..20), 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn look_ups_find_what_a_scan_of_all_entries_finds(
+        batches in entries(),
+        questions in vec((1..=2_u8, b'a'..=b'd', 0..260_u64, 0..50_usize), 20),
+        reopened_after in 0..12_usize,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut index = open(dir.path());
+        let mut all = Vec::new();
+        for (number, batch) in batches.into_iter().enumerate() {
+            index.apply(all.len() as u64, &batch).unwrap();
+            all.extend(batch);
+            if number == reopened_after {
+                drop(index);
+                index = open(dir.path());
+            }
+            prop_assert_eq!(index.indexed(), all.len() as u64);
+        }
+        for (dimension, value, before, limit) in questions {
+            let term = letter(dimension, value);
+            prop_assert_eq!(index.look_up(&term, before, limit).unwrap(), expected(&all, &term, before, limit));
+            let after = (limit % 2 == 0).then_some(&term.value[..]);
+            prop_assert_eq!(index.values(1, b"value/", after, limit).unwrap(), expected_values(&all, after, limit));
+        }
+    }
+}
+
+#[test]
+fn a_gap_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(dir.path());
+    index.apply(0, &sample(3)).unwrap();
+    assert!(matches!(index.apply(4, &sample(1)), Err(StoreError::Invalid(_))));
+    assert!(matches!(index.apply(2, &sample(1)), Err(StoreError::Invalid(_))));
+    index.apply(3, &sample(1)).unwrap();
+}
+
+#[test]
+fn values_are_listed_only_of_dimensions_with_a_dictionary() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(open(dir.path()).values(2, b"", None, 1), Err(StoreError::Invalid(_))));
+}
+
+#[test]
+fn an_index_that_is_open_already_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let _first = open(dir.path());
+    assert!(matches!(Index::open(dir.path(), Arc::new(Pairs), &DICTIONARY), Err(StoreError::InUse(_))));
+}
+
+#[test]
+fn a_cleared_index_is_empty_also_after_opening_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(dir.path());
+    index.apply(0, &sample(100)).unwrap();
+    index.clear().unwrap();
+    assert_complete(&index, &[]);
+    drop(index);
+    let index = open(dir.path());
+    assert_eq!(index.indexed(), 0);
+    // Values that were known before are written again.
+    catch_up(&index, &sample(100));
+    assert_complete(&index, &sample(100));
+}
+
+#[test]
+fn a_deleted_index_is_built_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = sample(100);
+    catch_up(&open(dir.path()), &entries);
+    fs::remove_dir_all(dir.path()).unwrap();
+    let index = open(dir.path());
+    assert_eq!(index.indexed(), 0);
+    catch_up(&index, &entries);
+    assert_complete(&index, &entries);
+}
+
+/// A process that is killed leaves the files as they are, nothing closed.
+#[test]
+fn an_index_whose_process_was_killed_goes_on_where_it_was() {
+    let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let entries = sample(1000);
+    let index = open(dir.path());
+    index.apply(0, &entries[..600]).unwrap();
+    copy_dir(dir.path(), copy.path());
+    let survivor = open(copy.path());
+    assert_eq!(survivor.indexed(), 600);
+    catch_up(&survivor, &entries);
+    assert_complete(&survivor, &entries);
+}
+
+/// Every file in turn is damaged in its middle, in its first byte, or cut short.
+#[test]
+fn a_corrupted_index_is_built_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = sample(2000);
+    {
+        let index = open(dir.path());
+        catch_up(&index, &entries[..1500]);
+        index.tree.read().unwrap().as_ref().unwrap().write_table();
+        catch_up(&index, &entries);
+        index.flush().unwrap();
+    }
+    let damages: [fn(&mut Vec<u8>); 3] = [
+        |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x40;
+        },
+        |bytes| bytes[0] ^= 0xff,
+        |bytes| bytes.truncate(bytes.len() / 2),
+    ];
+    let mut noticed = 0;
+    for file in list_files(dir.path()) {
+        for damage in damages {
+            let copy = tempfile::tempdir().unwrap();
+            copy_dir(dir.path(), copy.path());
+            let target = copy.path().join(file.strip_prefix(dir.path()).unwrap());
+            let mut content = read_content(&file);
+            if content.is_empty() {
+                continue;
+            }
+            damage(&mut content);
+            fs::write(&target, content).unwrap();
+
+            let index = open(copy.path());
+            let opened_at = index.indexed();
+            // A question may be the one that finds the damage: it fails, and later ones are answered rightly.
+            let failed = (0..3).take_while(|_| {
+                catch_up(&index, &entries);
+                (b'a'..=b'z').any(|value| index.look_up(&letter(2, value), u64::MAX, usize::MAX).is_err())
+            });
+            noticed += usize::from(failed.count() > 0 || opened_at < 1500);
+            catch_up(&index, &entries);
+            assert_complete(&index, &entries);
+        }
+    }
+    assert!(noticed >= 5, "only {noticed} damages were noticed");
+}
+
+fn list_files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { list_files(&path) } else { vec![path] }).collect()
+}
+
+/// Without the zeros behind it: the journal is allocated in advance, many times as large as what is in it.
+fn read_content(file: &Path) -> Vec<u8> {
+    let mut content = Vec::new();
+    fs::File::open(file).unwrap().take(1 << 20).read_to_end(&mut content).unwrap();
+    content.truncate(content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+    content
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    for file in list_files(from) {
+        let target = to.join(file.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        let copy = fs::File::create(&target).unwrap();
+        fs::write(&target, read_content(&file)).unwrap();
+        copy.set_len(fs::metadata(&file).unwrap().len()).unwrap();
+    }
+}
