@@ -4,12 +4,13 @@
 //! Imports run one way:
 //!
 //! ```text
-//! sds -> svids -> ca_client        config, telemetry, admin: at the edge
+//! sds -> svids -> ca_client        config, readiness, admin, telemetry: at the edge
 //! ```
 
 pub mod admin;
 pub mod ca_client;
 pub mod config;
+pub mod readiness;
 pub mod sds;
 pub mod svids;
 pub mod telemetry;

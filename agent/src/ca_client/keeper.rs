@@ -127,8 +127,8 @@ impl Keeper {
         if let Some(trust) = joined.trust {
             self.publish_trust(trust);
         }
-        self.client.published.cluster_keys.send_replace(Some(joined.cluster_keys.into()));
         self.publish_own(joined.own.clone());
+        self.client.published.cluster_keys.send_replace(Some(joined.cluster_keys.into()));
         Ok(joined.own)
     }
 

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use chancery_identity::tls::ServerTrust;
@@ -158,7 +159,9 @@ pub fn to_wire(state: &TrustState) -> wire::TrustState {
 
 fn bundle_from_wire(message: wire::TrustBundle) -> Result<TrustBundle, CaError> {
     let authorities = message.x509_authorities.into_iter().map(CertificateDer::from).collect();
-    Ok(TrustBundle::new(trust_domain(&message.trust_domain)?, authorities)?)
+    let hint = (message.refresh_hint_seconds > 0).then(|| Duration::from_secs(message.refresh_hint_seconds.into()));
+    let bundle = TrustBundle::new(trust_domain(&message.trust_domain)?, authorities)?;
+    Ok(bundle.with_jwt_authorities(message.jwt_authorities).with_refresh_hint(hint))
 }
 
 fn bundle_to_wire(bundle: &TrustBundle) -> wire::TrustBundle {

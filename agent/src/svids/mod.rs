@@ -29,7 +29,7 @@ pub use crate::ca_client::{ProxyLag, ProxySummary, Token};
 pub use state::{RestoredWorkload, State, StateError, StateFile};
 pub use status::{AgentStatus, WorkloadStatus};
 
-use crate::ca_client::{CaClient, Held, Role};
+use crate::ca_client::{CaClient, Role};
 use crate::telemetry::{Metrics, Reason};
 use owner::{Command, Owner};
 use workload::TokenSource;
@@ -37,7 +37,7 @@ use workload::TokenSource;
 /// Commands on their way to the task; more wait at the caller.
 const COMMANDS_QUEUED: usize = 256;
 /// How long a stream waits on an agent that has not joined yet.
-const KEYS_TIMEOUT: Duration = Duration::from_secs(15);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The workloads' certificates, for those who deliver them. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -100,8 +100,14 @@ pub struct Subscription {
     pub token: Option<TokenInfo>,
     /// What to serve, now and from now on.
     pub svid: watch::Receiver<SvidState>,
-    /// Counted by the owner.
     _hold: Arc<()>,
+}
+
+impl Subscription {
+    /// The stream counts as attached as long as its clone of `hold` lives.
+    pub fn new(workload: WorkloadKey, pod_name: String, token: Option<TokenInfo>, svid: watch::Receiver<SvidState>, hold: Arc<()>) -> Self {
+        Self { workload, pod_name, token, svid, _hold: hold }
+    }
 }
 
 /// Why a stream was not attached. Each has a stable word, [`AttachError::reason`].
@@ -179,7 +185,7 @@ impl Svids {
                 return Err(AttachError::WrongPlace("this socket serves one pod and takes no token".to_owned()));
             }
             let verified = self.verify(&token).await?;
-            let node = self.own_uid()?;
+            let node = self.own_uid().await?;
             if verified.node.uid != node {
                 let found = verified.node.uid;
                 return Err(AttachError::WrongPlace(format!("the token's pod runs on the node {found}; this agent's node is {node}")));
@@ -201,7 +207,7 @@ impl Svids {
             }
             let token = self.ca.read_token().map_err(|error| AttachError::NotReady(error.to_string()))?;
             let verified = self.verify(&token).await?;
-            let pod = self.own_uid()?;
+            let pod = self.own_uid().await?;
             if verified.pod.uid != pod {
                 let found = verified.pod.uid;
                 return Err(AttachError::WrongPlace(format!("the token file is of the pod {found}; this sidecar joined as {pod}")));
@@ -256,21 +262,25 @@ impl Svids {
 
     /// Verifies a token, waiting for the cluster's keys if they have not come yet.
     async fn verify(&self, token: &Token) -> Result<VerifiedToken, AttachError> {
-        let mut keys = self.ca.cluster_keys();
-        let keys = match tokio::time::timeout(KEYS_TIMEOUT, keys.wait_for(Option::is_some)).await {
-            Ok(Ok(keys)) => keys.clone(),
-            Ok(Err(_)) => return Err(AttachError::Stopping),
-            Err(_) => None,
-        };
-        let keys = keys.ok_or_else(|| AttachError::NotReady(format!("it has no keys of the cluster yet: {}", self.ca.problem())))?;
+        let keys = self.joined(self.ca.cluster_keys(), "no keys of the cluster").await?;
         keys.verify(token, self.clock.now())
             .map_err(|error| AttachError::Unauthenticated { reason: error.reason(), message: error.to_string() })
     }
 
     /// The UID of the agent's own node, or as a sidecar of its own pod.
-    fn own_uid(&self) -> Result<Uuid, AttachError> {
-        let own = self.ca.own().borrow().as_ref().and_then(Held::agent_uid);
-        own.ok_or_else(|| AttachError::NotReady(format!("it has no identity of its own: {}", self.ca.problem())))
+    async fn own_uid(&self) -> Result<Uuid, AttachError> {
+        let own = self.joined(self.ca.own(), "no identity of its own").await?;
+        own.agent_uid().ok_or_else(|| AttachError::NotReady(format!("its identity {} names no node or pod", own.svid.id())))
+    }
+
+    /// What comes with joining, waiting for it if the agent has just started.
+    async fn joined<T: Clone>(&self, mut source: watch::Receiver<Option<T>>, missing: &str) -> Result<T, AttachError> {
+        match tokio::time::timeout(JOIN_TIMEOUT, source.wait_for(Option::is_some)).await {
+            Ok(Ok(value)) => value.clone(),
+            Ok(Err(_)) => return Err(AttachError::Stopping),
+            Err(_) => None,
+        }
+        .ok_or_else(|| AttachError::NotReady(format!("it has {missing} yet: {}", self.ca.problem())))
     }
 
     async fn attach_verified(&self, verified: VerifiedToken, token: TokenSource) -> Result<Subscription, AttachError> {

@@ -106,13 +106,7 @@ impl Workload {
             }
         }
         self.idle_since = None;
-        Subscription {
-            workload: self.key.clone(),
-            pod_name: self.pod_name.clone(),
-            token: info,
-            svid: self.svid.subscribe(),
-            _hold: self.streams.clone(),
-        }
+        Subscription::new(self.key.clone(), self.pod_name.clone(), info, self.svid.subscribe(), self.streams.clone())
     }
 
     /// Attached streams.

@@ -1,0 +1,140 @@
+//! `chancery-agent`: the node agent's command line.
+
+mod run;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use chancery_agent::admin;
+use chancery_agent::config::{self, Config};
+use chancery_agent::svids::StateFile;
+use chancery_process::output::Format;
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+const DEFAULT_CONFIG: &str = "/etc/chancery/agent.toml";
+
+/// Attests the workloads on its node and keeps their certificates fresh, over Envoy's SDS.
+#[derive(Debug, Parser)]
+#[command(name = "chancery-agent", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent.
+    Run(ConfigArgument),
+    /// Say whether a configuration can be used, and if not, why and where.
+    Check(ConfigArgument),
+    /// About configurations.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// What the running agent holds.
+    Status(AskArguments),
+    /// The proxies' streams: what each was sent, and what it said.
+    Streams(AskArguments),
+    /// Forget the kept state of a stopped agent: trust, its identity, and the workloads' certificates.
+    Reset(ConfigArgument),
+    /// Print completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print every key with its default and meaning.
+    Example,
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigArgument {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", env = "CHANCERY_AGENT_CONFIG", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct AskArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// The agent's admin socket; instead of the configuration's.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// How to print the answer.
+    #[arg(long, value_enum, default_value_t)]
+    output: Format,
+}
+
+type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+fn main() -> ExitCode {
+    match execute(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do if even standard error is gone.
+            let _ = writeln!(std::io::stderr(), "chancery-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Outcome {
+    match command {
+        Command::Run(argument) => run::run(&argument.config),
+        Command::Check(argument) => {
+            Config::load(&argument.config)?;
+            say(&format!("{}: good\n", argument.config.display()))
+        }
+        Command::Config { command: ConfigCommand::Example } => say(config::EXAMPLE),
+        Command::Status(arguments) => {
+            let socket = arguments.socket()?;
+            wait_for(admin::print_status(&mut std::io::stdout(), &socket, arguments.output))
+        }
+        Command::Streams(arguments) => {
+            let socket = arguments.socket()?;
+            wait_for(admin::print_streams(&mut std::io::stdout(), &socket, arguments.output))
+        }
+        Command::Reset(argument) => reset(&argument.config),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "chancery-agent", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn say(text: &str) -> Outcome {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+impl AskArguments {
+    fn socket(&self) -> Result<PathBuf, config::ConfigError> {
+        match &self.socket {
+            Some(socket) => Ok(socket.clone()),
+            None => Ok(Config::load(&self.config.config)?.admin_socket),
+        }
+    }
+}
+
+fn wait_for(answer: impl Future<Output = Result<(), admin::AdminError>>) -> Outcome {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(answer)?)
+}
+
+fn reset(path: &Path) -> Outcome {
+    let config = Config::load(path)?;
+    if std::os::unix::net::UnixStream::connect(&config.admin_socket).is_ok() {
+        return Err("the agent is running and would write its state again; stop it first".into());
+    }
+    let state = StateFile::path_in(&config.state_dir);
+    match std::fs::remove_file(&state) {
+        Ok(()) => say(&format!("{}: forgotten\n", state.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => say(&format!("{}: there is none\n", state.display())),
+        Err(error) => Err(format!("{}: cannot remove: {error}", state.display()).into()),
+    }
+}

@@ -1,0 +1,31 @@
+//! Whether the agent can do its work.
+
+use chancery_identity::Clock;
+use chancery_process::http::Readiness;
+
+use crate::ca_client::CaClient;
+
+/// Ready means an own certificate that has not expired and a trust bundle that is not empty. A CA that cannot be reached degrades the agent
+/// but never takes it out of service: it goes on serving what it has. (The sockets are open before this is asked.)
+pub fn readiness(ca: &CaClient, clock: &dyn Clock) -> Readiness {
+    let mut reasons = Vec::new();
+    match &*ca.own().borrow() {
+        None => reasons.push("the agent has no certificate of its own yet".to_owned()),
+        Some(own) if own.is_expired(clock.now()) => {
+            reasons.push(format!("the agent's own certificate expired at {}", own.svid.not_after()));
+        }
+        Some(_) => {}
+    }
+    if ca.trust().borrow().is_none() {
+        reasons.push("the agent has no trust bundle yet".to_owned());
+    }
+    let away = !*ca.reachable().borrow();
+    if away {
+        reasons.push(format!("the CA cannot be reached: {}", ca.problem()));
+    }
+    match reasons.len() {
+        0 => Readiness::Ready,
+        1 if away => Readiness::Degraded(reasons),
+        _ => Readiness::NotReady(reasons),
+    }
+}
