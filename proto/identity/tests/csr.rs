@@ -260,17 +260,19 @@ fn a_private_key_shows_nothing_of_itself() {
     assert_eq!(format!("{key:?}"), "PrivateKey(..)");
 }
 
+#[test]
+fn a_request_with_any_one_bit_changed_is_refused() {
+    let (der, _key) = csr::generate(KeyType::EcdsaP256, Some(&id())).unwrap();
+    for bit in 0..der.len() * 8 {
+        let mut changed = der.clone();
+        changed[bit / 8] ^= 1 << (bit % 8);
+        assert!(VerifiedCsr::from_der(&changed).is_err(), "byte {}", bit / 8);
+    }
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         prop_assert!(VerifiedCsr::from_der(&bytes).is_err());
-    }
-
-    #[test]
-    fn a_request_with_any_one_byte_changed_is_refused(at in any::<prop::sample::Index>(), change in 1u8..) {
-        let (mut der, _key) = csr::generate(KeyType::EcdsaP256, Some(&id())).unwrap();
-        let at = at.index(der.len());
-        der[at] ^= change;
-        prop_assert!(VerifiedCsr::from_der(&der).is_err(), "byte {}", at);
     }
 }

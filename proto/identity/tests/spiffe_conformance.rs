@@ -394,20 +394,16 @@ mod x509_svids {
         assert!(format!("{svid:?}").contains("PrivateKey(..)"));
     }
 
-    proptest! {
-        #[test]
-        fn a_leaf_with_any_one_byte_changed_is_never_served(at in any::<prop::sample::Index>(), change in 1u8..) {
-            thread_local!(static MADE: (TrustState, X509Svid) = {
-                let pki = Pki::new("root");
-                (pki.trust(DOMAIN), pki.svid(CART))
-            });
-            let verdict = MADE.with(|(trust, svid)| {
-                let mut leaf = svid.chain()[0].to_vec();
-                let at = at.index(leaf.len());
-                leaf[at] ^= change;
-                X509Svid::new(vec![leaf.into(), svid.chain()[1].clone()], svid.key().clone())?.verify(trust, now())
-            });
-            prop_assert!(verdict.is_err());
+    #[test]
+    fn a_leaf_with_any_one_bit_changed_is_never_served() {
+        let pki = Pki::new("root");
+        let (trust, svid) = (pki.trust(DOMAIN), pki.svid(CART));
+        for bit in 0..svid.chain()[0].len() * 8 {
+            let mut leaf = svid.chain()[0].to_vec();
+            leaf[bit / 8] ^= 1 << (bit % 8);
+            let verdict = X509Svid::new(vec![leaf.into(), svid.chain()[1].clone()], svid.key().clone())
+                .and_then(|changed| changed.verify(&trust, now()));
+            assert!(verdict.is_err(), "byte {}", bit / 8);
         }
     }
 }

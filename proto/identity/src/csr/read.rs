@@ -2,7 +2,7 @@
 
 use rustls_pki_types::SignatureVerificationAlgorithm;
 use webpki::aws_lc_rs as algorithms;
-use x509_parser::asn1_rs::Tag;
+use x509_parser::asn1_rs::{BitString, Sequence, SerializeResult, Tag, ToDer};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
@@ -41,13 +41,21 @@ pub(super) fn verified(der: &[u8]) -> Result<VerifiedCsr, CsrError> {
         .filter(|pair| is_canonical(pair, &info.subject_pki))
         .find(|pair| signature_algorithm.as_deref() == Some(pair.signature_alg_id().as_ref()))
         .ok_or_else(|| CsrError::Key(format!("its signature algorithm does not go with a key of type {key_type}")))?;
-    if request.signature_value.unused_bits != 0 {
-        return Err(CsrError::Signature);
+    let signature: &[u8] = &request.signature_value.data;
+    if !enveloped(info.raw, pair.signature_alg_id().as_ref(), signature).is_ok_and(|canonical| canonical == der) {
+        return Err(CsrError::Malformed("it is not in DER".into()));
     }
-    pair.verify_signature(public_key, info.raw, &request.signature_value.data).map_err(|_| CsrError::Signature)?;
+    pair.verify_signature(public_key, info.raw, signature).map_err(|_| CsrError::Signature)?;
 
     let names = asked_names(info)?;
     Ok(VerifiedCsr { public_key: info.subject_pki.raw.to_vec(), key_type, spiffe_id: names.spiffe_id, dns_names: names.dns_names })
+}
+
+/// The DER of a request. The parser tolerates other encodings of what the signature does not cover.
+fn enveloped(info: &[u8], signature_algorithm: &[u8], signature: &[u8]) -> SerializeResult<Vec<u8>> {
+    let algorithm = Sequence::new(signature_algorithm.into()).to_der_vec()?;
+    let signature = BitString::new(0, signature).to_der_vec()?;
+    Sequence::new([info, &algorithm, &signature].concat().into()).to_der_vec()
 }
 
 /// The key's type, and its `subjectPublicKey`.
