@@ -12,6 +12,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "testing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests, also when another crate runs them")]
+pub mod contract;
 pub mod embedded;
 
 /// The longest entry, in bytes.
@@ -22,6 +25,9 @@ pub const MAX_GROUP_BYTES: usize = 4 << 20;
 
 /// The most entries that one group may have.
 pub const MAX_GROUP_ENTRIES: usize = 16_384;
+
+/// The most bytes that a cell holds.
+pub const MAX_CELL_BYTES: usize = 64 << 10;
 
 /// The end of the log: everything before it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +163,7 @@ pub trait Store: Debug + Send + Sync {
     /// The content of a small cell. A cell may vanish when its storage is damaged: what must not be lost is an entry.
     async fn cell(&self, name: &str) -> Result<Option<Bytes>, StoreError>;
 
-    /// Sets a small cell to `new` if it still holds `expected`; tells whether it did.
+    /// Sets a small cell to `new` (at most [`MAX_CELL_BYTES`]) if it still holds `expected`; tells whether it did.
     async fn compare_and_swap(&self, name: &str, expected: Option<&[u8]>, new: Option<Bytes>) -> Result<bool, StoreError>;
 
     /// Takes or prolongs a lease for `holder`; nothing if somebody else has it.
