@@ -41,7 +41,6 @@ mod directory;
 pub mod faulty;
 pub mod files;
 mod frame;
-#[allow(clippy::unnecessary_wraps, clippy::unused_self, reason = "the index on disk follows")]
 mod index;
 mod indexer;
 mod log;
