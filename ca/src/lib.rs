@@ -3,7 +3,7 @@
 //! Each folder is one idea, and imports run one way (`tests/` fails on one against the arrows):
 //!
 //! ```text
-//! api -> rotation -> { issuance, fleet } -> { attestation, authority } -> ledger -> store        config, telemetry: at the edge
+//! api -> rotation -> { issuance, fleet } -> { attestation, authority } -> ledger -> store        config, telemetry, server: at the edge
 //! ```
 
 pub mod api;
@@ -13,5 +13,6 @@ pub mod config;
 pub mod fleet;
 pub mod issuance;
 pub mod ledger;
+pub mod server;
 pub mod store;
 pub mod telemetry;

@@ -48,11 +48,16 @@ pub enum ConfigError {
 
 /// Reads the file at `path` and parses it.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    parse(path, &read(path)?)
+}
+
+/// Reads the file at `path`, for callers that need its text beside what it says.
+pub fn read(path: &Path) -> Result<String, ConfigError> {
     let read = |error| ConfigError::Read { path: path.to_owned(), error };
     if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
         return Err(ConfigError::TooLarge { path: path.to_owned() });
     }
-    parse(path, &std::fs::read_to_string(path).map_err(read)?)
+    std::fs::read_to_string(path).map_err(read)
 }
 
 /// Parses `text`; `path` is for the error alone.

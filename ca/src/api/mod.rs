@@ -1,1 +1,16 @@
 //! gRPC services, one file each: translate, authorize, call inward. No logic of their own.
+
+mod agent;
+mod certificate_text;
+mod error;
+mod metrics;
+mod operator;
+mod peer;
+mod policy;
+
+pub use agent::AgentApi;
+pub use error::{ApiError, REASON_KEY};
+pub use metrics::CallMetrics;
+pub use operator::{OperatorApi, Standing};
+pub use peer::{Limits, Peer, PeerSvid, Peers};
+pub use policy::test_policy;

@@ -1,7 +1,6 @@
 //! What the configuration says of a cluster.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 
 use http::Uri;
@@ -80,7 +79,10 @@ fn agent_audience() -> String {
 }
 
 /// Checks what no single value can tell.
-pub(super) fn check(clusters: &[ClusterSettings]) -> Result<(), ClusterSettingsError> {
+///
+/// # Errors
+/// The first cluster that breaks a rule.
+pub fn check(clusters: &[ClusterSettings]) -> Result<(), ClusterSettingsError> {
     let mut names = BTreeSet::new();
     for cluster in clusters {
         if let Some(problem) = problem_of(cluster, !names.insert(cluster.name.as_str())) {
@@ -124,15 +126,6 @@ impl TryFrom<RawSource> for JwksSource {
                 Ok(Self::Url { url, ca_file })
             }
             _ => Err("jwks: give either `file`, or `url` with an optional `ca_file`".into()),
-        }
-    }
-}
-
-impl fmt::Display for JwksSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => path.display().fmt(f),
-            Self::Url { url, .. } => url.fmt(f),
         }
     }
 }

@@ -1,1 +1,303 @@
 //! The connected agents: one stream each; trust and orders down, acknowledgements up.
+//!
+//! [`Fleet`] knows every agent that was connected since this CA started and what it last said of itself. A session ([`Fleet::attach`]) lives
+//! as long as its stream: it hands down the trust state and the cluster's keys whenever they change, and takes reports. Everything is
+//! bounded: one session an agent, a fixed number of agents remembered, a short queue of orders each.
+
+mod explain;
+mod session;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chancery_identity::{Clock, SpiffeId};
+use chancery_proto::chancery::v1::{AgentRecord, Hello, Order, Report};
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+pub use explain::{Explanation, Level};
+pub use session::{Session, SessionEnd, Sources};
+pub use wire::trust_message;
+
+/// How many agents are remembered. The one that has been away longest makes room for a new one; connected ones never do.
+pub const MAX_AGENTS: usize = 20_000;
+/// How many orders may wait for one agent.
+const MAX_ORDERS: usize = 8;
+/// How many lagging proxies of one agent are remembered by name (agent.proto allows it no more).
+const MAX_LAGGING: usize = 100;
+/// The longest text that is kept of what an agent says of itself, in bytes.
+const MAX_TEXT: usize = 256;
+/// What this CA can do on a session, named in its welcome.
+pub const CAPABILITIES: [&str; 2] = ["order.reissue_all", "order.renew_agent"];
+
+/// Why the fleet refused something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FleetError {
+    /// [`MAX_AGENTS`] are connected.
+    #[error("{MAX_AGENTS} agents are connected already, which is as many as one CA serves")]
+    Full,
+    /// Nobody to give the order to.
+    #[error("agent {0} is not connected; it is given the order's effect when it comes back")]
+    NotConnected(SpiffeId),
+    /// It does not take its orders.
+    #[error("agent {0} has {MAX_ORDERS} orders waiting and takes none; see its log")]
+    Busy(SpiffeId),
+}
+
+/// An agent or sidecar as its certificate and its join describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its SPIFFE ID.
+    pub id: SpiffeId,
+    /// Its cluster.
+    pub cluster: String,
+    /// The name of its node; empty while unknown.
+    pub node: String,
+    /// Until when its certificate is valid.
+    pub svid_not_after: OffsetDateTime,
+}
+
+/// How the fleet stands, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Sessions open now.
+    pub connected: usize,
+    /// Certificates that connected agents hold.
+    pub workloads: u64,
+    /// Proxy streams at connected agents.
+    pub streams: u64,
+    /// Proxies that have not acknowledged the trust state that their agent has.
+    pub lagging: u64,
+    /// Connected agents that have not taken over the newest trust state.
+    pub behind: usize,
+}
+
+/// Everything known about the agents.
+#[derive(Debug)]
+pub struct Fleet {
+    clock: Arc<dyn Clock>,
+    agents: Mutex<Agents>,
+}
+
+#[derive(Debug, Default)]
+struct Agents {
+    by_id: BTreeMap<SpiffeId, Record>,
+    sessions_ever: u64,
+}
+
+#[derive(Debug)]
+struct Record {
+    member: Member,
+    line: Option<Line>,
+    last_seen: OffsetDateTime,
+    version: String,
+    report: Report,
+    clock_offset_ms: i64,
+    /// The sequence of the trust state that it was sent last.
+    given: u64,
+}
+
+/// The way to a connected agent.
+#[derive(Debug)]
+struct Line {
+    number: u64,
+    orders: mpsc::Sender<Order>,
+    replaced: CancellationToken,
+}
+
+impl Fleet {
+    /// A fleet of nobody.
+    pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self { clock, agents: Mutex::default() })
+    }
+
+    /// Remembers an agent that has just joined; its session follows.
+    ///
+    /// # Errors
+    /// If there is no room for another agent.
+    pub fn joined(&self, member: Member) -> Result<(), FleetError> {
+        let now = self.clock.now();
+        let mut agents = self.lock();
+        agents.make_room(&member.id)?;
+        let record = agents.by_id.entry(member.id.clone()).or_insert_with(|| Record::new(member.clone(), now));
+        record.member = member;
+        record.last_seen = now;
+        Ok(())
+    }
+
+    /// Begins a session of `member`, who introduced itself with `hello`. Its session before, if there is one, ends: the newest stream counts.
+    ///
+    /// # Errors
+    /// If there is no room for another agent.
+    pub fn attach(self: &Arc<Self>, member: Member, hello: &Hello) -> Result<Session, FleetError> {
+        let now = self.clock.now();
+        let mut agents = self.lock();
+        agents.make_room(&member.id)?;
+        agents.sessions_ever += 1;
+        let number = agents.sessions_ever;
+        let (orders, orders_in) = mpsc::channel(MAX_ORDERS);
+        let replaced = CancellationToken::new();
+        let record = agents.by_id.entry(member.id.clone()).or_insert_with(|| Record::new(member.clone(), now));
+        if let Some(before) = record.line.replace(Line { number, orders, replaced: replaced.clone() }) {
+            before.replaced.cancel();
+        }
+        let node_before = std::mem::take(&mut record.member.node);
+        record.member = member.clone();
+        if record.member.node.is_empty() {
+            record.member.node = node_before;
+        }
+        record.version = shortened(&hello.version);
+        record.last_seen = now;
+        if let Some(report) = &hello.report {
+            record.take(report.clone(), now);
+        }
+        drop(agents);
+        Ok(Session::new(Arc::clone(self), member, number, orders_in, replaced))
+    }
+
+    /// Gives one agent an order.
+    ///
+    /// # Errors
+    /// If it is not connected, or does not take its orders.
+    pub fn order(&self, id: &SpiffeId, order: Order) -> Result<(), FleetError> {
+        let agents = self.lock();
+        let line = agents.by_id.get(id).and_then(|record| record.line.as_ref()).ok_or_else(|| FleetError::NotConnected(id.clone()))?;
+        line.orders.try_send(order).map_err(|_| FleetError::Busy(id.clone()))
+    }
+
+    /// Gives every connected agent an order; those that could not be given it.
+    pub fn order_all(&self, order: Order) -> Vec<FleetError> {
+        let agents = self.lock();
+        let connected = agents.by_id.iter().filter_map(|(id, record)| Some((id, record.line.as_ref()?)));
+        connected.filter_map(|(id, line)| line.orders.try_send(order).err().map(|_| FleetError::Busy(id.clone()))).collect()
+    }
+
+    /// Everyone who was seen since this CA started, by SPIFFE ID.
+    pub fn agents(&self) -> Vec<AgentRecord> {
+        self.lock().by_id.values().map(Record::describe).collect()
+    }
+
+    /// The agent on `node` that was seen last, by the node's name.
+    pub fn on_node(&self, cluster: &str, node: &str) -> Option<AgentRecord> {
+        let agents = self.lock();
+        let there = agents.by_id.values().filter(|record| record.member.cluster == cluster && record.member.node == node);
+        there.max_by_key(|record| (record.line.is_some(), record.last_seen)).map(Record::describe)
+    }
+
+    /// The node's name of an agent, if it was heard before.
+    pub fn node_of(&self, id: &SpiffeId) -> Option<String> {
+        self.lock().by_id.get(id).map(|record| record.member.node.clone()).filter(|node| !node.is_empty())
+    }
+
+    /// How it stands, compared with the trust state of `sequence`.
+    pub fn totals(&self, sequence: u64) -> Totals {
+        let agents = self.lock();
+        let mut totals = Totals::default();
+        for record in agents.by_id.values().filter(|record| record.line.is_some()) {
+            totals.connected += 1;
+            totals.workloads += u64::from(record.report.workloads);
+            totals.streams += u64::from(record.report.streams);
+            totals.lagging += u64::from(record.report.lagging_total);
+            totals.behind += usize::from(record.report.trust_sequence < sequence);
+        }
+        totals
+    }
+
+    /// The sequence of the trust state that an agent was sent last; 0 if it was sent none since this CA started.
+    pub fn given_to(&self, id: &SpiffeId) -> u64 {
+        self.lock().by_id.get(id).map_or(0, |record| record.given)
+    }
+
+    fn given(&self, id: &SpiffeId, number: u64, sequence: u64) {
+        if let Some(record) = self.lock().by_id.get_mut(id).filter(|record| record.is_session(number)) {
+            record.given = sequence;
+        }
+    }
+
+    fn report(&self, id: &SpiffeId, number: u64, report: Report) {
+        let now = self.clock.now();
+        let mut agents = self.lock();
+        if let Some(record) = agents.by_id.get_mut(id).filter(|record| record.is_session(number)) {
+            record.take(report, now);
+        }
+    }
+
+    fn detach(&self, id: &SpiffeId, number: u64) {
+        let now = self.clock.now();
+        let mut agents = self.lock();
+        if let Some(record) = agents.by_id.get_mut(id).filter(|record| record.is_session(number)) {
+            record.line = None;
+            record.last_seen = now;
+        }
+    }
+
+    /// Nothing that holds this lock can panic halfway through a change, so a poisoned one is still whole.
+    fn lock(&self) -> MutexGuard<'_, Agents> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Agents {
+    fn make_room(&mut self, for_: &SpiffeId) -> Result<(), FleetError> {
+        if self.by_id.len() < MAX_AGENTS || self.by_id.contains_key(for_) {
+            return Ok(());
+        }
+        let away = self.by_id.iter().filter(|(_, record)| record.line.is_none());
+        let longest = away.min_by_key(|(_, record)| record.last_seen).map(|(id, _)| id.clone()).ok_or(FleetError::Full)?;
+        self.by_id.remove(&longest);
+        Ok(())
+    }
+}
+
+impl Record {
+    fn new(member: Member, now: OffsetDateTime) -> Self {
+        Self { member, line: None, last_seen: now, version: String::new(), report: Report::default(), clock_offset_ms: 0, given: 0 }
+    }
+
+    fn is_session(&self, number: u64) -> bool {
+        self.line.as_ref().is_some_and(|line| line.number == number)
+    }
+
+    fn take(&mut self, mut report: Report, now: OffsetDateTime) {
+        report.lagging.truncate(MAX_LAGGING);
+        for lag in &mut report.lagging {
+            for text in [&mut lag.proxy, &mut lag.pod, &mut lag.nack] {
+                *text = shortened(text);
+            }
+        }
+        self.last_seen = now;
+        self.clock_offset_ms = report.clock_ms.saturating_sub(wire::millis(now));
+        self.report = report;
+    }
+
+    fn describe(&self) -> AgentRecord {
+        AgentRecord {
+            spiffe_id: self.member.id.to_string(),
+            cluster: self.member.cluster.clone(),
+            node: self.member.node.clone(),
+            connected: self.line.is_some(),
+            last_seen_ms: wire::millis(self.last_seen),
+            version: self.version.clone(),
+            trust_sequence: self.report.trust_sequence,
+            workloads: self.report.workloads,
+            streams: self.report.streams,
+            lagging: self.report.lagging_total,
+            clock_offset_ms: self.clock_offset_ms,
+            svid_not_after_ms: wire::millis(self.member.svid_not_after),
+        }
+    }
+}
+
+fn shortened(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! What a call can fail with, and the gRPC code of each. The one place where codes are chosen.
+
+use chancery_identity::SpiffeId;
+use time::OffsetDateTime;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+
+use crate::attestation::NotACaller;
+use crate::fleet::{FleetError, SessionEnd};
+use crate::issuance::Refusal;
+use crate::ledger::{FilterError, LedgerError};
+
+/// The metadata key that carries a refusal's stable word.
+pub const REASON_KEY: &str = "chancery-reason";
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiError {
+    /// The peer's certificate cannot be read, although TLS let it in.
+    #[error("the client certificate is not accepted: {0}")]
+    Certificate(String),
+    /// No client certificate where one is needed.
+    #[error("this call needs the certificate of an agent or sidecar: join first")]
+    NoCertificate,
+    /// A certificate of somebody else's.
+    #[error(transparent)]
+    NotACaller(#[from] NotACaller),
+    /// The certificate expired after the connection was made.
+    #[error("the certificate of {id} expired at {at}: connect with a newer one, or join again")]
+    SvidExpired {
+        /// Whose.
+        id: SpiffeId,
+        /// When.
+        at: OffsetDateTime,
+    },
+    /// Too many calls at once.
+    #[error("too many calls of this peer are being worked on: wait for one of them (limits.concurrent_calls)")]
+    TooManyCalls,
+    /// Too many certificates a second.
+    #[error("this peer asks for more than its rate allows: try again in a second (limits.requests_per_second, limits.request_burst)")]
+    RateLimited,
+    /// What was sent cannot be meant.
+    #[error("{0}")]
+    Invalid(String),
+    /// A filter that cannot be meant.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// What was asked for does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// A certificate was refused.
+    #[error(transparent)]
+    Refused(Box<Refusal>),
+    /// The ledger failed.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The fleet refused.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
+    /// A session ended.
+    #[error(transparent)]
+    Session(#[from] SessionEnd),
+}
+
+impl ApiError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Certificate(_) | Self::NoCertificate | Self::SvidExpired { .. } | Self::Session(SessionEnd::SvidExpired) => {
+                Code::Unauthenticated
+            }
+            Self::TooManyCalls | Self::RateLimited | Self::Fleet(_) | Self::Ledger(LedgerError::Full(_)) => Code::ResourceExhausted,
+            Self::Invalid(_) | Self::Filter(_) | Self::Ledger(LedgerError::PageSize(_) | LedgerError::PageToken(_)) => {
+                Code::InvalidArgument
+            }
+            Self::NotFound(_) => Code::NotFound,
+            Self::Refused(refusal) if refusal.retryable => Code::Unavailable,
+            Self::Refused(_) | Self::NotACaller(_) | Self::Session(SessionEnd::ClusterRemoved) => Code::PermissionDenied,
+            Self::Ledger(error) if error.is_retryable() => Code::Unavailable,
+            Self::Ledger(_) => Code::Internal,
+            Self::Session(SessionEnd::Protocol(_)) => Code::InvalidArgument,
+            Self::Session(SessionEnd::Replaced) => Code::Aborted,
+            Self::Session(_) => Code::Unavailable,
+        }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(Box::new(refusal))
+    }
+}
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        let mut status = Self::new(error.code(), error.to_string());
+        if let ApiError::Refused(refusal) = error {
+            status.metadata_mut().insert(REASON_KEY, MetadataValue::from_static(refusal.reason));
+        }
+        status
+    }
+}

@@ -1,0 +1,157 @@
+//! For operators and auditors, on the local admin socket. Whoever can open the socket (mode 0600) may ask; who it was is logged.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use chancery_proto::chancery::v1::operator_service_server::OperatorService;
+use chancery_proto::chancery::v1::{
+    ExplainRequest, ExplainResponse, Finding, IdentityFilter as WireFilter, ListAgentsRequest, ListAgentsResponse, ListIdentitiesRequest,
+    ListIdentitiesResponse, ListRefusalsRequest, ListRefusalsResponse, ShowIdentityRequest, ShowIdentityResponse, StatusRequest,
+    StatusResponse, TestPolicyRequest, TestPolicyResponse, show_identity_request::By,
+};
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status};
+
+use crate::api::certificate_text::certificate_text;
+use crate::api::error::ApiError;
+use crate::api::{CallMetrics, test_policy};
+use crate::attestation::Clusters;
+use crate::fleet::{Explanation, Fleet};
+use crate::issuance::Issuance;
+use crate::ledger::{Identity, IdentityFilter, Ledger, MAX_PAGE_SIZE, RefusalFilter, Refusals};
+
+const DEFAULT_PAGE: usize = 100;
+
+/// How the whole CA stands; put together where all its parts are known.
+pub type Standing = Arc<dyn Fn() -> StatusResponse + Send + Sync>;
+
+/// Answers operators.
+#[derive(Clone)]
+pub struct OperatorApi {
+    /// What was issued.
+    pub ledger: Ledger,
+    /// What was refused.
+    pub refusals: Arc<Refusals>,
+    /// Who is connected.
+    pub fleet: Arc<Fleet>,
+    /// Whose tokens count.
+    pub clusters: Arc<Clusters>,
+    /// The policy in force.
+    pub issuance: Arc<Issuance>,
+    /// How the whole stands.
+    pub standing: Standing,
+    /// Counts the calls.
+    pub metrics: Arc<CallMetrics>,
+}
+
+impl OperatorApi {
+    async fn answer<Q, A>(
+        &self,
+        method: &'static str,
+        request: Request<Q>,
+        work: impl AsyncFnOnce(Q) -> Result<A, ApiError>,
+    ) -> Result<Response<A>, Status> {
+        let started = Instant::now();
+        let uid = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred).map(|peer| peer.uid());
+        tracing::debug!(method, uid, "an operator asks");
+        let answer = work(request.into_inner()).await;
+        self.metrics.answered(method, answer.is_ok(), started.elapsed());
+        Ok(Response::new(answer?))
+    }
+}
+
+#[tonic::async_trait]
+impl OperatorService for OperatorApi {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.answer("Status", request, async |_| Ok((self.standing)())).await
+    }
+
+    async fn list_identities(&self, request: Request<ListIdentitiesRequest>) -> Result<Response<ListIdentitiesResponse>, Status> {
+        self.answer("ListIdentities", request, async |request| {
+            let filter = IdentityFilter::try_from(&request.filter.unwrap_or_default())?;
+            let size = page_size(request.page_size)?;
+            let token = (!request.page_token.is_empty()).then_some(request.page_token.as_str());
+            let page = self.ledger.list(&filter, size, token).await?;
+            let identities = page.identities.into_iter().map(Into::into).collect();
+            Ok(ListIdentitiesResponse { identities, next_page_token: page.next.unwrap_or_default() })
+        })
+        .await
+    }
+
+    async fn show_identity(&self, request: Request<ShowIdentityRequest>) -> Result<Response<ShowIdentityResponse>, Status> {
+        self.answer("ShowIdentity", request, async |request| {
+            let identity = self.find(request.by).await?;
+            let text = certificate_text(&identity.issuance.certificate)?;
+            Ok(ShowIdentityResponse { identity: Some(identity.into()), text })
+        })
+        .await
+    }
+
+    async fn list_refusals(&self, request: Request<ListRefusalsRequest>) -> Result<Response<ListRefusalsResponse>, Status> {
+        self.answer("ListRefusals", request, async |request| {
+            let limit = page_size(request.limit)?;
+            let given = |text: String| (!text.is_empty()).then_some(text);
+            let pod = IdentityFilter::try_from(&WireFilter { pod: request.pod, ..WireFilter::default() })?.pod;
+            let filter = RefusalFilter { agent: given(request.agent), reason: given(request.reason), pod };
+            let refusals = self.refusals.list_newest(&filter, limit).into_iter().map(Into::into).collect();
+            Ok(ListRefusalsResponse { refusals })
+        })
+        .await
+    }
+
+    async fn list_agents(&self, request: Request<ListAgentsRequest>) -> Result<Response<ListAgentsResponse>, Status> {
+        self.answer("ListAgents", request, async |_| Ok(ListAgentsResponse { agents: self.fleet.agents() })).await
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        self.answer("Explain", request, async |request| {
+            let explanation = self.fleet.explain(&self.ledger, &self.refusals, &request.namespace, &request.pod).await?;
+            Ok(explanation.into())
+        })
+        .await
+    }
+
+    async fn test_policy(&self, request: Request<TestPolicyRequest>) -> Result<Response<TestPolicyResponse>, Status> {
+        self.answer("TestPolicy", request, async |request| test_policy(&self.issuance.policy(), &self.clusters.settings(), &request)).await
+    }
+}
+
+impl OperatorApi {
+    async fn find(&self, by: Option<By>) -> Result<Identity, ApiError> {
+        match by {
+            Some(By::Entry(index)) => {
+                let found = self.ledger.show_entry(index).await?;
+                found.ok_or_else(|| ApiError::NotFound(format!("entry {index} does not exist, or is no issued identity")))
+            }
+            Some(By::Serial(serial)) => {
+                let filter = IdentityFilter::try_from(&WireFilter { serial: serial.clone(), ..WireFilter::default() })?;
+                let wanted = filter.serial.ok_or_else(|| ApiError::Invalid("the serial number is empty".into()))?;
+                let found = self.ledger.show(wanted).await?;
+                found.ok_or_else(|| ApiError::NotFound(format!("no certificate with the serial number {serial} was issued")))
+            }
+            None => Err(ApiError::Invalid("name a serial number or an entry".into())),
+        }
+    }
+}
+
+/// 0 stands for the default.
+fn page_size(asked: u32) -> Result<usize, ApiError> {
+    match usize::try_from(asked) {
+        Ok(0) => Ok(DEFAULT_PAGE),
+        Ok(size) if size <= MAX_PAGE_SIZE => Ok(size),
+        _ => Err(ApiError::Invalid(format!("a page has at most {MAX_PAGE_SIZE} lines, not {asked}"))),
+    }
+}
+
+impl From<Explanation> for ExplainResponse {
+    fn from(explanation: Explanation) -> Self {
+        let finding = |(level, text): (crate::fleet::Level, String)| Finding { level: level.to_string(), text };
+        Self {
+            verdict: explanation.verdict,
+            next_step: explanation.next_step,
+            findings: explanation.findings.into_iter().map(finding).collect(),
+            latest: explanation.latest.map(Into::into),
+            refusals: explanation.refusals.into_iter().map(Into::into).collect(),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `chancery agent`: the node agents and how far each has come.
+
+use std::io::Write;
+
+use chancery_process::output::{Format, rows};
+use chancery_proto::chancery::v1::{AgentRecord, ListAgentsRequest};
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::client::{CliError, Operator};
+use crate::output::moment;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Every agent that was seen since the CA started.
+    List,
+}
+
+#[derive(Debug, Serialize)]
+struct AgentRow {
+    spiffe_id: String,
+    cluster: String,
+    node: String,
+    connected: bool,
+    last_seen: String,
+    version: String,
+    trust_sequence: u64,
+    workloads: u32,
+    streams: u32,
+    lagging: u32,
+    clock_offset_ms: i64,
+    svid_not_after: String,
+}
+
+pub(crate) async fn run(mut ca: Operator, Command::List: Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let found: Vec<AgentRow> = ca.list_agents(ListAgentsRequest {}).await?.into_inner().agents.into_iter().map(AgentRow::of).collect();
+    let all = [
+        "cluster",
+        "node",
+        "connected",
+        "last_seen",
+        "workloads",
+        "streams",
+        "lagging",
+        "trust_sequence",
+        "clock_offset_ms",
+        "version",
+        "svid_not_after",
+        "spiffe_id",
+    ];
+    let columns = if format == Format::Table { &all[..10] } else { &all[..] };
+    Ok(rows(out, format, columns, &found)?)
+}
+
+impl AgentRow {
+    fn of(record: AgentRecord) -> Self {
+        Self {
+            spiffe_id: record.spiffe_id,
+            cluster: record.cluster,
+            node: record.node,
+            connected: record.connected,
+            last_seen: moment(record.last_seen_ms),
+            version: record.version,
+            trust_sequence: record.trust_sequence,
+            workloads: record.workloads,
+            streams: record.streams,
+            lagging: record.lagging,
+            clock_offset_ms: record.clock_offset_ms,
+            svid_not_after: moment(record.svid_not_after_ms),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! `chancery`: the command line of those who run and audit a CA. It asks a running CA over its local admin socket.
+//!
+//! Exit status: 0 done, 1 refused or failed with the reason on standard error, 2 wrong usage.
+
+mod agents;
+mod client;
+mod explain;
+mod identity;
+mod output;
+mod policy;
+mod status;
+mod token;
+
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use chancery_process::output::Format;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use client::CliError;
+
+/// Look into a Chancery CA: what it issued, to whom, what it refused and why.
+#[derive(Debug, Parser)]
+#[command(name = "chancery", version, max_term_width = 100)]
+struct Cli {
+    /// The CA's admin socket. Without it: `/run/chancery/ca-admin.sock`, or the one of a development CA in `./chancery-dev`.
+    #[arg(long, global = true, env = "CHANCERY_ADMIN_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// How to print the answer.
+    #[arg(long, short, global = true, value_enum, default_value_t)]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// How the CA stands: ready or why not, its certificates, clusters, ledger.
+    Status,
+    /// The identities that were issued, and those that were refused.
+    #[command(subcommand)]
+    Identity(identity::Command),
+    /// Why has this pod no certificate? Or: it has one, and here it is.
+    Explain {
+        /// The pod.
+        #[arg(value_name = "NAMESPACE/POD", value_parser = explain::pod_name)]
+        pod: explain::PodName,
+    },
+    /// The node agents.
+    #[command(subcommand)]
+    Agent(agents::Command),
+    /// The rules by which identities are issued.
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Tokens of the development issuer.
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Print completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough.
+        Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), CliError> {
+    let out = &mut io::stdout().lock();
+    let format = cli.output;
+    let connect = || client::connect(cli.socket.clone());
+    match cli.command {
+        Command::Status => status::run(connect().await?, out, format).await,
+        Command::Identity(command) => identity::run(connect().await?, command, out, format).await,
+        Command::Explain { pod } => explain::run(connect().await?, pod, out, format).await,
+        Command::Agent(command) => agents::run(connect().await?, command, out, format).await,
+        Command::Policy(command) => policy::run(cli.socket, command, out, format).await,
+        Command::Token(command) => token::run(&command, out, format),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "chancery", out);
+            Ok(())
+        }
+    }
+}
+
+impl CliError {
+    fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(chancery_process::output::OutputError::Write(error)) if error.kind() == ErrorKind::BrokenPipe)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_pod_without_a_namespace_is_wrong_usage() {
+        let error = Cli::try_parse_from(["chancery", "explain", "cart-0"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("namespace/pod"), "{error}");
+    }
+}

@@ -1,1 +1,0 @@
-//! The CA's configuration: read, checked, reloaded whole or not at all.

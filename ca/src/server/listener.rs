@@ -1,0 +1,164 @@
+//! The TLS port: accepts connections, does their handshakes in time, and hands over only those that TLS let in.
+//!
+//! A peer that TLS refuses learns little about why, so the reason is logged here. Connections are bounded: what is over the limit is
+//! closed at once, and counted.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+use tracing::{debug, warn};
+
+use crate::api::{Peer, PeerSvid, Peers};
+use crate::telemetry::Metrics;
+
+/// How long after an error of `accept` (no file descriptors, usually) the next try waits.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Handshakes that are done and wait to be served.
+const READY: usize = 64;
+
+/// What the TLS port keeps to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PortLimits {
+    pub(super) max_connections: usize,
+    pub(super) handshake_timeout: Duration,
+    pub(super) max_connection_age: Duration,
+}
+
+/// Accepts until `shutdown`; the stream ends then.
+pub(super) fn accept(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    peers: Arc<Peers>,
+    limits: PortLimits,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (ready, connections) = mpsc::channel(READY);
+    let port = Port { acceptor: TlsAcceptor::from(tls), peers, limits, metrics, ready };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = port.run(listener) => {}
+            () = shutdown.cancelled() => {}
+        }
+    });
+    ReceiverStream::new(connections)
+}
+
+#[derive(Clone)]
+struct Port {
+    acceptor: TlsAcceptor,
+    peers: Arc<Peers>,
+    limits: PortLimits,
+    metrics: Arc<Metrics>,
+    ready: mpsc::Sender<io::Result<Connection>>,
+}
+
+impl Port {
+    async fn run(self, listener: TcpListener) {
+        let room = Arc::new(Semaphore::new(self.limits.max_connections));
+        loop {
+            let (stream, address) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, "cannot accept connections");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+                warn!(%address, limit = self.limits.max_connections, "connection refused: too many connections");
+                self.metrics.connection_refused("limit");
+                continue;
+            };
+            tokio::spawn(self.clone().handshake(stream, address, permit));
+        }
+    }
+
+    async fn handshake(self, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+        // Answers are small; waiting to fill a packet would only delay them.
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%address, %error, "cannot set TCP_NODELAY");
+        }
+        let refusal = match timeout(self.limits.handshake_timeout, self.acceptor.accept(stream)).await {
+            Ok(Ok(tls)) => match self.peer(&tls, address) {
+                Ok(peer) => {
+                    let _ended = self.ready.send(Ok(Connection { tls, peer, _permit: permit })).await;
+                    return;
+                }
+                Err(error) => error,
+            },
+            // A port scan or a health check that only connects.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                debug!(%address, "the peer left during the TLS handshake");
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the TLS handshake took longer than {:?}", self.limits.handshake_timeout),
+        };
+        warn!(%address, reason = refusal, "connection refused");
+        self.metrics.connection_refused("tls");
+    }
+
+    fn peer(&self, tls: &TlsStream<TcpStream>, address: SocketAddr) -> Result<Peer, String> {
+        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let svid = leaf.map(PeerSvid::of).transpose().map_err(|error| error.to_string())?;
+        Ok(self.peers.connected(address, svid, self.limits.max_connection_age))
+    }
+}
+
+/// A connection that TLS let in.
+pub(super) struct Connection {
+    tls: TlsStream<TcpStream>,
+    peer: Peer,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,274 @@
+//! A running CA: opens its parts in order, serves its three doors (the TLS port, the admin socket, the plain HTTP port), and ends in order.
+//!
+//! Ports are opened before anything is written, so that a start that cannot succeed leaves no trace. On the way down nothing new is
+//! accepted, what was accepted is answered, and the ledger is closed last. A ledger that could not be made durable ends the process: the
+//! next start recovers.
+
+mod error;
+mod listener;
+mod open;
+mod parts;
+mod reload;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chancery_identity::{Clock, SystemClock};
+use chancery_process::http::{health_routes, serve_tcp};
+use chancery_process::logging::LogHandle;
+use chancery_process::watch::FileWatch;
+use chancery_proto::chancery::v1::agent_service_server::AgentServiceServer;
+use chancery_proto::chancery::v1::operator_service_server::OperatorServiceServer;
+use prometheus_client::registry::Registry;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tracing::{error, info, warn};
+
+pub use error::ServeError;
+
+use crate::api::{AgentApi, CallMetrics, OperatorApi, Peers};
+use crate::config::{Config, Mode};
+use crate::ledger::LedgerHealth;
+use crate::telemetry::{Metrics, Readings};
+use listener::PortLimits;
+use open::Doors;
+use parts::Parts;
+use reload::Reloader;
+
+/// The largest message that is read: 512 requests with a token and a CSR of ordinary size each, several times over.
+const MAX_MESSAGE_BYTES: usize = 4 << 20;
+/// Calls of one connection that are worked on at the same time.
+const MAX_STREAMS: u32 = 256;
+/// A peer that does not answer a ping is gone.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a drained connection, and a shutdown, wait for the calls under way.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What a CA is started with.
+pub struct Options {
+    config: Config,
+    mode: Mode,
+    shutdown: CancellationToken,
+    clock: Arc<dyn Clock>,
+    log: Option<LogHandle>,
+}
+
+impl Options {
+    /// Runs until `shutdown` is cancelled.
+    pub fn new(config: Config, mode: Mode, shutdown: CancellationToken) -> Self {
+        Self { config, mode, shutdown, clock: Arc::new(SystemClock), log: None }
+    }
+
+    /// The log's level follows the configuration.
+    #[must_use]
+    pub fn with_log(mut self, log: LogHandle) -> Self {
+        self.log = Some(log);
+        self
+    }
+
+    /// The time comes from here.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+}
+
+/// A CA that accepts connections.
+#[derive(Debug)]
+pub struct Running {
+    /// The TLS port, as it was opened.
+    pub address: SocketAddr,
+    /// The plain HTTP port, as it was opened.
+    pub http_address: SocketAddr,
+    /// The operators' socket.
+    pub admin_socket: PathBuf,
+    supervisor: tokio::task::JoinHandle<Result<(), ServeError>>,
+}
+
+impl Running {
+    /// Waits until the CA has ended.
+    ///
+    /// # Errors
+    /// If it ended for another reason than that it was asked to.
+    pub async fn finished(self) -> Result<(), ServeError> {
+        self.supervisor.await.map_err(|error| ServeError::Task(error.to_string()))?
+    }
+}
+
+/// Starts a CA; it accepts connections when this returns.
+///
+/// # Errors
+/// If a part cannot be opened; then nothing is left running.
+pub async fn start(options: Options) -> Result<Running, ServeError> {
+    let Options { config, mode, shutdown, clock, log } = options;
+    let doors = Doors::open(&config).await?;
+    let watch = FileWatch::new(config.files())?;
+    let (address, http_address) = (doors.address, doors.http_address);
+    let admin_socket = config.admin_socket.clone();
+
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::register(&mut registry));
+    let calls = Arc::new(CallMetrics::register(&mut registry));
+    let parts = Arc::new(open::open(config, clock, doors.directory, Arc::clone(&calls)).await?);
+    let read = Arc::clone(&parts);
+    registry.register_collector(Box::new(Readings(move || read.readings())));
+    metrics.configuration_applied(parts.clock.now().unix_timestamp());
+
+    // Ends everything, whether it was asked for or a part failed.
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve_agents(&parts, doors.tls, Arc::clone(&metrics), Arc::clone(&calls), stop.clone())?);
+    tasks.spawn(serve_operators(&parts, doors.admin, calls, stop.clone()));
+    tasks.spawn(serve_http(Arc::clone(&parts), doors.http, registry, stop.clone()));
+    let reloader = Reloader { parts: Arc::clone(&parts), mode, log, metrics, watch };
+    tasks.spawn(reloader.run(stop.clone()));
+    let (clusters, authority) = (Arc::clone(&parts.clusters), Arc::clone(&parts.authority));
+    let (stop_clusters, stop_authority) = (stop.clone(), stop.clone());
+    tasks.spawn(async move { clusters.run(stop_clusters).await });
+    tasks.spawn(async move { authority.run(stop_authority).await });
+
+    announce(&parts, address, http_address);
+    let supervisor = tokio::spawn(supervise(parts, tasks, shutdown, stop));
+    Ok(Running { address, http_address, admin_socket, supervisor })
+}
+
+fn announce(parts: &Parts, address: SocketAddr, http_address: SocketAddr) {
+    let config = parts.config.load();
+    if config.development {
+        warn!("this is a development CA: whoever reads its data directory can have any identity");
+    }
+    info!(
+        %address,
+        %http_address,
+        admin_socket = %config.admin_socket.display(),
+        trust_domain = %config.trust_domain,
+        root = %parts.authority.root_fingerprint(),
+        ledger_entries = parts.ledger.entries(),
+        "serving"
+    );
+}
+
+/// Waits for the end and brings it about in order.
+async fn supervise(
+    parts: Arc<Parts>,
+    mut tasks: JoinSet<()>,
+    shutdown: CancellationToken,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let failure = tokio::select! {
+        () = shutdown.cancelled() => None,
+        failure = ledger_failed(&parts) => Some(failure),
+    };
+    if let Some(failure) = &failure {
+        error!(error = %failure, "the ledger failed: nothing more can be issued, ending");
+    }
+    stop.cancel();
+    let drained = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        warn!("calls were still under way after {} s and are cut off", DRAIN.as_secs());
+        tasks.shutdown().await;
+    }
+    let closed = parts.ledger.close().await;
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(closed?),
+    }
+}
+
+/// Returns when nothing more can be recorded.
+async fn ledger_failed(parts: &Parts) -> ServeError {
+    let mut health = parts.ledger.health();
+    loop {
+        if let LedgerHealth::Failed(error) = &*health.borrow_and_update() {
+            return ServeError::LedgerFailed(error.clone());
+        }
+        if health.changed().await.is_err() {
+            // The ledger was closed under us, which only ending does.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn serve_agents(
+    parts: &Arc<Parts>,
+    listener: tokio::net::TcpListener,
+    metrics: Arc<Metrics>,
+    calls: Arc<CallMetrics>,
+    stop: CancellationToken,
+) -> Result<impl Future<Output = ()> + Send + use<>, ServeError> {
+    let limits = parts.config.load().limits.clone();
+    let tls = chancery_identity::tls::server_config(
+        parts.authority.server_certificate(),
+        parts.authority.shared_trust(),
+        Arc::clone(&parts.clock),
+    )?;
+    let port = PortLimits {
+        max_connections: usize::try_from(limits.max_connections.get()).unwrap_or(usize::MAX),
+        handshake_timeout: limits.handshake_timeout,
+        max_connection_age: limits.max_connection_age,
+    };
+    let peers = Arc::new(Peers::new(limits.per_peer()));
+    let incoming = listener::accept(listener, Arc::new(tls), peers, port, metrics, stop.clone());
+    let api = AgentApi {
+        issuance: Arc::clone(&parts.issuance),
+        authority: Arc::clone(&parts.authority),
+        clusters: Arc::clone(&parts.clusters),
+        fleet: Arc::clone(&parts.fleet),
+        ledger: parts.ledger.clone(),
+        clock: Arc::clone(&parts.clock),
+        metrics: calls,
+        shutdown: stop.clone(),
+    };
+    let service = AgentServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let server = Server::builder()
+        .max_connection_age(limits.max_connection_age)
+        .max_connection_age_grace(DRAIN)
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    Ok(async move {
+        if let Err(error) = server.await {
+            error!(%error, "the TLS port ended");
+        }
+    })
+}
+
+fn serve_operators(
+    parts: &Arc<Parts>,
+    listener: tokio::net::UnixListener,
+    calls: Arc<CallMetrics>,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send + use<> {
+    let status = Arc::clone(parts);
+    let api = OperatorApi {
+        ledger: parts.ledger.clone(),
+        refusals: Arc::clone(&parts.refusals),
+        fleet: Arc::clone(&parts.fleet),
+        clusters: Arc::clone(&parts.clusters),
+        issuance: Arc::clone(&parts.issuance),
+        standing: Arc::new(move || status.status()),
+        metrics: calls,
+    };
+    let server = Server::builder()
+        .concurrency_limit_per_connection(16)
+        .add_service(OperatorServiceServer::new(api))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned());
+    async move {
+        if let Err(error) = server.await {
+            error!(%error, "the admin socket ended");
+        }
+    }
+}
+
+async fn serve_http(parts: Arc<Parts>, listener: tokio::net::TcpListener, registry: Registry, stop: CancellationToken) {
+    let routes = health_routes(Arc::new(registry), move || parts.readiness());
+    serve_tcp(listener, routes, stop).await;
+}

@@ -1,0 +1,115 @@
+//! Opening the parts of a CA, in the order in which they need each other.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use chancery_identity::Clock;
+use chancery_process::files::bind_socket;
+use chancery_process::http;
+use chancery_proto::chancery::v1::Start;
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::api::CallMetrics;
+use crate::attestation::Clusters;
+use crate::attestation::development::DevelopmentIssuer;
+use crate::authority::keys::FileKeyManager;
+use crate::authority::{Authority, DataDirectory, Kind};
+use crate::config::Config;
+use crate::fleet::Fleet;
+use crate::issuance::Issuance;
+use crate::issuance::policy::Policy;
+use crate::ledger::{Body, DICTIONARY_DIMENSIONS, EntryTerms, Ledger, LedgerOptions, Refusals};
+use crate::server::ServeError;
+use crate::server::parts::Parts;
+use crate::store::SharedStore;
+use crate::store::embedded::{EmbeddedStore, Options as StoreOptions};
+
+/// Only the owner may ask as an operator.
+const ADMIN_SOCKET_MODE: u32 = 0o600;
+
+/// What can be taken by somebody else: opened first, and nothing is written before.
+pub(super) struct Doors {
+    pub(super) tls: TcpListener,
+    pub(super) address: SocketAddr,
+    pub(super) http: TcpListener,
+    pub(super) http_address: SocketAddr,
+    pub(super) admin: UnixListener,
+    pub(super) directory: DataDirectory,
+}
+
+impl Doors {
+    pub(super) async fn open(config: &Config) -> Result<Self, ServeError> {
+        let tls = http::bind(config.listen).await?;
+        let http = http::bind(config.http_listen).await?;
+        let kind = if config.development { Kind::Development } else { Kind::Production };
+        let directory = DataDirectory::open(&config.data_dir, kind)?;
+        if config.development {
+            // Writes the keys that the development cluster reads.
+            DevelopmentIssuer::open_or_create(&directory.development())?;
+        }
+        // After the directory, since a development CA's socket lies in it.
+        let admin = bind_socket(&config.admin_socket, ADMIN_SOCKET_MODE)?;
+        let (address, http_address) = (address_of(&tls, config.listen), address_of(&http, config.http_listen));
+        Ok(Self { tls, address, http, http_address, admin, directory })
+    }
+}
+
+/// The port that the system chose where 0 was configured.
+fn address_of(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(configured)
+}
+
+pub(super) async fn open(
+    config: Config,
+    clock: Arc<dyn Clock>,
+    directory: DataDirectory,
+    calls: Arc<CallMetrics>,
+) -> Result<Parts, ServeError> {
+    let clusters = Clusters::new(config.trust_domain.clone(), config.clusters.clone(), Arc::clone(&clock))?;
+    let policy = Policy::new(config.trust_domain.clone(), config.policy.clone(), &config.clusters)?;
+    let keys = Arc::new(FileKeyManager::open(directory.keys())?);
+    let (ledger, repairs) = open_ledger(&config, &clock, &directory).await?;
+    let start = Start {
+        version: env!("CARGO_PKG_VERSION").into(),
+        configuration: config.digest.to_vec(),
+        development: config.development,
+        repairs,
+    };
+    ledger.append(Body::Start(start)).await?;
+    let authority =
+        Authority::open(config.trust_domain.clone(), config.authority.clone(), &directory, keys, ledger.clone(), Arc::clone(&clock))
+            .await?;
+    let refusals = Arc::new(Refusals::new());
+    let issuance = Issuance::new(
+        Arc::clone(&authority),
+        Arc::clone(&clusters),
+        policy,
+        ledger.clone(),
+        Arc::clone(&refusals),
+        calls,
+        Arc::clone(&clock),
+    );
+    Ok(Parts {
+        started_at: clock.now(),
+        fleet: Fleet::new(Arc::clone(&clock)),
+        clock,
+        config: ArcSwap::from_pointee(config),
+        ledger,
+        refusals,
+        authority,
+        clusters,
+        issuance: Arc::new(issuance),
+        configuration_error: Mutex::default(),
+        _directory: directory,
+    })
+}
+
+async fn open_ledger(config: &Config, clock: &Arc<dyn Clock>, directory: &DataDirectory) -> Result<(Ledger, Vec<String>), ServeError> {
+    let mut options = StoreOptions::new(Arc::new(EntryTerms), Arc::clone(clock));
+    options.dictionary_dimensions = DICTIONARY_DIMENSIONS.to_vec();
+    let opened = EmbeddedStore::open(&directory.ledger(), options).await?;
+    let store: SharedStore = Arc::new(opened.store);
+    let options = LedgerOptions { longest_lifetime: config.longest_lifetime(), ..LedgerOptions::default() };
+    Ok((Ledger::open(store, Arc::clone(clock), options).await?, opened.repairs))
+}

@@ -1,0 +1,165 @@
+//! The parts of a running CA, and how they stand together: ready or not, `status`, the gauges of `/metrics`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use chancery_identity::Clock;
+use chancery_process::http::Readiness;
+use chancery_proto::chancery::v1::{AuthorityStatus, ClusterStatus, StatusResponse};
+use time::OffsetDateTime;
+
+use crate::attestation::Clusters;
+use crate::authority::{Authority, DataDirectory};
+use crate::config::Config;
+use crate::fleet::Fleet;
+use crate::issuance::Issuance;
+use crate::ledger::{Ledger, LedgerHealth, Refusals};
+use crate::telemetry::Reading;
+
+/// Everything that answers questions.
+pub(super) struct Parts {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) started_at: OffsetDateTime,
+    pub(super) config: ArcSwap<Config>,
+    pub(super) ledger: Ledger,
+    pub(super) refusals: Arc<Refusals>,
+    pub(super) authority: Arc<Authority>,
+    pub(super) clusters: Arc<Clusters>,
+    pub(super) issuance: Arc<Issuance>,
+    pub(super) fleet: Arc<Fleet>,
+    /// Locked as long as this exists.
+    pub(super) _directory: DataDirectory,
+    /// Why the configuration on disk is not the one in force.
+    pub(super) configuration_error: Mutex<Option<String>>,
+}
+
+impl Parts {
+    /// Whether this CA can issue, as `/readyz` tells it.
+    pub(super) fn readiness(&self) -> Readiness {
+        let obstacles = self.obstacles();
+        if !obstacles.is_empty() {
+            return Readiness::NotReady(obstacles);
+        }
+        let flaws = self.flaws();
+        if flaws.is_empty() { Readiness::Ready } else { Readiness::Degraded(flaws) }
+    }
+
+    /// What keeps it from issuing.
+    fn obstacles(&self) -> Vec<String> {
+        let mut obstacles = Vec::new();
+        match &*self.ledger.health().borrow() {
+            LedgerHealth::Ok => {}
+            LedgerHealth::Full(error) | LedgerHealth::Unavailable(error) | LedgerHealth::Failed(error) => obstacles.push(error.to_string()),
+        }
+        obstacles.extend(self.authority.problem(self.clock.now()));
+        for cluster in self.clusters.status().into_iter().filter(|cluster| cluster.keys == 0) {
+            let problem = cluster.error.unwrap_or_else(|| "they have not been fetched yet".into());
+            obstacles.push(format!("the public keys of cluster {} are not loaded: {problem}", cluster.name));
+        }
+        obstacles
+    }
+
+    /// What somebody should look at although it issues.
+    fn flaws(&self) -> Vec<String> {
+        let stale = self.clusters.status().into_iter().filter(|cluster| cluster.keys > 0);
+        let stale = stale.filter_map(|cluster| {
+            let error = cluster.error?;
+            Some(format!("the public keys of cluster {} could not be loaded again, the last ones stay: {error}", cluster.name))
+        });
+        let refused = self.configuration_error().map(|error| format!("the configuration on disk is not in force: {error}"));
+        stale.chain(refused).collect()
+    }
+
+    pub(super) fn configuration_error(&self) -> Option<String> {
+        self.configuration_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_configuration_error(&self, error: Option<String>) {
+        *self.configuration_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    /// What `chancery status` shows.
+    pub(super) fn status(&self) -> StatusResponse {
+        let config = self.config.load();
+        let obstacles = self.obstacles();
+        let sequence = self.trust_sequence();
+        StatusResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            trust_domain: config.trust_domain.to_string(),
+            development: config.development,
+            ready: obstacles.is_empty(),
+            problems: obstacles.into_iter().chain(self.flaws()).collect(),
+            ledger_entries: self.ledger.entries(),
+            trust_sequence: sequence,
+            authorities: self.authorities(),
+            agents: u32::try_from(self.fleet.totals(sequence).connected).unwrap_or(u32::MAX),
+            started_at_ms: millis(self.started_at),
+            clusters: self.cluster_statuses(),
+            configuration_error: self.configuration_error().unwrap_or_default(),
+            data_directory: std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone()).display().to_string(),
+        }
+    }
+
+    fn trust_sequence(&self) -> u64 {
+        self.authority.trust().borrow().sequence
+    }
+
+    fn authorities(&self) -> Vec<AuthorityStatus> {
+        let of = |one: crate::authority::CertificateStatus| AuthorityStatus {
+            root: one.root,
+            fingerprint: one.fingerprint.to_string(),
+            subject: one.subject,
+            not_before_ms: millis(one.not_before),
+            not_after_ms: millis(one.not_after),
+        };
+        self.authority.status().into_iter().map(of).collect()
+    }
+
+    fn cluster_statuses(&self) -> Vec<ClusterStatus> {
+        let of = |one: crate::attestation::ClusterStatus| ClusterStatus {
+            name: one.name,
+            keys: u32::try_from(one.keys).unwrap_or(u32::MAX),
+            error: one.error.unwrap_or_default(),
+            loaded_at_ms: one.loaded_at.map_or(0, millis),
+        };
+        self.clusters.status().into_iter().map(of).collect()
+    }
+
+    /// The gauges, read when somebody asks for the metrics.
+    pub(super) fn readings(&self) -> Vec<Reading> {
+        let now = self.clock.now();
+        let expiries = self.authority.status().into_iter().map(|one| {
+            let name = if one.root { "root" } else { "issuing" };
+            (name.to_owned(), (one.not_after - now).as_seconds_f64())
+        });
+        let keys = self.clusters.status().into_iter().map(|cluster| (cluster.name, count(cluster.keys)));
+        let fleet = self.fleet.totals(self.trust_sequence());
+        let ledger = self.ledger.stats();
+        let is = |condition: bool| if condition { 1.0 } else { 0.0 };
+        vec![
+            Reading::one("chancery_development", "1 if this is a development CA", is(self.config.load().development)),
+            Reading::one("chancery_ready", "1 if this CA can issue", is(self.obstacles().is_empty())),
+            Reading::each("chancery_expiry_seconds", "Until the certificate expires", "certificate", expiries.collect()),
+            Reading::each("chancery_cluster_keys", "Public keys loaded", "cluster", keys.collect()),
+            Reading::one("chancery_agents_connected", "Agents with an open session", count(fleet.connected)),
+            Reading::one("chancery_agents_behind", "Connected agents without the newest trust state", count(fleet.behind)),
+            Reading::one("chancery_agent_workloads", "Certificates that connected agents hold", count(fleet.workloads)),
+            Reading::one("chancery_agent_streams", "Proxy streams at connected agents", count(fleet.streams)),
+            Reading::one("chancery_proxies_lagging", "Proxies without the newest trust bundle", count(fleet.lagging)),
+            Reading::one("chancery_ledger_entries", "Entries in the ledger", count(self.ledger.entries())),
+            Reading::one("chancery_ledger_groups", "Durable writes since the start", count(ledger.groups)),
+            Reading::one("chancery_ledger_commit_seconds", "Time spent in durable writes", ledger.commit_time.as_secs_f64()),
+            Reading::one("chancery_ledger_queue", "Requests that wait for a durable write", count(ledger.queued_requests)),
+        ]
+    }
+}
+
+/// As a gauge has it; what is lost above 2^53 nobody sees in a graph.
+#[allow(clippy::cast_precision_loss)]
+fn count(number: impl TryInto<u64>) -> f64 {
+    number.try_into().unwrap_or(u64::MAX) as f64
+}
+
+fn millis(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
