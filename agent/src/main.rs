@@ -89,7 +89,10 @@ fn execute(command: Command) -> Outcome {
     match command {
         Command::Run(argument) => run::run(&argument.config),
         Command::Check(argument) => {
-            Config::load(&argument.config)?;
+            let problems = Config::load(&argument.config)?.problems();
+            if !problems.is_empty() {
+                return Err(format!("{}: {}", argument.config.display(), problems.join("\n")).into());
+            }
             say(&format!("{}: good\n", argument.config.display()))
         }
         Command::Config { command: ConfigCommand::Example } => say(config::EXAMPLE),

@@ -25,6 +25,16 @@ pub enum Anchor {
     RootFingerprint(Fingerprint),
 }
 
+impl Anchor {
+    /// Whether trust can start from it now.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is no bundle of `own`.
+    pub fn check(&self, own: &TrustDomain) -> Result<(), CaError> {
+        server_trust(None, self, own).map(|_| ())
+    }
+}
+
 /// Why a trust state was not taken over; a stable word for metrics is [`Refusal::reason`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

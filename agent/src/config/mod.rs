@@ -170,6 +170,21 @@ impl Config {
         config::load(path)
     }
 
+    /// What keeps the agent from starting, or from joining, on this machine as it is now; a sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Err(error) = self.trust.0.check(&self.trust_domain) {
+            problems.push(format!("trust: {error}"));
+        }
+        if let Err(error) = std::fs::File::open(&self.token_file) {
+            problems.push(format!("token_file: {}: {error}", self.token_file.display()));
+        }
+        if let Err(error) = StateFile::check_directory(&self.state_dir, self.allow_disk_state) {
+            problems.push(format!("state_dir: {error}"));
+        }
+        problems
+    }
+
     /// What the connection to the CA needs.
     pub fn ca_client(&self) -> ca_client::Settings {
         ca_client::Settings {
@@ -361,6 +376,14 @@ mod tests {
         let mut spoiled = EXAMPLE.to_owned();
         spoiled.push_str("\nbatches = 1\n");
         assert!(read(&spoiled).unwrap_err().contains("unknown field `batches`"));
+    }
+
+    #[test]
+    fn a_check_names_what_is_missing_on_this_machine() {
+        let config = read(&LEAST.replace("/token", "/nonexistent/token").replace("/bundle.pem", "/nonexistent/bundle")).unwrap();
+        let problems = config.problems();
+        assert!(problems.iter().any(|problem| problem.starts_with("trust: ") && problem.contains("/nonexistent/bundle")), "{problems:?}");
+        assert!(problems.iter().any(|problem| problem.starts_with("token_file: /nonexistent/token")), "{problems:?}");
     }
 
     #[test]

@@ -85,11 +85,23 @@ impl StateFile {
     /// # Errors
     /// If it is not, or is open to others.
     pub fn open(directory: &Path, allow_disk: bool, trust_domain: TrustDomain, cluster: String) -> Result<Self, StateError> {
+        Self::check_directory(directory, allow_disk)?;
+        files::create_private_dir(directory)?;
+        Ok(Self { path: directory.join(FILE_NAME), trust_domain, cluster })
+    }
+
+    /// Whether the state may lie in `directory`, which is not created for it.
+    ///
+    /// # Errors
+    /// If it is on a disk, or open to others.
+    pub fn check_directory(directory: &Path, allow_disk: bool) -> Result<(), StateError> {
         if !allow_disk && !files::is_memory_backed(directory)? {
             return Err(StateError::OnDisk(directory.to_owned()));
         }
-        files::create_private_dir(directory)?;
-        Ok(Self { path: directory.join(FILE_NAME), trust_domain, cluster })
+        if directory.exists() {
+            files::check_private_dir(directory)?;
+        }
+        Ok(())
     }
 
     /// The file in `directory`, to be removed by `reset`.

@@ -16,10 +16,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use chancery_agent::ca_client::{self, Anchor, CaClient, Role};
-use chancery_agent::svids::{self, StateFile, Svids, Token};
+use chancery_agent::svids::{self, StateFile, Subscription, SvidState, Svids, Token};
 use chancery_agent::telemetry::Metrics;
 use chancery_identity::csr::KeyType;
-use chancery_identity::{Clock, TrustDomain};
+use chancery_identity::{Clock, TrustDomain, X509Svid};
 use chancery_proto::chancery::v1 as wire;
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
@@ -170,7 +170,7 @@ impl Drop for FakeCa {
 /// What an agent needs around it.
 pub struct Place {
     /// In memory, as the state must be.
-    pub directory: TempDir,
+    pub directory: Arc<TempDir>,
     pub role: Role,
     pub anchor: Anchor,
     pub max_workloads: usize,
@@ -178,7 +178,7 @@ pub struct Place {
 
 impl Place {
     pub fn new(ca: &FakeCa) -> Self {
-        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let directory = Arc::new(tempfile::tempdir_in("/dev/shm").unwrap());
         let bundle = directory.path().join("bundle.pem");
         std::fs::write(&bundle, ca.pki.trust(1).own().to_pem()).unwrap();
         let place = Self { directory, role: Role::Agent, anchor: Anchor::BundleFile(bundle), max_workloads: 1000 };
@@ -232,7 +232,7 @@ impl Place {
             state: Some(state_file),
         };
         let (svids, svids_task) = Svids::start(settings, state.workloads, client.clone(), clock, metrics.clone(), stop_svids.clone());
-        Agent { client, svids, metrics, tasks: (svids_task, ca_task), stops: (stop_svids, stop_ca) }
+        Agent { client, svids, metrics, _directory: self.directory.clone(), tasks: (svids_task, ca_task), stops: (stop_svids, stop_ca) }
     }
 }
 
@@ -241,6 +241,7 @@ pub struct Agent {
     pub client: CaClient,
     pub svids: Svids,
     pub metrics: Metrics,
+    _directory: Arc<TempDir>,
     tasks: (JoinHandle<()>, JoinHandle<()>),
     stops: (CancellationToken, CancellationToken),
 }
@@ -251,6 +252,12 @@ impl Agent {
         self.tasks.0.await.unwrap();
         self.stops.1.cancel();
         self.tasks.1.await.unwrap();
+    }
+
+    /// As a killed process ends: the state is as it was last written.
+    pub async fn state_written(&self, place: &Place, serial: &X509Svid) {
+        let der = serial.chain()[0].to_vec();
+        eventually("the state holds the certificate", || place.state_file().exists() && contains(&place.state_file(), &der)).await;
     }
 
     pub async fn connected(&self) {
@@ -272,6 +279,29 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 /// Long enough for several ticks and a call.
 pub async fn a_while() {
     tokio::time::sleep(Duration::from_millis(200)).await;
+}
+
+/// The first certificate, or the one there is.
+pub async fn ready(subscription: &mut Subscription) -> Arc<X509Svid> {
+    let state = subscription.svid.wait_for(|state| matches!(state, SvidState::Ready(_)));
+    match &*tokio::time::timeout(SOON, state).await.expect("a certificate").unwrap() {
+        SvidState::Ready(svid) => svid.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A certificate other than `last`.
+pub async fn renewed(subscription: &mut Subscription, last: &X509Svid) -> Arc<X509Svid> {
+    let state = subscription.svid.wait_for(|state| matches!(state, SvidState::Ready(svid) if svid.serial() != last.serial()));
+    match &*tokio::time::timeout(SOON, state).await.expect("a new certificate").unwrap() {
+        SvidState::Ready(svid) => svid.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whether `svid` is what is being served.
+pub fn serves(subscription: &Subscription, svid: &X509Svid) -> bool {
+    matches!(&*subscription.svid.borrow(), SvidState::Ready(served) if served.serial() == svid.serial())
 }
 
 pub fn contains(file: &Path, needle: &[u8]) -> bool {
