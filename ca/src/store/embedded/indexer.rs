@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::blocking;
 use super::directory::Directory;
 use super::index::Index;
 use super::reader::Segments;
@@ -37,6 +38,8 @@ struct Waiting {
     bytes: usize,
     /// How many entries are committed.
     head: u64,
+    /// The index may have gone back.
+    recheck: bool,
     stop: bool,
 }
 
@@ -45,13 +48,15 @@ enum Next {
     Entries(Vec<Bytes>),
     /// Entries up to this one are in the log only.
     InLog(u64),
+    /// Nothing; the index has to be asked again how far it is.
+    Recheck,
     Stop,
 }
 
 impl Feed {
     /// For a log with `head` entries.
     pub(super) fn new(head: u64) -> Self {
-        let state = Waiting { groups: VecDeque::new(), bytes: 0, head, stop: false };
+        let state = Waiting { groups: VecDeque::new(), bytes: 0, head, recheck: false, stop: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -75,14 +80,22 @@ impl Feed {
         self.changed.notify_all();
     }
 
+    fn recheck(&self) {
+        self.lock().recheck = true;
+        self.changed.notify_all();
+    }
+
     /// Waits for what follows the first `applied` entries.
     fn next(&self, applied: u64) -> Next {
         let mut state = self.lock();
-        while !state.stop && state.head <= applied {
+        while !state.stop && !state.recheck && state.head <= applied {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.stop {
             return Next::Stop;
+        }
+        if std::mem::take(&mut state.recheck) {
+            return Next::Recheck;
         }
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while let Some((first, entries)) = state.groups.pop_front() {
@@ -132,31 +145,56 @@ struct Progress {
 /// The thread that indexes.
 #[derive(Debug)]
 pub(super) struct Indexer {
+    index: Arc<Index>,
     feed: Arc<Feed>,
-    progress: watch::Receiver<Progress>,
+    progress: Arc<watch::Sender<Progress>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Indexer {
     /// Starts the thread, which holds on to `directory` while it may write.
     pub(super) fn start(index: Arc<Index>, segments: Arc<Segments>, feed: Arc<Feed>, directory: Arc<Directory>) -> std::io::Result<Self> {
-        let (report, progress) = watch::channel(Progress { applied: 0, error: None });
-        let thread_feed = feed.clone();
+        let progress = Arc::new(watch::Sender::new(Progress { applied: 0, error: None }));
+        let (its_index, its_feed, report) = (index.clone(), feed.clone(), progress.clone());
         let thread = Builder::new().name("ledger-index".into()).spawn(move || {
-            run(&index, &segments, &thread_feed, &report);
+            run(&its_index, &segments, &its_feed, &report);
+            report.send_modify(|progress| progress.error = Some(StoreError::Closed));
             drop(directory);
         })?;
-        Ok(Self { feed, progress, thread: Mutex::new(Some(thread)) })
+        Ok(Self { index, feed, progress, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Waits until the first `entries` entries are indexed; an error if they cannot be at the moment.
-    pub(super) async fn wait_for(&self, entries: u64) -> Result<(), StoreError> {
-        let mut progress = self.progress.clone();
+    /// What `question` finds in the index once the first `entries` entries are in it; an error if they cannot be at the moment.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        entries: u64,
+        question: impl Fn(&Index) -> Result<T, StoreError> + Clone + Send + 'static,
+    ) -> Result<T, StoreError> {
+        loop {
+            self.wait_for(entries).await?;
+            let (index, question) = (self.index.clone(), question.clone());
+            let (answer, indexed) = blocking(move || Ok((question(&index), index.indexed()))).await?;
+            if indexed >= entries {
+                return answer;
+            }
+            // It failed and was opened again with less in it, or anew: the answer may lack entries.
+            self.progress.send_modify(|progress| progress.applied = indexed);
+            self.feed.recheck();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn index(&self) -> &Index {
+        &self.index
+    }
+
+    async fn wait_for(&self, entries: u64) -> Result<(), StoreError> {
+        let mut progress = self.progress.subscribe();
         let reached = progress.wait_for(|progress| progress.applied >= entries || progress.error.is_some()).await;
         match reached.map(|progress| progress.clone()) {
-            Ok(progress) if progress.applied >= entries => Ok(()),
-            Ok(Progress { error: Some(error), .. }) => Err(error),
-            _ => Err(StoreError::Closed),
+            Ok(Progress { applied, error: Some(error) }) if applied < entries => Err(error),
+            Ok(_) => Ok(()),
+            Err(_) => Err(StoreError::Closed),
         }
     }
 
@@ -175,10 +213,13 @@ impl Indexer {
 }
 
 fn run(index: &Index, segments: &Segments, feed: &Feed, report: &watch::Sender<Progress>) {
-    let mut applied = None;
+    let (indexed, head) = (index.indexed(), segments.head().entries);
+    if indexed < head {
+        info!(indexed, head, "the ledger's index catches up");
+    }
     loop {
-        match step(index, segments, feed, &mut applied) {
-            Ok(true) => report_applied(report, applied),
+        match step(index, segments, feed, report) {
+            Ok(true) => {}
             Ok(false) => break,
             Err(error) => {
                 warn!(%error, "the ledger's index lags behind");
@@ -194,36 +235,23 @@ fn run(index: &Index, segments: &Segments, feed: &Feed, report: &watch::Sender<P
     }
 }
 
-fn report_applied(report: &watch::Sender<Progress>, applied: Option<u64>) {
-    report.send_replace(Progress { applied: applied.unwrap_or_default(), error: None });
-}
-
-/// Indexes one batch, or, as the first step, finds out where to go on. Tells whether there is another step.
-fn step(index: &Index, segments: &Segments, feed: &Feed, applied: &mut Option<u64>) -> Result<bool, StoreError> {
-    let Some(from) = *applied else {
-        *applied = Some(first_step(index, segments)?);
+/// Indexes one batch, from where the index is: after an error it may have gone back. Tells whether there is another step.
+fn step(index: &Index, segments: &Segments, feed: &Feed, report: &watch::Sender<Progress>) -> Result<bool, StoreError> {
+    let from = index.indexed();
+    let head = segments.head().entries;
+    if from > head {
+        // It was made from another log, or this log was restored from an older backup.
+        warn!(indexed = from, head, "the ledger's index knows more entries than there are; it is built anew");
+        index.clear()?;
         return Ok(true);
-    };
+    }
+    report.send_replace(Progress { applied: from, error: None });
     let entries = match feed.next(from) {
         Next::Stop => return Ok(false),
+        Next::Recheck => return Ok(true),
         Next::Entries(entries) => entries,
         Next::InLog(until) => segments.read(from..until.min(from + BATCH_ENTRIES), BATCH_BYTES)?,
     };
     index.apply(from, &entries)?;
-    *applied = Some(from + entries.len() as u64);
     Ok(true)
-}
-
-fn first_step(index: &Index, segments: &Segments) -> Result<u64, StoreError> {
-    let (indexed, head) = (index.indexed(), segments.head().entries);
-    if indexed > head {
-        // It was made from another log, or this log was restored from an older backup.
-        warn!(indexed, head, "the ledger's index knows more entries than there are; it is built anew");
-        index.clear()?;
-        return Ok(0);
-    }
-    if indexed < head {
-        info!(indexed, head, "the ledger's index catches up");
-    }
-    Ok(indexed)
 }

@@ -4,6 +4,7 @@
 //! lock         claimed by the one process that has it open
 //! version      the format, and the oldest version that reads it
 //! checkpoint   the last published checkpoint: the log is never cut below it
+//! closed       where the log ended when it was closed cleanly; away while it is open
 //! log/         the segments, and the spare that becomes the next one; the only thing that cannot be rebuilt
 //! index/       finds entries by term; rebuilt from the log when it is missing or damaged
 //! catalogue/   cells and leases; begun anew when it is damaged
@@ -99,7 +100,6 @@ pub struct EmbeddedStore {
     checkpoints: Arc<Checkpoints>,
     committer: Arc<Committer>,
     indexer: Arc<Indexer>,
-    index: Arc<Index>,
     catalogue: Arc<Catalogue>,
     is_closed: AtomicBool,
     _directory: Arc<Directory>,
@@ -124,14 +124,13 @@ impl EmbeddedStore {
         let index = Arc::new(Index::open(&dir.join("index"), options.terms.clone(), &options.dictionary_dimensions)?);
         let (segments, checkpoints) = (log.segments().clone(), log.checkpoints().clone());
         let feed = Arc::new(Feed::new(segments.head().entries));
-        let indexer = Indexer::start(index.clone(), segments.clone(), feed.clone(), directory.clone()).map_err(failed_in(dir))?;
+        let indexer = Indexer::start(index, segments.clone(), feed.clone(), directory.clone()).map_err(failed_in(dir))?;
         let committer = Committer::start(log, feed, directory.clone()).map_err(failed_in(dir))?;
         let store = Self {
             segments,
             checkpoints,
             committer: Arc::new(committer),
             indexer: Arc::new(indexer),
-            index,
             catalogue,
             is_closed: AtomicBool::new(false),
             _directory: directory,
@@ -198,16 +197,15 @@ impl Store for EmbeddedStore {
 
     async fn look_up(&self, term: &Term, before: u64, limit: usize) -> Result<Vec<u64>, StoreError> {
         self.check_open()?;
-        self.indexer.wait_for(self.segments.head().entries).await?;
-        let (index, term) = (self.index.clone(), term.clone());
-        blocking(move || index.look_up(&term, before, limit)).await
+        let term = term.clone();
+        self.indexer.ask(self.segments.head().entries, move |index| index.look_up(&term, before, limit)).await
     }
 
     async fn values(&self, dimension: u8, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
         self.check_open()?;
-        self.indexer.wait_for(self.segments.head().entries).await?;
-        let (index, prefix, after) = (self.index.clone(), prefix.to_owned(), after.map(<[u8]>::to_owned));
-        blocking(move || index.values(dimension, &prefix, after.as_deref(), limit)).await
+        let (prefix, after) = (prefix.to_owned(), after.map(<[u8]>::to_owned));
+        let question = move |index: &Index| index.values(dimension, &prefix, after.as_deref(), limit);
+        self.indexer.ask(self.segments.head().entries, question).await
     }
 
     async fn cell(&self, name: &str) -> Result<Option<Bytes>, StoreError> {

@@ -127,6 +127,18 @@ async fn an_index_of_entries_that_the_log_does_not_have_is_built_anew() {
 }
 
 #[tokio::test]
+async fn an_index_that_is_lost_while_the_store_is_open_never_answers_with_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    add(&store, &["one", "two", "one"]).await;
+    for _ in 0..4 {
+        store.look_up(&word("one"), u64::MAX, 9).await.unwrap();
+        store.indexer.index().clear().unwrap();
+        assert_eq!(store.look_up(&word("one"), u64::MAX, 9).await.unwrap(), [2, 0]);
+    }
+}
+
+#[tokio::test]
 async fn the_index_catches_up_with_far_more_than_waits_in_memory() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
