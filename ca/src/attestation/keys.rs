@@ -116,10 +116,9 @@ impl Cluster {
         let _one_at_a_time = self.loading.lock().await;
         let jwks = match &self.settings.jwks {
             JwksSource::File(path) => read_file(path),
-            JwksSource::Url { url, ca_file } => match tokio::time::timeout(FETCH_TIMEOUT, fetch(url, ca_file.as_deref())).await {
-                Ok(fetched) => fetched.map_err(|error| format!("{url}: {error}")),
-                Err(_) => Err(format!("{url}: no answer within {} s", FETCH_TIMEOUT.as_secs())),
-            },
+            JwksSource::Url { url, ca_file } => tokio::time::timeout(FETCH_TIMEOUT, fetch(url, ca_file.as_deref()))
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer within {} s", FETCH_TIMEOUT.as_secs()))),
         };
         self.take(jwks, now)
     }
@@ -133,7 +132,9 @@ impl Cluster {
 
     fn take(&self, jwks: Result<String, String>, now: OffsetDateTime) -> bool {
         let ClusterSettings { name, issuer, .. } = &self.settings;
-        let loaded = jwks.and_then(|jwks| TokenKeys::from_jwks(name, issuer, &jwks).map_err(|error| error.to_string()));
+        let loaded = jwks
+            .and_then(|jwks| TokenKeys::from_jwks(name, issuer, &jwks).map_err(|error| error.to_string()))
+            .map_err(|error| format!("{}: {error}", self.settings.jwks));
         let mut state = self.state();
         state.attempted = Some(Instant::now());
         match loaded {
@@ -161,12 +162,11 @@ impl Cluster {
 }
 
 fn read_file(path: &Path) -> Result<String, String> {
-    let error = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let length = std::fs::metadata(path).map_err(|e| error(&e))?.len();
+    let length = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
     if length > MAX_JWKS_BYTES as u64 {
-        return Err(error(&"larger than 1 MiB; is this a JWKS?"));
+        return Err("larger than 1 MiB; is this a JWKS?".to_owned());
     }
-    std::fs::read_to_string(path).map_err(|e| error(&e))
+    std::fs::read_to_string(path).map_err(|error| error.to_string())
 }
 
 async fn fetch(url: &Uri, ca_file: Option<&Path>) -> Result<String, String> {

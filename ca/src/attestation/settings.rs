@@ -1,6 +1,7 @@
 //! What the configuration says of a cluster.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
 
 use http::Uri;
@@ -126,6 +127,15 @@ impl TryFrom<RawSource> for JwksSource {
                 Ok(Self::Url { url, ca_file })
             }
             _ => Err("jwks: give either `file`, or `url` with an optional `ca_file`".into()),
+        }
+    }
+}
+
+impl fmt::Display for JwksSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Url { url, .. } => url.fmt(f),
         }
     }
 }

@@ -18,6 +18,8 @@ mod open;
 mod profiles;
 mod server;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

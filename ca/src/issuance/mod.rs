@@ -38,7 +38,7 @@ use zeroize::Zeroizing;
 
 use crate::attestation::{AttestedAgent, AttestedWorkload, Caller, Clusters, Holder};
 use crate::authority::{Authority, Issuer, LeafRequest, UnrecordedLeaf};
-use crate::ledger::{Body, Issuance as Entry, Ledger, LedgerError, Refusals};
+use crate::ledger::{Body, IdentityFilter, Issuance as Entry, Ledger, LedgerError, Refusals};
 
 use policy::{Asked, Decision, Workload};
 pub use policy::{Policy, PolicySettings};
@@ -99,8 +99,10 @@ pub struct Issuance {
 /// On whose behalf a leaf is issued, and what of it the ledger holds.
 struct Subject<'a> {
     caller: &'a Caller,
-    /// None for an agent that renews on the strength of its SVID.
+    /// None for one that renews on the strength of its SVID.
     token: Option<&'a VerifiedToken>,
+    /// The name of the holder's node, where no token tells it.
+    known_node: String,
     request_id: Uuid,
     reason: IssueReason,
     trust_sequence: u64,
@@ -198,7 +200,9 @@ impl Issuance {
         request_id: Uuid,
         reason: IssueReason,
     ) -> Result<Issued, Refusal> {
-        let subject = Subject { caller, token, request_id, reason, trust_sequence: self.authority.trust().borrow().sequence };
+        let known_node = if token.is_none() { self.known_node(caller).await } else { String::new() };
+        let trust_sequence = self.authority.trust().borrow().sequence;
+        let subject = Subject { caller, token, known_node, request_id, reason, trust_sequence };
         let mut attempt = 1;
         let outcome = loop {
             let epoch = self.ledger.epoch();
@@ -216,6 +220,16 @@ impl Issuance {
         outcome
     }
 
+    /// The name of the node that the holder's entry before has: the SVID names it by UID alone, which an auditor would have to look up.
+    async fn known_node(&self, caller: &Caller) -> String {
+        let filter = IdentityFilter { spiffe_id: Some(caller.id().clone()), ..IdentityFilter::default() };
+        match self.ledger.list(&filter, 1, None).await {
+            Ok(page) => page.identities.into_iter().next().map(|before| before.issuance.node).unwrap_or_default(),
+            // A name for convenience is no reason to refuse.
+            Err(_) => String::new(),
+        }
+    }
+
     /// Steps 1 to 5 for a workload.
     async fn sign_workload(&self, caller: &Caller, trust_sequence: u64, request: &Request) -> Result<Signed, Refusal> {
         let workload = self.clusters.attest_workload(caller, &request.token).await?;
@@ -225,6 +239,7 @@ impl Issuance {
         let subject = Subject {
             caller,
             token: Some(workload.token()),
+            known_node: String::new(),
             request_id: request.request_id,
             reason: workload_reason(request.reason),
             trust_sequence,
@@ -327,7 +342,7 @@ fn workload_reason(reason: IssueReason) -> IssueReason {
 
 impl Subject<'_> {
     fn entry(&self, issuer: &Issuer, leaf: &UnrecordedLeaf) -> Entry {
-        let Self { caller, token, request_id, reason, trust_sequence } = *self;
+        let Self { caller, token, ref known_node, request_id, reason, trust_sequence } = *self;
         let (node_of_agent, pod_of_sidecar) = match caller.holder() {
             Holder::Agent { node } => (Some(node), None),
             Holder::Sidecar { pod } => (None, Some(pod)),
@@ -340,7 +355,7 @@ impl Subject<'_> {
             role: caller.role(),
             reason,
             cluster: caller.cluster().to_owned(),
-            node: text(|token| &token.node.name),
+            node: token.map_or_else(|| known_node.clone(), |token| token.node.name.clone()),
             node_uid: token.map(|token| token.node.uid).or(node_of_agent),
             namespace: text(|token| &token.namespace),
             service_account: text(|token| &token.service_account.name),

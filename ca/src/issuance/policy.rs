@@ -4,6 +4,8 @@
 //! needs a token or a key, so `chancery policy test` asks the same code.
 
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

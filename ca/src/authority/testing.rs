@@ -1,0 +1,184 @@
+//! What tests of the authority and of issuance stand on: a clock that is set, a store in memory that can be made to fail, a data directory.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chancery_identity::Clock;
+use time::OffsetDateTime;
+
+use super::keys::{FileKeyManager, KeyManager};
+use super::{Authority, AuthorityError, DataDirectory, Kind, Settings};
+use crate::ledger::{EntryTerms, Ledger, LedgerOptions};
+use crate::store::{Group, Head, Lease, Store, StoreError, Term, Terms};
+
+#[derive(Debug)]
+pub(crate) struct TestClock(Mutex<OffsetDateTime>);
+
+impl TestClock {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap())))
+    }
+
+    pub(crate) fn advance(&self, by: time::Duration) {
+        *self.0.lock().unwrap() += by;
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> OffsetDateTime {
+        *self.0.lock().unwrap()
+    }
+}
+
+/// What the next commits do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Commits {
+    #[default]
+    Work,
+    /// There is no room.
+    Full,
+    /// They never come back, as in a process that was killed.
+    Hang,
+}
+
+/// A store whose entries survive the ledgers that are opened over it.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryStore {
+    entries: Mutex<Vec<Bytes>>,
+    epoch: Mutex<u64>,
+    cells: Mutex<BTreeMap<String, Bytes>>,
+    commits: Mutex<Commits>,
+}
+
+impl MemoryStore {
+    pub(crate) fn set_commits(&self, commits: Commits) {
+        *self.commits.lock().unwrap() = commits;
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.lock().unwrap().len()
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn head(&self) -> Result<Head, StoreError> {
+        let entries = self.len() as u64;
+        Ok(Head { entries, epoch: *self.epoch.lock().unwrap(), frame: [0; 32] })
+    }
+
+    async fn commit(&self, expected: Head, group: Group) -> Result<Head, StoreError> {
+        let commits = *self.commits.lock().unwrap();
+        match commits {
+            Commits::Work => {}
+            Commits::Full => return Err(StoreError::Full { place: "memory".into(), detail: "by order of the test".into() }),
+            Commits::Hang => std::future::pending().await,
+        }
+        let head = self.head().await?;
+        if head != expected {
+            return Err(StoreError::HeadMoved(head));
+        }
+        self.entries.lock().unwrap().extend(group.entries);
+        *self.epoch.lock().unwrap() += u64::from(group.raises_epoch);
+        self.head().await
+    }
+
+    async fn publish_checkpoint(&self, _: Head) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn read(&self, range: Range<u64>, _: usize) -> Result<Vec<Bytes>, StoreError> {
+        let entries = self.entries.lock().unwrap();
+        let at = |index: u64| usize::try_from(index).unwrap().min(entries.len());
+        Ok(entries[at(range.start)..at(range.end)].to_vec())
+    }
+
+    async fn look_up(&self, term: &Term, before: u64, limit: usize) -> Result<Vec<u64>, StoreError> {
+        let entries = self.entries.lock().unwrap();
+        let found = (0u64..).zip(entries.iter()).filter(|(index, entry)| *index < before && EntryTerms.terms(entry).contains(term));
+        let mut found: Vec<u64> = found.map(|(index, _)| index).collect();
+        found.reverse();
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    async fn values(&self, _: u8, _: &[u8], _: Option<&[u8]>, _: usize) -> Result<Vec<Bytes>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn cell(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.cells.lock().unwrap().get(name).cloned())
+    }
+
+    async fn compare_and_swap(&self, name: &str, expected: Option<&[u8]>, new: Option<Bytes>) -> Result<bool, StoreError> {
+        let mut cells = self.cells.lock().unwrap();
+        if cells.get(name).map(|value| &value[..]) != expected {
+            return Ok(false);
+        }
+        match new {
+            Some(new) => cells.insert(name.to_owned(), new),
+            None => cells.remove(name),
+        };
+        Ok(true)
+    }
+
+    async fn lease(&self, name: &str, _: &str, _: Duration) -> Result<Option<Lease>, StoreError> {
+        Ok(Some(Lease { name: name.to_owned(), epoch: 1 }))
+    }
+
+    async fn failed(&self) -> StoreError {
+        std::future::pending().await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// A CA's data directory with its store and clock; it can be started again and again.
+pub(crate) struct TestCa {
+    pub(crate) parent: tempfile::TempDir,
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) clock: Arc<TestClock>,
+    pub(crate) settings: Settings,
+}
+
+/// One run of it.
+pub(crate) struct Run {
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) ledger: Ledger,
+    pub(crate) directory: DataDirectory,
+}
+
+impl TestCa {
+    pub(crate) fn new() -> Self {
+        let parent = tempfile::tempdir().unwrap();
+        Self { parent, store: Arc::default(), clock: TestClock::new(), settings: Settings::default() }
+    }
+
+    pub(crate) fn data(&self) -> std::path::PathBuf {
+        self.parent.path().join("data")
+    }
+
+    pub(crate) async fn ledger(&self) -> Ledger {
+        Ledger::open(self.store.clone(), self.clock.clone(), LedgerOptions::default()).await.unwrap()
+    }
+
+    pub(crate) async fn start(&self) -> Run {
+        self.try_start(|keys| keys).await.unwrap()
+    }
+
+    /// Starts with `decorate` around the key manager.
+    pub(crate) async fn try_start(&self, decorate: impl FnOnce(Arc<dyn KeyManager>) -> Arc<dyn KeyManager>) -> Result<Run, AuthorityError> {
+        let directory = DataDirectory::open(&self.data(), Kind::Development).unwrap();
+        let ledger = self.ledger().await;
+        let keys = decorate(Arc::new(FileKeyManager::open(directory.keys()).unwrap()));
+        let trust_domain = "example.org".parse().unwrap();
+        let authority = Authority::open(trust_domain, self.settings.clone(), &directory, keys, ledger.clone(), self.clock.clone()).await?;
+        Ok(Run { authority, ledger, directory })
+    }
+}
