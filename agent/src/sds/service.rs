@@ -107,8 +107,8 @@ async fn open<P: Protocol>(context: Arc<Context>, request: &Request<Streaming<Un
     }
     let token = if context.source.needs_token() { Some(bearer(&context, request.metadata())?) } else { None };
     let subscription = context.source.attach(token).await.map_err(|error| {
-        let status = status_of(&error);
-        refused(&context, error.reason(), status)
+        log_refusal(&context, error.reason(), &error.to_string());
+        status_of(&error)
     })?;
     let stale = subscription.token.as_ref().is_some_and(|token| context.ended.comes_back(token));
     let plan = subscription.token.as_ref().filter(|_| !stale).map(|token| EndPlan::new(token, rand::random()));
@@ -140,12 +140,17 @@ fn bearer(context: &Context, metadata: &MetadataMap) -> Result<Token, Status> {
     }
 }
 
+/// A refusal before the source was asked, which counts its own.
 fn refused(context: &Context, reason: &str, status: Status) -> Status {
     context.registry.metrics().attach_refused.get_or_create(&Reason { reason: reason.to_owned() }).inc();
-    if context.refusals_logged.allow() {
-        tracing::warn!(reason, message = status.message(), "a stream was refused");
-    }
+    log_refusal(context, reason, status.message());
     status
+}
+
+fn log_refusal(context: &Context, reason: &str, message: &str) {
+    if context.refusals_logged.allow() {
+        tracing::warn!(reason, message, "a stream was refused");
+    }
 }
 
 fn status_of(error: &AttachError) -> Status {

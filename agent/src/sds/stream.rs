@@ -149,7 +149,7 @@ pub struct StreamState {
     started: bool,
     node: Box<str>,
     names: Vec<Name>,
-    /// What a proxy that asked for several names at once says it has of all of them together; until the first push.
+    /// What a proxy that asked for several names at once says it has of all of them together; until it accepts something else.
     claimed_set: Option<Version>,
     /// Of the last response; 0 before the first.
     nonce: u64,
@@ -231,11 +231,10 @@ impl StreamState {
             set.push((index, secret.clone()));
         }
         self.compare_with_claim(&set);
-        let news = |(index, secret): &(usize, Arc<Secret>)| self.names[*index].lacks(secret.version());
         match self.variant {
-            Variant::World if !set.iter().any(news) => set.clear(),
+            Variant::World if !self.is_news(&set) => set.clear(),
             Variant::World => {}
-            Variant::Delta => set.retain(news),
+            Variant::Delta => set.retain(|(index, secret)| self.names[*index].lacks(secret.version())),
         }
         if !set.is_empty() {
             step.push = Some(self.push(set));
@@ -281,7 +280,12 @@ impl StreamState {
         if wanted.len() > MAX_NAMES {
             return Err(ProtocolError::TooManyNames);
         }
+        let before = self.names.len();
         self.names.retain(|known| wanted.iter().any(|name| **name == *known.text));
+        if self.names.len() < before {
+            // A proxy that asks for a dropped name later has lost what it had.
+            self.claimed_set = None;
+        }
         for name in wanted {
             if !self.names.iter().any(|known| *known.text == *name) {
                 self.names.push(Name::new(&name)?);
@@ -291,13 +295,11 @@ impl StreamState {
     }
 
     fn take_claim(&mut self, version_info: &str) {
-        if version_info.is_empty() {
-            return;
-        }
-        if let [name] = &mut self.names[..] {
-            name.came_with(version_info);
-        } else {
-            self.claimed_set = version_info.parse().ok();
+        match &mut self.names[..] {
+            _ if version_info.is_empty() => {}
+            [] => {}
+            [name] => name.came_with(version_info),
+            _ => self.claimed_set = version_info.parse().ok(),
         }
     }
 
@@ -312,19 +314,34 @@ impl StreamState {
 
     fn version_of(&self, set: &[(usize, Arc<Secret>)]) -> Version {
         match set {
-            [(_, only)] => only.version(),
+            // As Envoy asks: then the version tells the content by itself, whatever this agent knew before.
+            [(_, only)] if self.names.len() == 1 => only.version(),
             set => Version::of_set(set.iter().map(|(index, secret)| (&*self.names[*index].text, secret.version()))),
         }
     }
 
+    /// Whether the proxy lacks something of this set, and has not been offered just this set before. Which of a refused set's resources was
+    /// the bad one is not known, so the set is what is not offered again.
+    fn is_news(&self, set: &[(usize, Arc<Secret>)]) -> bool {
+        let offered = self.version == Some(self.version_of(set));
+        set.iter().any(|(index, secret)| {
+            let name = &self.names[*index];
+            !name.has(secret.version()) && (name.sent.is_none() || !offered)
+        })
+    }
+
     fn push(&mut self, set: Vec<(usize, Arc<Secret>)>) -> Push {
-        self.claimed_set = None;
         self.nonce += 1;
         let version = self.version_of(&set);
         self.version = Some(version);
         let mut resources = Vec::with_capacity(set.len());
         for (index, secret) in set {
             let name = &mut self.names[index];
+            if name.reply == Reply::Awaited {
+                // Whichever of the two it accepts, only the answer to the newer one will be heard.
+                name.held = None;
+                self.claimed_set = None;
+            }
             name.nonce = self.nonce;
             name.reply = Reply::Awaited;
             name.sent = Some(secret.clone());
@@ -349,6 +366,7 @@ impl StreamState {
             _ if !counts => Answer::None,
             None => {
                 self.nack = None;
+                self.claimed_set = None;
                 Answer::Ack
             }
             Some(error) => {
@@ -418,11 +436,15 @@ impl Name {
         (self.sent.is_some() || self.came_with) && self.lacks(version)
     }
 
+    /// Whether the proxy neither has this version nor was offered it last.
     fn lacks(&self, version: Version) -> bool {
         let offered = self.sent.as_ref().is_some_and(|sent| sent.version() == version);
+        !offered && !self.has(version)
+    }
+
+    fn has(&self, version: Version) -> bool {
         // While an answer is awaited nobody knows what the proxy has.
-        let has = self.reply != Reply::Awaited && self.held == Some(version);
-        !offered && !has
+        self.reply != Reply::Awaited && self.held == Some(version)
     }
 
     fn view(&self) -> NameView<'_> {
