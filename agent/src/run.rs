@@ -1,5 +1,7 @@
 //! Wires the agent together and ends it in order.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,6 +40,7 @@ async fn serve(path: PathBuf, config: Config, log: LogHandle) -> Result<(), Fail
 
     // Everything that can be refused is opened before the agent joins: a start that fails leaves no trace at the CA.
     let cluster = config.cluster.0.clone();
+    create_socket_directory(&config.sds.socket)?;
     let state_file = StateFile::open(&config.state_dir, config.allow_disk_state, config.trust_domain.clone(), cluster)?;
     let state = state_file.load(clock.now())?;
     let sds = sds::Server::bind(config.sds())?;
@@ -76,6 +79,17 @@ async fn serve(path: PathBuf, config: Config, log: LogHandle) -> Result<(), Fail
     remove_sockets(&config);
     tracing::info!("chancery-agent has ended");
     Ok(served?)
+}
+
+/// The proxies' users must be able to enter it; one that is there already is its owner's business.
+fn create_socket_directory(socket: &Path) -> std::io::Result<()> {
+    match socket.parent() {
+        Some(directory) if !directory.exists() => {
+            std::fs::create_dir_all(directory)?;
+            std::fs::set_permissions(directory, Permissions::from_mode(0o755))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Applies the log level of a changed configuration, for ever.

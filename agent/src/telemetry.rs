@@ -125,6 +125,11 @@ impl Metrics {
         self.rpc_latency.get_or_create(&Rpc { method, code: format!("{code:?}") }).observe(took.as_secs_f64());
     }
 
+    /// Notes the trust state being served.
+    pub fn trust_sequence(&self, sequence: u64) {
+        self.trust_sequence.set(i64::try_from(sequence).unwrap_or(i64::MAX));
+    }
+
     /// Counts a trust state that was not taken over.
     pub fn trust_refused(&self, reason: &str) {
         self.trust_refused.get_or_create(&Reason { reason: reason.to_owned() }).inc();

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use chancery_agent::ca_client::Role;
-use chancery_agent::svids::{AttachError, SvidState};
+use chancery_agent::svids::{AttachError, SvidState, Token};
 use chancery_identity::Clock;
 use chancery_proto::chancery::v1::Refusal;
 use support::{FakeCa, Place, SOON, Signer, TokenPlan, a_while, eventually, ready, renewed};
@@ -65,8 +65,23 @@ async fn a_forged_token_is_refused_though_the_pod_has_a_certificate() {
     let mut cart = agent.svids.attach(ca.token(&plan)).await.unwrap();
     ready(&mut cart).await;
     let forged = Signer::new("k1").token(&plan, ca.clock.now());
-    let refused = agent.svids.attach(chancery_agent::svids::Token::new(forged.into())).await.unwrap_err();
+    let refused = agent.svids.attach(Token::new(forged.into())).await.unwrap_err();
     assert!(matches!(refused, AttachError::Unauthenticated { reason: "token_signature", .. }), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_signed_with_the_clusters_new_key_makes_the_ca_look_for_it() {
+    let ca = FakeCa::start();
+    let agent = Place::new(&ca).start(&ca);
+    agent.connected().await;
+    let (next, stranger) = (Signer::new("k2"), Signer::new("k3"));
+    *ca.behaviour.new_keys.lock().unwrap() = Some(next.keys());
+    let plan = TokenPlan::pod(10, "shop", "cart");
+    agent.svids.attach(Token::new(next.token(&plan, ca.clock.now()).into())).await.unwrap();
+    let asked = ca.calls().len();
+    let refused = agent.svids.attach(Token::new(stranger.token(&plan, ca.clock.now()).into())).await.unwrap_err();
+    assert_eq!(refused.reason(), "token_unknown_key");
+    assert!(ca.calls().len() <= asked + 1, "strangers do not make it look again and again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

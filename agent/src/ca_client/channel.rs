@@ -38,10 +38,7 @@ async fn handshake(address: &str, tls: ClientConfig) -> Result<Channel, CaError>
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| CaError::Connect { address: address.to_owned(), problem: format!("{host:?} is no host name") })?;
-    let stream = TlsConnector::from(Arc::new(tls))
-        .connect(name, tcp)
-        .await
-        .map_err(|e| CaError::Tls { address: address.to_owned(), problem: e.to_string() })?;
+    let stream = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.map_err(|e| refuse(address, &e))?;
 
     let uri = Uri::try_from(format!("http://{address}")).map_err(|e| CaError::Local(format!("{address:?}: {e}")))?;
     let once = Mutex::new(Some(TokioIo::new(stream)));
@@ -57,6 +54,18 @@ async fn handshake(address: &str, tls: ClientConfig) -> Result<Channel, CaError>
         .connect_with_connector(connector)
         .await
         .map_err(|e| CaError::Unavailable(describe(&e)))
+}
+
+/// A handshake fails because the peer is not trusted, or because the connection broke meanwhile.
+fn refuse(address: &str, error: &io::Error) -> CaError {
+    let (address, problem) = (address.to_owned(), error.to_string());
+    if let Some(cause) = error.get_ref()
+        && cause.is::<rustls::Error>()
+    {
+        CaError::Tls { address, problem }
+    } else {
+        CaError::Connect { address, problem }
+    }
 }
 
 /// An error with its causes, which tonic's own text leaves out.

@@ -35,7 +35,7 @@ pub enum CaError {
         problem: String,
     },
     /// The CA answered with an error.
-    #[error("the CA refused {method}: {message} ({code})")]
+    #[error("the CA refused {method}: {message} ({code:?})")]
     Refused {
         /// The method called.
         method: &'static str,

@@ -1,7 +1,5 @@
 //! The agent's own certificate: the first one by its service-account token, the next by the one before.
 
-use std::time::Duration;
-
 use chancery_identity::{PrivateKey, TrustState, csr, tls};
 use chancery_proto::chancery::v1 as wire;
 use chancery_proto::chancery::v1::agent_service_client::AgentServiceClient;
@@ -112,14 +110,5 @@ impl CaClient {
             return Err(CaError::Answer(format!("{id} is no identity of the {kind} in the cluster {:?}", self.settings.cluster)));
         }
         Ok(held)
-    }
-}
-
-/// How long to wait at most between two attempts to connect, after `error`.
-pub(super) fn most_delay(error: &CaError) -> Duration {
-    match error {
-        // A refusal is mended by people or by a new token; nothing is gained by asking twice a second.
-        CaError::Refused { .. } | CaError::Answer(_) | CaError::File { .. } => Duration::from_secs(10),
-        _ => Duration::from_secs(2),
     }
 }

@@ -9,11 +9,15 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::identity::most_delay;
 use super::session::Session;
 use super::{Backoff, CaClient, CaError, ClusterKeys, Held, channel, trust};
 
 const FIRST_DELAY: Duration = Duration::from_millis(50);
+const MOST_DELAY: Duration = Duration::from_secs(2);
+/// A refusal is mended by people or by a new token; little is gained by asking often.
+const REFUSED_DELAY: Duration = Duration::from_secs(5);
+/// A session that ends sooner counts as a failure: two agents with one identity, say, would otherwise end each other's without a pause.
+const SHORT_SESSION: Duration = Duration::from_secs(1);
 /// Changes are gathered for so long before they are reported.
 const REPORT_GATHER: Duration = Duration::from_millis(100);
 /// A report is sent at least as often as this.
@@ -63,25 +67,31 @@ impl Keeper {
         // Held while the next one is made, so that calls under way can end.
         let mut last: Option<Session> = None;
         loop {
-            match self.connect().await {
+            let connected = self.connect().await;
+            drop(last.take());
+            match connected {
                 Ok(mut session) => {
-                    drop(last.take());
-                    backoff.reset();
-                    let end = self.serve(&mut session).await;
-                    match end {
+                    let since = Instant::now();
+                    match self.serve(&mut session).await {
                         End::Closed => tracing::info!("the CA closed the session; connecting again"),
                         End::Outdated => tracing::debug!("connecting again with the new certificate or trust"),
                         End::Broken(error) => {
                             tracing::warn!(%error, "the session with the CA broke; connecting again");
                             self.publish_channel(None, &error.to_string());
-                            continue;
                         }
                     }
                     last = Some(session);
+                    if since.elapsed() < SHORT_SESSION {
+                        tokio::time::sleep(backoff.next(MOST_DELAY)).await;
+                    } else {
+                        backoff.reset();
+                    }
                 }
                 Err(error) => {
-                    drop(last.take());
-                    let delay = backoff.next(most_delay(&error));
+                    let mut delay = backoff.next(MOST_DELAY);
+                    if matches!(error, CaError::Refused { .. } | CaError::Answer(_)) {
+                        delay = delay.max(REFUSED_DELAY.mul_f64(0.5 + rand::random::<f64>() / 2.0));
+                    }
                     if backoff.failures().is_power_of_two() {
                         tracing::warn!(%error, attempts = backoff.failures(), "the CA cannot be reached");
                     }
@@ -217,7 +227,6 @@ impl Keeper {
     async fn renew_when_due(&mut self, session: &Session) -> bool {
         let now = self.client.clock.now();
         let expires_at = self.client.published.own.borrow().as_ref().map(|own| own.svid.not_after());
-        self.client.metrics.own_expiry.set(expires_at.map_or(0, |at| (at - now).whole_seconds()));
         match expires_at {
             None => return false,
             // Past its end, only the token helps: connecting again joins.
@@ -251,7 +260,7 @@ impl Keeper {
         let known = self.client.published.trust.borrow().clone();
         let less = known.is_some_and(|known| trust::drops_a_root(&known, &trust));
         tracing::info!(sequence = trust.sequence, authorities = trust.own().x509_authorities().len(), "a new trust state");
-        self.client.metrics.trust_sequence.set(i64::try_from(trust.sequence).unwrap_or(i64::MAX));
+        self.client.metrics.trust_sequence(trust.sequence);
         self.client.published.trust.send_replace(Some(trust.into()));
         if less { Taken::LessTrust } else { Taken::Trust }
     }

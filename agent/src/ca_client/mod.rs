@@ -16,8 +16,8 @@ mod token;
 pub mod trust;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use chancery_identity::csr::KeyType;
 use chancery_identity::{Clock, SpiffeId, TrustDomain, TrustState};
@@ -27,6 +27,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use uuid::Uuid;
 
 pub use backoff::Backoff;
 pub use cluster_keys::ClusterKeys;
@@ -36,6 +37,9 @@ pub use token::Token;
 pub use trust::Anchor;
 
 use crate::telemetry::Metrics;
+
+/// Between two requests for newer keys of the cluster.
+const KEYS_PAUSE: Duration = Duration::from_secs(10);
 
 /// What this process is to the CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +144,8 @@ struct Published {
     reissue: watch::Sender<u64>,
     holdings: watch::Sender<Holdings>,
     proxies: watch::Sender<ProxySummary>,
+    /// When the CA was asked for newer keys last.
+    keys_asked: Mutex<Option<Instant>>,
 }
 
 impl CaClient {
@@ -151,6 +157,7 @@ impl CaClient {
         metrics: Metrics,
         shutdown: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
+        metrics.trust_sequence(remembered.trust.as_ref().map_or(0, |trust| trust.sequence));
         let published = Published {
             channel: watch::Sender::new(None),
             trust: watch::Sender::new(remembered.trust),
@@ -161,6 +168,7 @@ impl CaClient {
             reissue: watch::Sender::new(0),
             holdings: watch::Sender::new(Holdings::default()),
             proxies: watch::Sender::new(ProxySummary::default()),
+            keys_asked: Mutex::default(),
         };
         let client = Self { settings: Arc::new(settings), clock, metrics, published: Arc::new(published) };
         let task = tokio::spawn(keeper::Keeper::new(client.clone(), shutdown).run());
@@ -180,6 +188,25 @@ impl CaClient {
             return Err(CaError::Answer("its results do not fit the requests".into()));
         }
         Ok(results)
+    }
+
+    /// Makes the CA look for newer keys of the cluster, because `token` names one that is not among those here; at most once in
+    /// [`KEYS_PAUSE`]. What it finds comes over the session.
+    pub async fn ask_for_keys(&self, token: &Token) {
+        {
+            let mut asked = self.published.keys_asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if asked.is_some_and(|last| last.elapsed() < KEYS_PAUSE) {
+                return;
+            }
+            *asked = Some(Instant::now());
+        }
+        let request_id = Uuid::new_v4().to_string();
+        tracing::info!(%request_id, "a token names a key that is not known here; the CA is asked for newer ones");
+        // The CA looks at the token first, and so for its key; then it refuses, since there is no CSR.
+        let request = wire::WorkloadRequest { request_id, csr: Vec::new(), token: token.secret().to_owned(), reason: 0 };
+        if let Err(error) = self.issue(vec![request]).await {
+            tracing::warn!(%error, "the CA could not be asked for newer keys");
+        }
     }
 
     /// The newest trust state; its sequence only grows.
@@ -251,7 +278,7 @@ impl CaClient {
         method: &'static str,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, CaError> {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let outcome = tokio::time::timeout(self.settings.call_timeout, call)
             .await
             .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded(format!("no answer within {:?}", self.settings.call_timeout))));

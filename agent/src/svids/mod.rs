@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chancery_identity::csr::KeyType;
-use chancery_identity::token::VerifiedToken;
+use chancery_identity::token::{TokenError, VerifiedToken};
 use chancery_identity::{Clock, TrustState, X509Svid};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -38,6 +38,8 @@ use workload::TokenSource;
 const COMMANDS_QUEUED: usize = 256;
 /// How long a stream waits on an agent that has not joined yet.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a stream waits for newer keys, when its token names one that is not known.
+const NEW_KEYS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The workloads' certificates, for those who deliver them. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -263,8 +265,18 @@ impl Svids {
     /// Verifies a token, waiting for the cluster's keys if they have not come yet.
     async fn verify(&self, token: &Token) -> Result<VerifiedToken, AttachError> {
         let keys = self.joined(self.ca.cluster_keys(), "no keys of the cluster").await?;
-        keys.verify(token, self.clock.now())
-            .map_err(|error| AttachError::Unauthenticated { reason: error.reason(), message: error.to_string() })
+        let mut verified = keys.verify(token, self.clock.now());
+        if let Err(TokenError::UnknownKey { .. }) = verified {
+            let mut newer = self.ca.cluster_keys();
+            self.ca.ask_for_keys(token).await;
+            let found = newer.wait_for(|found| found.as_ref().is_some_and(|found| !Arc::ptr_eq(found, &keys)));
+            if let Ok(Ok(found)) = tokio::time::timeout(NEW_KEYS_TIMEOUT, found).await
+                && let Some(keys) = &*found
+            {
+                verified = keys.verify(token, self.clock.now());
+            }
+        }
+        verified.map_err(|error| AttachError::Unauthenticated { reason: error.reason(), message: error.to_string() })
     }
 
     /// The UID of the agent's own node, or as a sidecar of its own pod.

@@ -200,6 +200,8 @@ impl Owner {
         let workloads = self.workloads.len();
         self.ca.set_holdings(Holdings { workloads: u32::try_from(workloads).unwrap_or(u32::MAX), first_expiry });
         self.metrics.workloads.set(i64::try_from(workloads).unwrap_or(i64::MAX));
+        let own_expiry = self.ca.own().borrow().as_ref().map(|own| own.svid.not_after());
+        self.metrics.own_expiry.set(own_expiry.map_or(0, |at| (at - now).whole_seconds()));
         let left = first_expiry.map(|at| at - now);
         self.metrics.first_expiry.set(left.map_or(0, time::Duration::whole_seconds));
         let away = !*self.ca.reachable().borrow();

@@ -79,6 +79,8 @@ pub struct Behaviour {
     pub lifetime: AtomicI64,
     /// Calls wait while this is locked.
     pub gate: tokio::sync::Mutex<()>,
+    /// Found, and sent down, when a token names a key that is not known.
+    pub new_keys: Mutex<Option<wire::ClusterKeys>>,
     pub reports: Mutex<Vec<wire::Report>>,
     pub sessions: Mutex<Vec<mpsc::Sender<Result<wire::CaMessage, tonic::Status>>>>,
 }
@@ -109,6 +111,7 @@ impl FakeCa {
                 skew: AtomicI64::new(0),
                 lifetime: AtomicI64::new(3600),
                 gate: tokio::sync::Mutex::default(),
+                new_keys: Mutex::default(),
                 reports: Mutex::default(),
                 sessions: Mutex::default(),
             }),

@@ -94,11 +94,21 @@ impl Service {
         wire::WorkloadResult { request_id: request.request_id, outcome: Some(outcome) }
     }
 
+    fn find_new_keys(&self) {
+        if let Some(keys) = self.behaviour.new_keys.lock().unwrap().take() {
+            let message = wire::CaMessage { message: Some(wire::ca_message::Message::ClusterKeys(keys)) };
+            for session in &*self.behaviour.sessions.lock().unwrap() {
+                let _ = session.try_send(Ok(message.clone()));
+            }
+        }
+    }
+
     fn certificate(&self, request: &wire::WorkloadRequest) -> wire::workload_result::Outcome {
         let now = self.clock.now();
         let token = match self.keys().verify(&request.token, &[AUDIENCE.to_owned()], now) {
             Ok(token) => token,
             Err(error) => {
+                self.find_new_keys();
                 return wire::workload_result::Outcome::Refusal(wire::Refusal {
                     reason: error.reason().to_owned(),
                     message: error.to_string(),
@@ -106,7 +116,7 @@ impl Service {
                 });
             }
         };
-        let csr = VerifiedCsr::from_der(&request.csr).unwrap();
+        let csr = VerifiedCsr::from_der(&request.csr).expect("a token that verifies comes with a good CSR");
         let id = format!("spiffe://{}/ns/{}/sa/{}", trust_domain(), token.namespace, token.service_account.name);
         let skew = Duration::seconds(self.behaviour.skew.load(Ordering::SeqCst));
         let lifetime = Duration::seconds(self.behaviour.lifetime.load(Ordering::SeqCst));
