@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use chancery_identity::tls;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -36,6 +37,8 @@ pub(super) struct PortLimits {
     pub(super) max_connections: usize,
     pub(super) handshake_timeout: Duration,
     pub(super) max_connection_age: Duration,
+    /// How long after that a connection may still last, for the calls under way.
+    pub(super) grace: Duration,
 }
 
 /// Accepts until `shutdown`; the stream ends then.
@@ -94,9 +97,11 @@ impl Port {
             debug!(%address, %error, "cannot set TCP_NODELAY");
         }
         let refusal = match timeout(self.limits.handshake_timeout, self.acceptor.accept(stream)).await {
-            Ok(Ok(tls)) => match self.peer(&tls, address) {
+            Ok(Ok(stream)) => match self.peer(&stream, address) {
                 Ok(peer) => {
-                    let _ended = self.ready.send(Ok(Connection { tls, peer, _permit: permit })).await;
+                    let end = Box::pin(sleep(self.limits.max_connection_age + self.limits.grace));
+                    // Nobody serves it any more if the CA is ending.
+                    let _ending = self.ready.send(Ok(Connection { stream, peer, end, _permit: permit })).await;
                     return;
                 }
                 Err(error) => error,
@@ -106,15 +111,15 @@ impl Port {
                 debug!(%address, "the peer left during the TLS handshake");
                 return;
             }
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => tls::peer_error_of_io(&error).map_or_else(|| error.to_string(), ToString::to_string),
             Err(_) => format!("the TLS handshake took longer than {:?}", self.limits.handshake_timeout),
         };
         warn!(%address, reason = refusal, "connection refused");
         self.metrics.connection_refused("tls");
     }
 
-    fn peer(&self, tls: &TlsStream<TcpStream>, address: SocketAddr) -> Result<Peer, String> {
-        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    fn peer(&self, stream: &TlsStream<TcpStream>, address: SocketAddr) -> Result<Peer, String> {
+        let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let svid = leaf.map(PeerSvid::of).transpose().map_err(|error| error.to_string())?;
         Ok(self.peers.connected(address, svid, self.limits.max_connection_age))
     }
@@ -122,8 +127,10 @@ impl Port {
 
 /// A connection that TLS let in.
 pub(super) struct Connection {
-    tls: TlsStream<TcpStream>,
+    stream: TlsStream<TcpStream>,
     peer: Peer,
+    /// tonic asks the peer to leave when the connection reaches its age, but does not make it.
+    end: Pin<Box<Sleep>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -137,28 +144,31 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(cx, buffer)
+        if self.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the connection has reached its age")));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(cx, slices)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -212,6 +212,7 @@ fn serve_agents(
         max_connections: usize::try_from(limits.max_connections.get()).unwrap_or(usize::MAX),
         handshake_timeout: limits.handshake_timeout,
         max_connection_age: limits.max_connection_age,
+        grace: DRAIN.min(limits.max_connection_age),
     };
     let peers = Arc::new(Peers::new(limits.per_peer()));
     let incoming = listener::accept(listener, Arc::new(tls), peers, port, metrics, stop.clone());
@@ -228,7 +229,6 @@ fn serve_agents(
     let service = AgentServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
         .max_connection_age(limits.max_connection_age)
-        .max_connection_age_grace(DRAIN)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
