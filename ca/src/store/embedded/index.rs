@@ -5,7 +5,7 @@
 //! holds always what a whole number of calls applied, and [`Index::indexed`] tells how far that is, so that the log fills in what is missing.
 //!
 //! A tree that cannot be opened, or turns out to be damaged while it is read, is replaced by an empty one with a warning;
-//! [`Index::indexed`] then begins at 0 again.
+//! [`Index::indexed`] then begins at 0 again, and questions are refused until it is where it was: an answer is never silently incomplete.
 
 mod postings;
 #[cfg(test)]
@@ -14,7 +14,7 @@ mod tree;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -38,6 +38,8 @@ pub(crate) struct Index {
     tree: RwLock<Option<Tree>>,
     /// Hashes of values that are in a dictionary.
     remembered: Mutex<HashSet<TermHash>>,
+    /// How many entries were indexed before a failure took some away: until then questions are refused.
+    reached: AtomicU64,
     /// How often the tree was opened again since its background work failed first.
     reopened: AtomicU32,
 }
@@ -51,9 +53,11 @@ impl Index {
             dictionary_dimensions: dictionary_dimensions.to_vec(),
             tree: RwLock::default(),
             remembered: Mutex::default(),
+            reached: AtomicU64::default(),
             reopened: AtomicU32::default(),
         };
-        index.with_tree(|_| Ok(()))?;
+        let indexed = index.with_tree(|tree| Ok(tree.indexed()))?;
+        index.reached.store(indexed, Ordering::Release);
         Ok(index)
     }
 
@@ -91,6 +95,7 @@ impl Index {
         hashed.dedup();
         let end = first + entries.len() as u64;
         self.with_tree(|tree| tree.insert(&hashed, values.values(), first..end))?;
+        self.reached.fetch_max(end, Ordering::AcqRel);
         let mut remembered = self.remembered();
         if remembered.len() + values.len() > MAX_REMEMBERED_VALUES {
             remembered.clear();
@@ -102,6 +107,7 @@ impl Index {
     /// Forgets everything, durably: the index had entries that the log has not.
     pub(crate) fn clear(&self) -> Result<(), StoreError> {
         self.close_tree(true)?;
+        self.reached.store(0, Ordering::Release);
         self.with_tree(|_| Ok(()))
     }
 
@@ -113,7 +119,7 @@ impl Index {
     /// See [`Store::look_up`](crate::store::Store::look_up).
     pub(crate) fn look_up(&self, term: &Term, before: u64, limit: usize) -> Result<Vec<u64>, StoreError> {
         let hash = postings::hash(term);
-        self.with_tree(|tree| tree.look_up(hash, before, limit))
+        self.with_whole_tree(|tree| tree.look_up(hash, before, limit))
     }
 
     /// See [`Store::values`](crate::store::Store::values).
@@ -121,7 +127,15 @@ impl Index {
         if !self.dictionary_dimensions.contains(&dimension) {
             return Err(StoreError::Invalid(format!("there is no dictionary of dimension {dimension}")));
         }
-        self.with_tree(|tree| tree.values(dimension, prefix, after, limit))
+        self.with_whole_tree(|tree| tree.values(dimension, prefix, after, limit))
+    }
+
+    /// Asks `question` of the tree, unless it still lacks what a failure took away.
+    fn with_whole_tree<T>(&self, question: impl FnOnce(&Tree) -> Result<T, Failure>) -> Result<T, StoreError> {
+        self.with_tree(|tree| match self.reached.load(Ordering::Acquire) {
+            reached if tree.indexed() < reached => Err(Failure::Behind { indexed: tree.indexed(), reached }),
+            _ => question(tree),
+        })
     }
 
     /// Does `work` on the tree, which is opened before if a failure closed it.
@@ -140,6 +154,7 @@ impl Index {
         };
         let damaged = match &failure {
             Failure::Gap { .. } => return Err(StoreError::Invalid(failure.to_string())),
+            Failure::Behind { .. } => return Err(self.io_error(failure.to_string())),
             Failure::Io(_) | Failure::InUse => false,
             Failure::Stopped => self.reopened.fetch_add(1, Ordering::Relaxed) >= MAX_REOPENED,
             Failure::Damaged(_) => true,

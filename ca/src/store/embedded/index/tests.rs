@@ -155,6 +155,21 @@ fn a_deleted_index_is_built_anew() {
     assert_complete(&index, &entries);
 }
 
+#[test]
+fn questions_are_refused_while_an_index_that_failed_is_built_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = sample(100);
+    catch_up(&open(dir.path()), &entries);
+    let index = open(dir.path());
+    assert!(index.with_tree(|_| Err::<(), _>(Failure::Damaged("as a test wants it".into()))).is_err());
+    assert_eq!(index.indexed(), 0);
+    assert!(index.look_up(&letter(1, b'a'), u64::MAX, 1).is_err());
+    index.apply(0, &entries[..50]).unwrap();
+    assert!(index.values(1, b"", None, 1).is_err());
+    catch_up(&index, &entries);
+    assert_complete(&index, &entries);
+}
+
 /// A process that is killed leaves the files as they are, nothing closed.
 #[test]
 fn an_index_whose_process_was_killed_goes_on_where_it_was() {

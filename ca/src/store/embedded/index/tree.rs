@@ -44,6 +44,9 @@ pub(super) enum Failure {
     /// What was to be inserted does not follow what is there.
     #[error("entry {next} is to be indexed next, not {given}")]
     Gap { next: u64, given: u64 },
+    /// It lacks what it had before it failed.
+    #[error("the index is being built anew: {indexed} of {reached} entries; try again")]
+    Behind { indexed: u64, reached: u64 },
     /// The system's doing.
     #[error("{0}")]
     Io(String),
