@@ -13,6 +13,8 @@ mod leaf;
 mod query;
 mod refusals;
 mod terms;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
