@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::lab::{Lab, free_address};
 use crate::process::Process;
 use crate::tokens::TokenVolume;
-use crate::{Result, http, tools, wait};
+use crate::{Result, http, wait};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
@@ -40,13 +40,9 @@ pub struct Plan {
     pub upstream: Option<SocketAddr>,
 }
 
-/// A running Envoy.
-pub struct Envoy {
-    process: Process,
-    binary: PathBuf,
-    config: PathBuf,
-    log: PathBuf,
-    name: String,
+/// Where an Envoy listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
     /// The admin interface.
     pub admin: SocketAddr,
     /// Requires a client certificate and answers 200.
@@ -55,10 +51,21 @@ pub struct Envoy {
     pub outbound: SocketAddr,
 }
 
+/// A running Envoy.
+pub struct Envoy {
+    process: Process,
+    binary: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+    name: String,
+    /// Where it listens.
+    pub at: Addresses,
+}
+
 /// A certificate chain as `/certs` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServedCertificate {
-    /// Hexadecimal, lower case, without leading zeros.
+    /// 32 hexadecimal digits, as Chancery writes serial numbers.
     pub serial: String,
     /// The first URI name.
     pub spiffe_id: String,
@@ -69,33 +76,37 @@ pub struct ServedCertificate {
 impl Envoy {
     /// Starts Envoy; its listeners come up when it has got its secrets.
     pub fn start(lab: &Lab, binary: &Path, plan: &Plan) -> Result<Self> {
-        let (admin, inbound, outbound) = (free_address()?, free_address()?, free_address()?);
         let token_secret = lab.at(&format!("{}.token_sds.json", plan.name));
         if let Some(volume) = &plan.token {
             volume.write_envoy_secret(&token_secret)?;
         }
-        let config = lab.at(&format!("{}.envoy.json", plan.name));
-        let document = bootstrap(plan, admin, inbound, outbound, &token_secret);
-        std::fs::write(&config, serde_json::to_vec_pretty(&document)?)?;
-        let log = lab.at(&format!("{}.envoy.log", plan.name));
-        let process = launch(&plan.name, binary, &config, &log)?;
-        Ok(Self { process, binary: binary.to_owned(), config, log, name: plan.name.clone(), admin, inbound, outbound })
+        let at = Addresses::free()?;
+        Self::start_with(lab, binary, &plan.name, at, &plan.bootstrap(at, &token_secret))
+    }
+
+    /// Starts Envoy with this bootstrap configuration, which listens at these addresses.
+    pub fn start_with(lab: &Lab, binary: &Path, name: &str, at: Addresses, bootstrap: &Value) -> Result<Self> {
+        let config = lab.at(&format!("{name}.envoy.json"));
+        std::fs::write(&config, serde_json::to_vec_pretty(bootstrap)?)?;
+        let log = lab.at(&format!("{name}.envoy.log"));
+        let process = launch(lab, name, binary, &config, &log)?;
+        Ok(Self { process, binary: binary.to_owned(), config, log, name: name.to_owned(), at })
     }
 
     /// Kills Envoy and starts it again, with the same configuration.
-    pub fn restart(self) -> Result<Self> {
-        let Self { process, binary, config, log, name, admin, inbound, outbound } = self;
+    pub fn restart(self, lab: &Lab) -> Result<Self> {
+        let Self { process, binary, config, log, name, at } = self;
         process.kill()?;
-        let process = launch(&name, &binary, &config, &log)?;
-        Ok(Self { process, binary, config, log, name, admin, inbound, outbound })
+        let process = launch(lab, &name, &binary, &config, &log)?;
+        Ok(Self { process, binary, config, log, name, at })
     }
 
     /// Waits until Envoy calls itself ready, which it does with its secrets.
     pub async fn ready(&mut self) -> Result<()> {
-        let Self { process, admin, name, .. } = self;
+        let Self { process, at, name, .. } = self;
         wait::until(&format!("{name}'s Envoy is ready"), READY_WITHIN, async || {
             process.check().map_err(|error| error.to_string())?;
-            match http::get(*admin, "/ready").await {
+            match http::get(at.admin, "/ready").await {
                 Ok((200, _)) => Ok(()),
                 Ok((status, body)) => Err(format!("{status} {body}")),
                 Err(error) => Err(error.to_string()),
@@ -106,13 +117,13 @@ impl Envoy {
 
     /// The certificate that Envoy serves now, as its admin interface shows it.
     pub async fn certificate(&self) -> Result<ServedCertificate> {
-        let (_, body) = http::get(self.admin, "/certs").await?;
+        let (_, body) = http::get(self.at.admin, "/certs").await?;
         let document: Value = serde_json::from_str(&body)?;
         let chains = document["certificates"].as_array().ok_or("no certificates")?;
         let leaf = chains.iter().find_map(|chain| chain["cert_chain"].get(0)).ok_or("no certificate chain yet")?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Ok(ServedCertificate {
-            serial: text(&leaf["serial_number"]).to_lowercase().trim_start_matches('0').to_owned(),
+            serial: format!("{:0>32}", text(&leaf["serial_number"]).to_lowercase()),
             spiffe_id: leaf["subject_alt_names"].get(0).map(|name| text(&name["uri"])).unwrap_or_default(),
             expires: text(&leaf["expiration_time"]),
         })
@@ -132,7 +143,7 @@ impl Envoy {
 
     /// The statistics whose names match the regular expression.
     pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>> {
-        let (_, body) = http::get(self.admin, &format!("/stats?filter={filter}")).await?;
+        let (_, body) = http::get(self.at.admin, &format!("/stats?filter={filter}")).await?;
         let parse = |line: &str| {
             let (name, value) = line.rsplit_once(": ")?;
             Some((name.to_owned(), value.parse().ok()?))
@@ -156,25 +167,35 @@ impl Envoy {
     }
 }
 
-fn launch(name: &str, binary: &Path, config: &Path, log: &Path) -> Result<Process> {
-    let mut command = tools::mortal(binary);
+fn launch(lab: &Lab, name: &str, binary: &Path, config: &Path, log: &Path) -> Result<Process> {
+    let mut command = lab.command(binary);
     // Without hot restart, so that several Envoys live side by side; one worker suffices.
     command.arg("--config-path").arg(config).args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]);
     Process::start(&format!("{name}'s Envoy"), &mut command, log)
 }
 
-fn bootstrap(plan: &Plan, admin: SocketAddr, inbound: SocketAddr, outbound: SocketAddr, token_secret: &Path) -> Value {
-    let mut listeners = vec![inbound_listener(plan, inbound)];
-    let mut clusters = vec![sds_cluster(plan, token_secret)];
-    if let Some(upstream) = plan.upstream {
-        listeners.push(outbound_listener(outbound));
-        clusters.push(outbound_cluster(plan, upstream));
+impl Addresses {
+    /// Ports that nobody listens on.
+    pub fn free() -> Result<Self> {
+        Ok(Self { admin: free_address()?, inbound: free_address()?, outbound: free_address()? })
     }
-    json!({
-        "node": {"id": plan.name, "cluster": "shop"},
-        "admin": {"address": socket_address(admin)},
-        "static_resources": {"listeners": listeners, "clusters": clusters},
-    })
+}
+
+impl Plan {
+    /// Envoy's configuration; the inbound listener and the cluster `sds` come first.
+    pub fn bootstrap(&self, at: Addresses, token_secret: &Path) -> Value {
+        let mut listeners = vec![inbound_listener(self, at.inbound)];
+        let mut clusters = vec![sds_cluster(self, token_secret)];
+        if let Some(upstream) = self.upstream {
+            listeners.push(outbound_listener(at.outbound));
+            clusters.push(outbound_cluster(self, upstream));
+        }
+        json!({
+            "node": {"id": self.name, "cluster": "shop"},
+            "admin": {"address": socket_address(at.admin)},
+            "static_resources": {"listeners": listeners, "clusters": clusters},
+        })
+    }
 }
 
 /// Requires a client certificate, and answers by itself.

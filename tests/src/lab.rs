@@ -1,7 +1,9 @@
-//! A place for one test's files and ports: in memory, private, and kept when the test fails.
+//! A place for one test's files, ports and programs: in memory, private, and kept when the test fails.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::Result;
 
@@ -12,13 +14,21 @@ const MEMORY: &str = "/dev/shm";
 pub struct Lab {
     directory: Option<tempfile::TempDir>,
     path: PathBuf,
+    survives: bool,
 }
 
 impl Lab {
     /// An empty directory.
     pub fn new() -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("chancery-").tempdir_in(MEMORY)?;
-        Ok(Self { path: directory.path().to_owned(), directory: Some(directory) })
+        Ok(Self { path: directory.path().to_owned(), directory: Some(directory), survives: false })
+    }
+
+    /// A directory whose programs may go on running after this process.
+    pub fn surviving() -> Result<Self> {
+        let mut lab = Self::new()?;
+        lab.survives = true;
+        Ok(lab)
     }
 
     /// The directory.
@@ -29,6 +39,20 @@ impl Lab {
     /// A path inside.
     pub fn at(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// A command that the kernel kills when the thread that started it ends, however it ends; unless this is a surviving lab.
+    pub fn command(&self, program: &Path) -> Command {
+        let search = std::env::var_os("PATH").unwrap_or_default();
+        let setpriv = std::env::split_paths(&search).map(|directory| directory.join("setpriv")).find(|path| path.is_file());
+        match setpriv {
+            Some(setpriv) if !self.survives => {
+                let mut command = Command::new(setpriv);
+                command.args([OsString::from("--pdeathsig"), "KILL".into(), "--".into(), program.into()]);
+                command
+            }
+            _ => Command::new(program),
+        }
     }
 
     /// Leaves the directory where it is.

@@ -3,11 +3,15 @@
 //! Everything here waits for what it can observe, with a deadline, and never for a fixed time. What is started is killed, by its id, when
 //! its handle is dropped.
 
+pub mod agent;
+pub mod ca;
 pub mod envoy;
 pub mod http;
 pub mod lab;
 pub mod load;
+pub mod mesh;
 pub mod process;
+pub mod secrets;
 pub mod tokens;
 pub mod tools;
 pub mod wait;

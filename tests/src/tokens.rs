@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
+use time::OffsetDateTime;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::Result;
@@ -74,10 +76,12 @@ impl TokenKeeper {
         M: Fn() -> F + Send + 'static,
         F: Future<Output = Result<String>> + Send,
     {
+        let mut due = refresh_due(lifetime);
         volume.replace(&mint().await?)?;
         let task = async move {
             loop {
-                tokio::time::sleep(lifetime.mul_f64(REFRESHED_AT)).await;
+                tokio::time::sleep_until(due).await;
+                due = refresh_due(lifetime);
                 while mint().await.and_then(|token| volume.replace(&token)).is_err() {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
@@ -85,4 +89,10 @@ impl TokenKeeper {
         };
         Ok(Self(AbortOnDropHandle::new(tokio::spawn(task))))
     }
+}
+
+/// Of a token that is minted now: like the kubelet, counted from its `iat`, which is in whole seconds.
+fn refresh_due(lifetime: Duration) -> Instant {
+    let since_iat = Duration::from_nanos(OffsetDateTime::now_utc().nanosecond().into());
+    Instant::now() + lifetime.mul_f64(REFRESHED_AT).saturating_sub(since_iat)
 }

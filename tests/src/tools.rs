@@ -1,9 +1,7 @@
 //! Finding the programs that tests run: Chancery's own, as built, and those that `tests/setup` installs.
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::Result;
 
@@ -50,7 +48,7 @@ fn matching(root: &Path, pattern: &str) -> Option<PathBuf> {
 }
 
 /// Counts the running test as skipped, by its name. In CI nothing may be skipped.
-fn skip(reason: &str) {
+pub fn skip(reason: &str) {
     assert!(std::env::var_os("CI").is_none(), "{reason}; in CI that is a failure");
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     eprintln!("skipped {test}: {reason}");
@@ -58,19 +56,5 @@ fn skip(reason: &str) {
         let appended = std::fs::OpenOptions::new().append(true).create(true).open(list);
         // One write, so that tests that skip at the same time do not mix their lines.
         let _ = appended.and_then(|mut list| list.write_all(format!("{test}: {reason}\n").as_bytes()));
-    }
-}
-
-/// A command that the kernel kills when the thread that started it ends, however it ends.
-pub fn mortal(program: &Path) -> Command {
-    let setpriv =
-        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).map(|dir| dir.join("setpriv")).find(|path| path.is_file());
-    match setpriv {
-        Some(setpriv) => {
-            let mut command = Command::new(setpriv);
-            command.args([OsString::from("--pdeathsig"), "KILL".into(), "--".into(), program.into()]);
-            command
-        }
-        None => Command::new(program),
     }
 }

@@ -1,0 +1,135 @@
+//! The real node agent.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use chancery_ca::attestation::development::TokenRequest;
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::ca::{CLUSTER, Ca, TRUST_DOMAIN, ready};
+use crate::lab::{Lab, free_address};
+use crate::process::Process;
+use crate::tokens::TokenVolume;
+use crate::{Result, tools, wait};
+
+const READY_WITHIN: Duration = Duration::from_secs(20);
+/// An agent joins once; from then on its certificate is its proof.
+const JOIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// An agent with its state; running or not.
+pub struct Agent {
+    process: Option<Process>,
+    config: PathBuf,
+    log: PathBuf,
+    state_dir: PathBuf,
+    /// Metrics and probes.
+    pub http: SocketAddr,
+    /// Where proxies fetch their secrets.
+    pub sds_socket: PathBuf,
+}
+
+impl Agent {
+    /// Starts the agent of a node, and waits until it is ready.
+    pub async fn start(lab: &Lab, ca: &Ca, node: &str) -> Result<Self> {
+        let mut agent = Self::configure(lab, ca, node)?;
+        agent.run(lab).await?;
+        Ok(agent)
+    }
+
+    /// The agent of a node, with all it needs, but not started.
+    pub fn configure(lab: &Lab, ca: &Ca, node: &str) -> Result<Self> {
+        let volume = TokenVolume::create(&lab.at("agent-token"))?;
+        let request = TokenRequest {
+            namespace: "chancery".into(),
+            service_account: "agent".into(),
+            pod: format!("agent-{node}"),
+            node: node.to_owned(),
+            audience: "chancery-agent".into(),
+            lifetime: JOIN_TOKEN_LIFETIME,
+            pod_uid: None,
+            node_uid: None,
+        };
+        volume.replace(&ca.issuer()?.sign(&request, OffsetDateTime::now_utc())?)?;
+        let config = lab.at("agent.toml");
+        let agent = Self {
+            process: None,
+            config,
+            log: lab.at("agent.log"),
+            state_dir: lab.at("agent-state"),
+            http: free_address()?,
+            sds_socket: lab.at("sds.sock"),
+        };
+        let at = |name: &str| lab.at(name).display().to_string();
+        let text = format!(
+            "trust_domain = \"{TRUST_DOMAIN}\"\ncluster = \"{CLUSTER}\"\nca_address = \"{ca}\"\ntoken_file = \"{token}\"\n\
+             state_dir = \"{state}\"\nhttp_listen = \"{http}\"\nadmin_socket = \"{admin}\"\n\n\
+             [trust]\nbundle_file = \"{bundle}\"\n\n[sds]\nsocket = \"{sds}\"\n",
+            ca = ca.address,
+            token = volume.token().display(),
+            state = agent.state_dir.display(),
+            http = agent.http,
+            admin = at("agent-admin.sock"),
+            bundle = ca.bundle().display(),
+            sds = agent.sds_socket.display(),
+        );
+        std::fs::write(&agent.config, text)?;
+        Ok(agent)
+    }
+
+    /// Starts the agent again after it ended, and waits until it is ready.
+    pub async fn run(&mut self, lab: &Lab) -> Result<()> {
+        let mut command = lab.command(&tools::chancery("chancery-agent")?);
+        command.args(["run", "--config"]).arg(&self.config);
+        let process = self.process.insert(Process::start("the agent", &mut command, &self.log)?);
+        wait::until("the agent is ready", READY_WITHIN, async || {
+            process.check().map_err(|error| error.to_string())?;
+            ready(self.http).await
+        })
+        .await
+    }
+
+    /// The process id of the running agent.
+    pub fn id(&self) -> Result<u32> {
+        Ok(self.process.as_ref().ok_or("the agent is not running")?.id())
+    }
+
+    /// Waits until the agent would still know this identity after a crash.
+    pub async fn kept(&self, spiffe_id: &str) -> Result<()> {
+        wait::until(&format!("the agent's state holds {spiffe_id}"), READY_WITHIN, async || {
+            let state = std::fs::read(self.state_dir.join("state")).map_err(|error| error.to_string())?;
+            // The certificate carries its URI as plain text.
+            let found = state.windows(spiffe_id.len()).any(|window| window == spiffe_id.as_bytes());
+            if found { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), Process::kill)
+    }
+
+    /// Runs `chancery-agent --output json` against this agent.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Value> {
+        let mut command = Command::new(tools::chancery("chancery-agent")?);
+        let output = command.args(arguments).args(["--output", "json", "--config"]).arg(&self.config).output()?;
+        if !output.status.success() {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("`chancery-agent {}` ended with {}: {complaint}", arguments.join(" "), output.status).into());
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &std::path::Path {
+        &self.config
+    }
+
+    /// Leaves the agent running after this process.
+    pub fn detach(self) -> Option<u32> {
+        self.process.map(Process::detach)
+    }
+}

@@ -1,0 +1,136 @@
+//! The real CA, started for development, and the operators' command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use chancery_ca::attestation::development::DevelopmentIssuer;
+use serde_json::Value;
+
+use crate::lab::{Lab, free_address};
+use crate::process::Process;
+use crate::{Result, http, tools, wait};
+
+/// The trust domain of every test.
+pub const TRUST_DOMAIN: &str = "mesh.test";
+/// The cluster of the development issuer.
+pub const CLUSTER: &str = "dev";
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// A CA with its data directory; running or not.
+pub struct Ca {
+    process: Option<Process>,
+    config: PathBuf,
+    data: PathBuf,
+    log: PathBuf,
+    /// The TLS port.
+    pub address: SocketAddr,
+    /// Metrics and probes.
+    pub http: SocketAddr,
+}
+
+impl Ca {
+    /// Starts a CA that issues to workloads for `lifetime`, and waits until it is ready.
+    pub async fn start(lab: &Lab, lifetime: Duration) -> Result<Self> {
+        Self::start_in(lab, &lab.at("ca"), lifetime, "").await
+    }
+
+    /// The same, with its data in this directory and `more` at the end of its configuration.
+    pub async fn start_in(lab: &Lab, data: &Path, lifetime: Duration, more: &str) -> Result<Self> {
+        let (address, http) = (free_address()?, free_address()?);
+        let config = lab.at("ca.toml");
+        let seconds = lifetime.as_secs();
+        let text = format!(
+            "trust_domain = \"{TRUST_DOMAIN}\"\nlisten = \"{address}\"\nhttp_listen = \"{http}\"\n\n\
+             [policy.lifetimes]\nmin = \"1s\"\ndefault = \"{seconds}s\"\n{more}"
+        );
+        std::fs::write(&config, text)?;
+        let mut ca = Self { process: None, config, data: data.to_owned(), log: lab.at("ca.log"), address, http };
+        ca.run(lab).await?;
+        Ok(ca)
+    }
+
+    /// Starts the CA again after it ended, and waits until it is ready.
+    pub async fn run(&mut self, lab: &Lab) -> Result<()> {
+        let mut command = lab.command(&tools::chancery("chancery-ca")?);
+        command.args(["serve", "--dev", "--config"]).arg(&self.config).arg("--data-dir").arg(&self.data);
+        let process = self.process.insert(Process::start("the CA", &mut command, &self.log)?);
+        wait::until("the CA is ready", READY_WITHIN, async || {
+            process.check().map_err(|error| error.to_string())?;
+            ready(self.http).await
+        })
+        .await
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), Process::kill)
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub async fn stop(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            let status = process.stop().await?;
+            if !status.success() {
+                return Err(format!("the CA ended with {status}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The process id of the running CA.
+    pub fn id(&self) -> Result<u32> {
+        Ok(self.process.as_ref().ok_or("the CA is not running")?.id())
+    }
+
+    /// The trust bundle, for agents.
+    pub fn bundle(&self) -> PathBuf {
+        self.data.join("bundle.pem")
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The operators' socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.data.join("admin.sock")
+    }
+
+    /// Runs `chancery` with these arguments and returns what it printed.
+    pub fn chancery(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(tools::chancery("chancery")?);
+        let output = command.arg("--socket").arg(self.admin_socket()).args(arguments).output()?;
+        if !output.status.success() {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("`chancery {}` ended with {}: {complaint}", arguments.join(" "), output.status).into());
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs `chancery --output json`.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Value> {
+        Ok(serde_json::from_str(&self.chancery(&[&["--output", "json"], arguments].concat())?)?)
+    }
+
+    /// Signs tokens as the development cluster's API server would.
+    pub fn issuer(&self) -> Result<DevelopmentIssuer> {
+        Ok(DevelopmentIssuer::open_or_create(&chancery_ca::config::development_issuer_dir(&self.data))?)
+    }
+
+    /// Leaves the CA running after this process.
+    pub fn detach(self) -> Option<u32> {
+        self.process.map(Process::detach)
+    }
+}
+
+/// Asks `/readyz`.
+pub(crate) async fn ready(address: SocketAddr) -> Result<(), String> {
+    match http::get(address, "/readyz").await {
+        Ok((200, _)) => Ok(()),
+        Ok((status, reasons)) => Err(format!("{status} {reasons}")),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,131 @@
+//! A whole small mesh: a CA, an agent, and workloads with an Envoy each.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chancery_ca::attestation::development::{DevelopmentIssuer, TokenRequest};
+use time::OffsetDateTime;
+
+use crate::Result;
+use crate::agent::Agent;
+use crate::ca::{Ca, TRUST_DOMAIN};
+use crate::envoy::{Envoy, Plan, Protocol};
+use crate::lab::Lab;
+use crate::tokens::{TokenKeeper, TokenVolume};
+
+/// The node that everything runs on.
+pub const NODE: &str = "node-1";
+/// The namespace of all workloads.
+pub const NAMESPACE: &str = "shop";
+
+/// How a mesh differs from others.
+#[derive(Clone)]
+pub struct Settings {
+    /// The Envoy to run.
+    pub envoy: PathBuf,
+    /// Of workloads' certificates.
+    pub lifetime: Duration,
+    /// Of workloads' tokens.
+    pub token_lifetime: Duration,
+    /// How the Envoys ask.
+    pub protocol: Protocol,
+}
+
+/// CA and agent, and where their files are.
+pub struct Mesh {
+    /// The running CA.
+    pub ca: Ca,
+    /// The running agent.
+    pub agent: Agent,
+    settings: Settings,
+    issuer: Arc<DevelopmentIssuer>,
+    /// Last, so that it is removed when everything has ended.
+    pub lab: Lab,
+}
+
+/// A pod with its Envoy and a fresh token.
+pub struct Workload {
+    /// The running Envoy.
+    pub envoy: Envoy,
+    /// Its projected volume.
+    pub volume: TokenVolume,
+    account: String,
+    keeper: TokenKeeper,
+}
+
+impl Mesh {
+    /// Starts CA and agent.
+    pub async fn start(lab: Lab, settings: Settings) -> Result<Self> {
+        let ca = Ca::start(&lab, settings.lifetime).await?;
+        let agent = Agent::start(&lab, &ca, NODE).await?;
+        let issuer = Arc::new(ca.issuer()?);
+        Ok(Self { ca, agent, settings, issuer, lab })
+    }
+
+    /// Starts a workload of a service account and waits until its Envoy has its certificate.
+    pub async fn workload(&self, account: &str, upstream: Option<SocketAddr>) -> Result<Workload> {
+        let volume = TokenVolume::create(&self.lab.at(&format!("{account}-token")))?;
+        let lifetime = self.settings.token_lifetime;
+        let mint = self.mint(account, lifetime);
+        let keeper = TokenKeeper::start(volume.clone(), lifetime, move || std::future::ready(mint())).await?;
+        let plan = Plan {
+            name: account.to_owned(),
+            sds_socket: self.agent.sds_socket.clone(),
+            protocol: self.settings.protocol,
+            token: Some(volume.clone()),
+            peer_prefix: format!("spiffe://{TRUST_DOMAIN}/"),
+            upstream,
+        };
+        let mut envoy = Envoy::start(&self.lab, &self.settings.envoy, &plan)?;
+        envoy.ready().await?;
+        Ok(Workload { envoy, volume, account: account.to_owned(), keeper })
+    }
+
+    /// A volume with one token for a pod of this service account; nobody replaces it.
+    pub fn volume(&self, account: &str) -> Result<TokenVolume> {
+        let volume = TokenVolume::create(&self.lab.at(&format!("{account}-token")))?;
+        volume.replace(&self.mint(account, self.settings.token_lifetime)()?)?;
+        Ok(volume)
+    }
+
+    /// What the kubelet does for a pod of this service account: ask the API server for a token.
+    fn mint(&self, account: &str, lifetime: Duration) -> impl Fn() -> Result<String> + Send + 'static {
+        let (issuer, request) = (self.issuer.clone(), token_request(account, lifetime));
+        move || Ok(issuer.sign(&request, OffsetDateTime::now_utc())?.to_string())
+    }
+}
+
+/// What a pod of this service account presents.
+pub fn token_request(account: &str, lifetime: Duration) -> TokenRequest {
+    TokenRequest {
+        namespace: NAMESPACE.into(),
+        service_account: account.to_owned(),
+        pod: format!("{account}-0"),
+        node: NODE.into(),
+        audience: "chancery".into(),
+        lifetime,
+        pod_uid: None,
+        node_uid: None,
+    }
+}
+
+impl Workload {
+    /// `shop/cart`.
+    pub fn name(&self) -> String {
+        format!("{NAMESPACE}/{}", self.account)
+    }
+
+    /// What its certificate must say.
+    pub fn spiffe_id(&self) -> String {
+        format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{}", self.account)
+    }
+
+    /// Leaves the Envoy running after this process, with a token of this lifetime, since nobody will replace it.
+    pub fn detach(self, mesh: &Mesh, token_lifetime: Duration) -> Result<u32> {
+        drop(self.keeper);
+        self.volume.replace(&mesh.mint(&self.account, token_lifetime)()?)?;
+        Ok(self.envoy.detach())
+    }
+}

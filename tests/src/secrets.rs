@@ -1,0 +1,109 @@
+//! A proxy without a proxy: asks the agent's socket for secrets, as Envoy does, and hands them out.
+
+use std::path::Path;
+use std::time::Duration;
+
+use chancery_identity::{PrivateKey, TrustBundle, TrustDomain, X509Svid};
+use chancery_proto::envoy::config::core::v3::{DataSource, Node, data_source};
+use chancery_proto::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
+use chancery_proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use chancery_proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
+use hyper_util::rt::TokioIo;
+use prost::Message;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
+use tonic::transport::{Channel, Endpoint};
+use zeroize::Zeroizing;
+
+use crate::Result;
+
+const TYPE_URL: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+
+/// What a proxy needs to talk mutual TLS.
+pub struct Secrets {
+    /// Chain and key.
+    pub svid: X509Svid,
+    /// The trust roots.
+    pub bundle: TrustBundle,
+}
+
+/// Opens a stream with this token and waits for `default` and `ROOTCA`.
+pub async fn fetch(socket: &Path, token: Option<&str>, within: Duration) -> Result<Secrets> {
+    fetch_over(connect(socket).await?, token, within).await
+}
+
+/// The same over a connection that is there already.
+pub async fn fetch_over(channel: Channel, token: Option<&str>, within: Duration) -> Result<Secrets> {
+    tokio::time::timeout(within, first_secrets(channel, token)).await.map_err(|_| format!("no secrets within {within:?}"))?
+}
+
+/// A connection to the agent's socket.
+pub async fn connect(socket: &Path) -> Result<Channel> {
+    let socket = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    // The connector knows the way; the address only fills in `:authority`.
+    Ok(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
+}
+
+async fn first_secrets(channel: Channel, token: Option<&str>) -> Result<Secrets> {
+    let (requests, receiver) = mpsc::channel(4);
+    let ask = DiscoveryRequest {
+        node: Some(Node { id: "test-proxy".into(), ..Node::default() }),
+        resource_names: vec!["default".into(), "ROOTCA".into()],
+        type_url: TYPE_URL.into(),
+        ..DiscoveryRequest::default()
+    };
+    requests.send(ask.clone()).await?;
+    let mut request = Request::new(ReceiverStream::new(receiver));
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
+    }
+    let mut responses = SecretDiscoveryServiceClient::new(channel).stream_secrets(request).await?.into_inner();
+    let (mut svid, mut bundle) = (None, None);
+    loop {
+        let response = responses.message().await?.ok_or("the agent ended the stream")?;
+        for secret in decode(&response)? {
+            match secret {
+                secret::Type::TlsCertificate(certificate) => {
+                    svid = Some(read_svid(certificate.certificate_chain.as_ref(), certificate.private_key.as_ref())?);
+                }
+                secret::Type::ValidationContext(context) => bundle = Some(bytes(context.trusted_ca.as_ref())?.to_vec()),
+            }
+        }
+        let acknowledge =
+            DiscoveryRequest { version_info: response.version_info, response_nonce: response.nonce, node: None, ..ask.clone() };
+        requests.send(acknowledge).await?;
+        if let (Some(svid), Some(bundle)) = (&svid, &bundle) {
+            let svid: &X509Svid = svid;
+            let trust_domain: TrustDomain = svid.id().trust_domain().clone();
+            return Ok(Secrets { svid: svid.clone(), bundle: TrustBundle::from_pem(trust_domain, bundle)? });
+        }
+    }
+}
+
+fn decode(response: &DiscoveryResponse) -> Result<Vec<secret::Type>> {
+    let secrets = response.resources.iter().map(|any| Secret::decode(any.value.as_ref()));
+    let secrets = secrets.collect::<Result<Vec<_>, _>>()?;
+    Ok(secrets.into_iter().filter_map(|secret| secret.r#type).collect())
+}
+
+fn read_svid(chain: Option<&DataSource>, key: Option<&DataSource>) -> Result<X509Svid> {
+    let chain = CertificateDer::pem_slice_iter(bytes(chain)?).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivatePkcs8KeyDer::from_pem_slice(bytes(key)?)?;
+    Ok(X509Svid::new(chain, PrivateKey::from_pkcs8(Zeroizing::new(key.secret_pkcs8_der().to_vec())))?)
+}
+
+fn bytes(source: Option<&DataSource>) -> Result<&[u8]> {
+    match source.and_then(|source| source.specifier.as_ref()) {
+        Some(data_source::Specifier::InlineBytes(bytes)) => Ok(bytes),
+        Some(data_source::Specifier::InlineString(text)) => Ok(text.as_bytes()),
+        _ => Err("the secret has no inline content".into()),
+    }
+}
