@@ -1,0 +1,60 @@
+//! `make bench`: the design's budgets, measured on the real binaries in one run.
+//!
+//! Prints `name value unit limit ok|short|noisy` for each line, and writes `target/bench/report.json`. Costs are ratios to what the same
+//! machine needs for the bare cryptography in the same run. Exit status 1 if a line is short. `QUICK=1` ends within five minutes.
+
+mod bare;
+mod issue;
+mod memory;
+mod report;
+mod svid;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use chancery_tests::{Result, tools};
+
+use report::Report;
+
+/// How much is done.
+#[derive(Clone, Copy)]
+struct Size {
+    first_svids: usize,
+    batched: usize,
+    unary: usize,
+}
+
+const FULL: Size = Size { first_svids: 1000, batched: 1_000_000, unary: 50_000 };
+const QUICK: Size = Size { first_svids: 300, batched: 60_000, unary: 10_000 };
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    match runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(measure())) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure() -> Result<bool> {
+    let size = if std::env::var_os("QUICK").is_some_and(|quick| quick == "1") { QUICK } else { FULL };
+    let directory = directory()?;
+    let bare = bare::Costs::measure(&directory)?;
+    let mut report = Report::new(&bare);
+    memory::measure(&directory, &mut report).await?;
+    svid::measure(&directory, size.first_svids, &mut report).await?;
+    issue::measure(&directory, size, &bare, &mut report).await?;
+    report.write(&directory.join("report.json"))?;
+    Ok(report.good())
+}
+
+/// On a disk, so that what must be durable costs what it costs.
+fn directory() -> Result<PathBuf> {
+    let directory = tools::source().join("target/bench");
+    std::fs::create_dir_all(&directory)?;
+    Ok(directory.canonicalize()?)
+}
