@@ -9,6 +9,8 @@ mod listener;
 mod open;
 mod parts;
 mod reload;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,6 +35,7 @@ pub use error::ServeError;
 use crate::api::{AgentApi, CallMetrics, OperatorApi, Peers};
 use crate::config::{Config, Mode};
 use crate::ledger::LedgerHealth;
+use crate::store::embedded::files::{LogFiles, SystemFiles};
 use crate::telemetry::{Metrics, Readings};
 use listener::PortLimits;
 use open::Doors;
@@ -56,12 +59,13 @@ pub struct Options {
     shutdown: CancellationToken,
     clock: Arc<dyn Clock>,
     log: Option<LogHandle>,
+    log_files: Arc<dyn LogFiles>,
 }
 
 impl Options {
     /// Runs until `shutdown` is cancelled.
     pub fn new(config: Config, mode: Mode, shutdown: CancellationToken) -> Self {
-        Self { config, mode, shutdown, clock: Arc::new(SystemClock), log: None }
+        Self { config, mode, shutdown, clock: Arc::new(SystemClock), log: None, log_files: Arc::new(SystemFiles) }
     }
 
     /// The log's level follows the configuration.
@@ -75,6 +79,13 @@ impl Options {
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
+        self
+    }
+
+    /// The ledger's log lies on these files.
+    #[must_use]
+    pub fn with_log_files(mut self, files: Arc<dyn LogFiles>) -> Self {
+        self.log_files = files;
         self
     }
 }
@@ -106,7 +117,7 @@ impl Running {
 /// # Errors
 /// If a part cannot be opened; then nothing is left running.
 pub async fn start(options: Options) -> Result<Running, ServeError> {
-    let Options { config, mode, shutdown, clock, log } = options;
+    let Options { config, mode, shutdown, clock, log, log_files } = options;
     let doors = Doors::open(&config).await?;
     let watch = FileWatch::new(config.files())?;
     let (address, http_address) = (doors.address, doors.http_address);
@@ -115,7 +126,7 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::register(&mut registry));
     let calls = Arc::new(CallMetrics::register(&mut registry));
-    let parts = Arc::new(open::open(config, clock, doors.directory, Arc::clone(&calls)).await?);
+    let parts = Arc::new(open::open(config, clock, doors.directory, Arc::clone(&calls), log_files).await?);
     let read = Arc::clone(&parts);
     registry.register_collector(Box::new(Readings(move || read.readings())));
     metrics.configuration_applied(parts.clock.now().unix_timestamp());

@@ -23,6 +23,7 @@ use crate::ledger::{Body, DICTIONARY_DIMENSIONS, EntryTerms, Ledger, LedgerOptio
 use crate::server::ServeError;
 use crate::server::parts::Parts;
 use crate::store::SharedStore;
+use crate::store::embedded::files::LogFiles;
 use crate::store::embedded::{EmbeddedStore, Options as StoreOptions};
 
 /// Only the owner may ask as an operator.
@@ -65,11 +66,12 @@ pub(super) async fn open(
     clock: Arc<dyn Clock>,
     directory: DataDirectory,
     calls: Arc<CallMetrics>,
+    log_files: Arc<dyn LogFiles>,
 ) -> Result<Parts, ServeError> {
     let clusters = Clusters::new(config.trust_domain.clone(), config.clusters.clone(), Arc::clone(&clock))?;
     let policy = Policy::new(config.trust_domain.clone(), config.policy.clone(), &config.clusters)?;
     let keys = Arc::new(FileKeyManager::open(directory.keys())?);
-    let (ledger, repairs) = open_ledger(&config, &clock, &directory).await?;
+    let (ledger, repairs) = open_ledger(&config, &clock, &directory, log_files).await?;
     let start = Start {
         version: env!("CARGO_PKG_VERSION").into(),
         configuration: config.digest.to_vec(),
@@ -105,9 +107,15 @@ pub(super) async fn open(
     })
 }
 
-async fn open_ledger(config: &Config, clock: &Arc<dyn Clock>, directory: &DataDirectory) -> Result<(Ledger, Vec<String>), ServeError> {
+async fn open_ledger(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    directory: &DataDirectory,
+    log_files: Arc<dyn LogFiles>,
+) -> Result<(Ledger, Vec<String>), ServeError> {
     let mut options = StoreOptions::new(Arc::new(EntryTerms), Arc::clone(clock));
     options.dictionary_dimensions = DICTIONARY_DIMENSIONS.to_vec();
+    options.files = log_files;
     let opened = EmbeddedStore::open(&directory.ledger(), options).await?;
     let store: SharedStore = Arc::new(opened.store);
     let options = LedgerOptions { longest_lifetime: config.longest_lifetime(), ..LedgerOptions::default() };
