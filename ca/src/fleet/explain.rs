@@ -123,9 +123,9 @@ impl Facts {
         let Some(latest) = &self.latest else { return (Level::Bad, "no certificate was ever issued to a pod of this name".into()) };
         let leaf = &latest.leaf;
         let described = format!("the newest certificate was issued at {}, serial {}", moment(latest.time), leaf.serial);
-        let half = leaf.not_before + (leaf.not_after - leaf.not_before) * 3 / 4;
+        let late = leaf.not_before + (leaf.not_after - leaf.not_before) * 3 / 4;
         match self.standing() {
-            Standing::Valid if self.now < half => (Level::Ok, described),
+            Standing::Valid if self.now < late => (Level::Ok, described),
             Standing::Valid => (Level::Warn, format!("{described}; three quarters of its life are over, and it was not renewed")),
             Standing::Expired | Standing::Never => (Level::Bad, format!("{described}; it has expired")),
         }
