@@ -47,10 +47,10 @@ pub(crate) async fn measure(directory: &Path, size: Size, bare: &Costs, report: 
     drive(&client, &requests, BATCH * CALLERS * 4, BATCH).await?;
 
     let unary = cost(&ca, &client, &requests, size.unary, 1).await?;
-    report.line("issue_cpu_unary", unary / bare.issue.as_secs_f64(), "x bare", Limit::AtMost(1.8))?;
+    report.line("issue_cpu_unary", unary / bare.issue.as_secs_f64(), "ratio", Limit::AtMost(1.8))?;
     let batched = cost(&ca, &client, &requests, size.batched, BATCH).await?;
-    report.line("issue_cpu_batched", batched / bare.issue.as_secs_f64(), "x bare", Limit::AtMost(1.3))?;
-    report.line("issue_rate", 1.0 / batched, "/s/core", Limit::AtLeast(9000.0))
+    report.line("issue_cpu_batched", batched / bare.issue.as_secs_f64(), "ratio", Limit::AtMost(1.3))?;
+    report.line("issue_rate", 1.0 / batched, "/s", Limit::AtLeast(9000.0))
 }
 
 /// The agent's own client, joined to the CA.
@@ -81,6 +81,8 @@ fn requests(issuer: &DevelopmentIssuer) -> Result<Vec<WorkloadRequest>> {
 async fn cost(ca: &Ca, client: &CaClient, requests: &Arc<Vec<WorkloadRequest>>, count: usize, batch: usize) -> Result<f64> {
     let before = processor_seconds(ca.id()?)?;
     let issued = drive(client, requests, count, batch).await?;
+    // A query waits until the index has caught up: what indexing costs is in the figure.
+    ca.ask(&["identity", "list", "--limit", "1", "--node", NODE])?;
     let spent = processor_seconds(ca.id()?)? - before;
     #[allow(clippy::cast_precision_loss, reason = "counts of certificates are far below 2^52")]
     Ok(spent / issued as f64)

@@ -49,16 +49,16 @@ impl Report {
     }
 
     fn judge(&mut self, name: &'static str, value: f64, unit: &'static str, limit: Limit, latency: bool) -> Result<()> {
-        let (kept, sign, limit) = match limit {
-            Limit::AtMost(limit) => (value <= limit, "<=", limit),
-            Limit::AtLeast(limit) => (value >= limit, ">=", limit),
+        let (kept, limit) = match limit {
+            Limit::AtMost(limit) => (value <= limit, limit),
+            Limit::AtLeast(limit) => (value >= limit, limit),
         };
         let verdict = match (latency && self.noisy, kept) {
             (true, _) => "noisy",
             (false, true) => "ok",
             (false, false) => "short",
         };
-        writeln!(io::stdout(), "{name:<18} {value:>12.2} {unit:<8} {sign} {limit:<8} {verdict}")?;
+        writeln!(io::stdout(), "{name:<18} {value:>12.2} {unit:<8} {limit:<8} {verdict}")?;
         self.lines.push(Line { name, value, unit, limit, verdict });
         Ok(())
     }
