@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+use std::process::Command;
 use std::time::Duration;
 
 use chancery_tests::envoy::{Addresses, Envoy, Plan, Protocol};
@@ -54,4 +55,16 @@ async fn an_envoy_configured_as_the_readme_says_gets_its_certificate_and_talks()
 
     let cart = mesh.workload("cart", Some(at.inbound)).await.unwrap();
     assert_eq!(http::get(cart.envoy.at.outbound, "/").await.unwrap().0, 200);
+}
+
+#[test]
+fn the_commands_in_the_readme_exist() {
+    let readme = std::fs::read_to_string(tools::source().join("README.md")).unwrap();
+    let (_, block) = readme.split_once("## Ask\n\n```\n").unwrap();
+    for line in block.split("```").next().unwrap().lines() {
+        let words: Vec<&str> = line.split('#').next().unwrap().split_whitespace().collect();
+        // With --help everything is parsed and nothing is done.
+        let output = Command::new(tools::chancery(words[0]).unwrap()).args(&words[1..]).arg("--help").output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
