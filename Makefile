@@ -1,4 +1,5 @@
 .DEFAULT_GOAL := help
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 .PHONY: help demo test soak bench build lint fmt
 
 help: ## What there is to do
@@ -6,8 +7,8 @@ help: ## What there is to do
 
 demo: ## A CA, an agent, two workloads with an Envoy each; rotations and restarts under load, in 3 minutes (KEEP=1: leave it running)
 	@tests/setup envoy
-	@cargo build --quiet --workspace --bins
-	@cargo run --quiet --package chancery-tests --bin chancery-demo -- $(if $(KEEP),--keep)
+	cargo build --workspace --bins
+	@$(TARGET)/debug/chancery-demo $(if $(KEEP),--keep)
 
 test: ## Every test, with its own set-up
 	@tests/run
@@ -16,8 +17,8 @@ soak: ## The tests that take long, at full size
 	@SOAK=1 tests/run
 
 bench: ## The budgets of the design, measured (QUICK=1: within 5 minutes)
-	@cargo build --quiet --release --workspace --bins
-	@cargo run --quiet --release --package chancery-tests --bin chancery-bench
+	cargo build --release --workspace --bins
+	@$(TARGET)/release/chancery-bench
 
 build: ## Release binaries in target/release
 	cargo build --release --workspace --bins

@@ -1,4 +1,4 @@
-//! The real node agent.
+//! The real agent, of a node or as a sidecar.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -53,25 +53,36 @@ impl Agent {
             node_uid: None,
         };
         volume.replace(&ca.issuer()?.sign(&request, OffsetDateTime::now_utc())?)?;
-        let config = lab.at("agent.toml");
+        Self::written(lab, ca, "agent", "node", &volume)
+    }
+
+    /// Starts a sidecar for the pod whose token is in this volume, and waits until it is ready.
+    pub async fn sidecar(lab: &Lab, ca: &Ca, volume: &TokenVolume) -> Result<Self> {
+        let mut agent = Self::written(lab, ca, "sidecar", "sidecar", volume)?;
+        agent.run(lab).await?;
+        Ok(agent)
+    }
+
+    /// With its configuration written; `name` begins the names of its files.
+    fn written(lab: &Lab, ca: &Ca, name: &str, mode: &str, volume: &TokenVolume) -> Result<Self> {
+        let at = |what: &str| lab.at(&format!("{name}{what}"));
         let agent = Self {
             process: None,
-            config,
-            log: lab.at("agent.log"),
-            state_dir: lab.at("agent-state"),
+            config: at(".toml"),
+            log: at(".log"),
+            state_dir: at("-state"),
             http: free_address()?,
-            sds_socket: lab.at("sds.sock"),
+            sds_socket: at("-sds.sock"),
         };
-        let at = |name: &str| lab.at(name).display().to_string();
         let text = format!(
-            "trust_domain = \"{TRUST_DOMAIN}\"\ncluster = \"{CLUSTER}\"\nca_address = \"{ca}\"\ntoken_file = \"{token}\"\n\
+            "trust_domain = \"{TRUST_DOMAIN}\"\ncluster = \"{CLUSTER}\"\nca_address = \"{ca}\"\nmode = \"{mode}\"\ntoken_file = \"{token}\"\n\
              state_dir = \"{state}\"\nhttp_listen = \"{http}\"\nadmin_socket = \"{admin}\"\n\n\
              [trust]\nbundle_file = \"{bundle}\"\n\n[sds]\nsocket = \"{sds}\"\n",
             ca = ca.address,
             token = volume.token().display(),
             state = agent.state_dir.display(),
             http = agent.http,
-            admin = at("agent-admin.sock"),
+            admin = at("-admin.sock").display(),
             bundle = ca.bundle().display(),
             sds = agent.sds_socket.display(),
         );

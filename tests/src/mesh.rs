@@ -66,21 +66,31 @@ impl Mesh {
 
     /// Starts a workload of a service account and waits until its Envoy has its certificate.
     pub async fn workload(&self, account: &str, upstream: Option<SocketAddr>) -> Result<Workload> {
-        let volume = TokenVolume::create(&self.lab.at(&format!("{account}-token")))?;
-        let lifetime = self.settings.token_lifetime;
-        let mint = self.mint(account, lifetime);
-        let keeper = TokenKeeper::start(volume.clone(), lifetime, move || std::future::ready(mint())).await?;
-        let plan = Plan {
+        let (volume, keeper) = self.fresh_volume(account).await?;
+        let mut envoy = Envoy::start(&self.lab, &self.settings.envoy, &self.plan(account, &volume, upstream))?;
+        envoy.ready().await?;
+        Ok(Workload { envoy, volume, account: account.to_owned(), keeper })
+    }
+
+    /// What the Envoy of a service account's pod does.
+    pub fn plan(&self, account: &str, volume: &TokenVolume, upstream: Option<SocketAddr>) -> Plan {
+        Plan {
             name: account.to_owned(),
             sds_socket: self.agent.sds_socket.clone(),
             protocol: self.settings.protocol,
             token: Some(volume.clone()),
             peer_prefix: format!("spiffe://{TRUST_DOMAIN}/"),
             upstream,
-        };
-        let mut envoy = Envoy::start(&self.lab, &self.settings.envoy, &plan)?;
-        envoy.ready().await?;
-        Ok(Workload { envoy, volume, account: account.to_owned(), keeper })
+        }
+    }
+
+    /// A volume whose token is replaced in time, until the keeper is dropped.
+    pub async fn fresh_volume(&self, account: &str) -> Result<(TokenVolume, TokenKeeper)> {
+        let volume = TokenVolume::create(&self.lab.at(&format!("{account}-token")))?;
+        let lifetime = self.settings.token_lifetime;
+        let mint = self.mint(account, lifetime);
+        let keeper = TokenKeeper::start(volume.clone(), lifetime, move || std::future::ready(mint())).await?;
+        Ok((volume, keeper))
     }
 
     /// A volume with one token for a pod of this service account; nobody replaces it.

@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use chancery_tests::envoy::Protocol;
+use chancery_tests::agent::Agent;
+use chancery_tests::envoy::{Envoy, Plan, Protocol};
 use chancery_tests::lab::Lab;
 use chancery_tests::load::Load;
 use chancery_tests::mesh::{Mesh, Settings, Workload};
@@ -54,6 +55,25 @@ async fn two_envoys_talk_mutual_tls_over_stream_secrets() {
 #[tokio::test]
 async fn two_envoys_talk_mutual_tls_over_delta_secrets() {
     two_envoys_talk(Protocol::Delta).await;
+}
+
+#[tokio::test]
+async fn a_sidecar_serves_its_own_pod_and_its_envoy_needs_no_token() {
+    let lifetime = Duration::from_secs(6);
+    let Some(mesh) = mesh(Protocol::Stream, lifetime, lifetime).await else { return };
+    let (volume, _kubelet) = mesh.fresh_volume("cart").await.unwrap();
+    let sidecar = Agent::sidecar(&mesh.lab, &mesh.ca, &volume).await.unwrap();
+    let plan = Plan { sds_socket: sidecar.sds_socket.clone(), token: None, ..mesh.plan("cart", &volume, None) };
+    let mut envoy = Envoy::start(&mesh.lab, &tools::envoy().unwrap(), &plan).unwrap();
+    envoy.ready().await.unwrap();
+    let mut certificate = envoy.certificate().await.unwrap();
+    assert_eq!(certificate.spiffe_id, "spiffe://mesh.test/ns/shop/sa/cart");
+    // Each token lives as long as a certificate: without the file being read again, the second renewal would fail.
+    for _ in 0..3 {
+        certificate = envoy.next_certificate(&certificate, lifetime).await.unwrap();
+    }
+    let issued_to = mesh.ca.ask(&["identity", "list", "--serial", &certificate.serial]).unwrap();
+    assert!(issued_to[0]["agent"].as_str().unwrap().contains("/chancery/sidecar/"), "{issued_to}");
 }
 
 /// Every request is a handshake of its own, none fails, while both workloads' certificates are rotated ten times.

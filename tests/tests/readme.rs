@@ -36,14 +36,7 @@ async fn an_envoy_configured_as_the_readme_says_gets_its_certificate_and_talks()
     };
     let yaml = |title: &str| -> Value { serde_yaml_ng::from_str(&placed(block(title))).unwrap() };
     std::fs::write(&token_secret, placed(block("/etc/envoy/token_sds.yaml"))).unwrap();
-    let plan = Plan {
-        name: "checkout".into(),
-        sds_socket: mesh.agent.sds_socket.clone(),
-        protocol: Protocol::Stream,
-        token: None,
-        peer_prefix: String::new(),
-        upstream: None,
-    };
+    let plan = Plan { token: None, ..mesh.plan("checkout", &volume, None) };
     let at = Addresses::free().unwrap();
     let mut bootstrap = plan.bootstrap(at, &token_secret);
     bootstrap["static_resources"]["clusters"][0] = yaml("cluster");
