@@ -112,8 +112,10 @@ pub(super) fn fill_name(pattern: &str, workload: Workload<'_>) -> Result<String,
     for variable in Variable::ALL {
         name = name.replace(variable.placeholder(), variable.of(workload));
     }
-    // A name that a verifier's URI or wildcard rules would read otherwise than it stands here is never certified.
-    if name.contains('*') || DnsName::try_from(name.as_str()).is_err() {
+    // RFC 5280 §4.2.1.6: letters, digits and hyphens, and no dot at the end. Other names, and wildcards, are read differently by different
+    // verifiers, so they are never certified.
+    let is_preferred = !name.ends_with('.') && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
+    if !is_preferred || DnsName::try_from(name.as_str()).is_err() {
         return Err(format!("{pattern:?} does not give a DNS name but {name:?}"));
     }
     Ok(name.to_ascii_lowercase())

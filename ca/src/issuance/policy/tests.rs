@@ -118,7 +118,7 @@ fn dns_names_come_from_the_policy_and_others_are_refused() {
     let teller = Workload { namespace: "bank", service_account: "teller", ..CART };
     assert!(policy.evaluate(teller, &Asked { dns_names: &granted[..1], ..NOTHING }).is_err());
     assert!(policy.evaluate(teller, &NOTHING).unwrap().dns_names.is_empty());
-    for name in ["*.example.org", "", "a b", "{pod}.svc"] {
+    for name in ["*.example.org", "", "a b", "{pod}.svc", "cart.svc.", "_cart.svc", "-cart.svc"] {
         let rule = DnsRule { service_accounts: vec!["*".parse().unwrap()], names: vec![name.into()] };
         let settings = PolicySettings { dns_names: vec![rule], ..PolicySettings::default() };
         let refused = Policy::new("example.org".parse().unwrap(), settings, &[]);
