@@ -22,6 +22,16 @@ pub fn pkilint() -> Option<PathBuf> {
     installed("pkilint", "CHANCERY_PKILINT", "bin/lint_pkix_cert")
 }
 
+/// OpenSSL's command line; without it, the test that asks is counted as skipped.
+pub fn openssl() -> Option<PathBuf> {
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&search).map(|directory| directory.join("openssl")).find(|path| path.is_file());
+    if found.is_none() {
+        skip("openssl is not installed: run `tests/setup`");
+    }
+    found
+}
+
 /// The root of the source tree.
 pub fn source() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
