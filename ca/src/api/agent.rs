@@ -134,10 +134,9 @@ impl AgentApi {
 
     async fn do_issue(&self, request: Request<IssueRequest>) -> Result<IssueResponse, ApiError> {
         let count = request.get_ref().requests.len();
-        if count > MAX_REQUESTS {
-            return Err(ApiError::Invalid(format!("{count} requests in one call; at most {MAX_REQUESTS} are read: send several calls")));
-        }
-        let (caller, _permit) = self.admit(&request, u32::try_from(count).unwrap_or(u32::MAX))?;
+        // However many there are, they cost the caller no more than a call may hold.
+        let (caller, _permit) = self.admit(&request, u32::try_from(count.min(MAX_REQUESTS)).unwrap_or(u32::MAX))?;
+        self.issuance.check_count(&caller, count).map_err(|refusal| ApiError::Invalid(refusal.message))?;
         let requests = request.into_inner().requests.into_iter().map(read_request).collect::<Result<Vec<_>, _>>()?;
         let ids: Vec<Uuid> = requests.iter().map(|request| request.request_id).collect();
         let outcomes = self.issuance.issue_batch(&caller, self.fleet.given_to(caller.id()), requests).await;

@@ -139,14 +139,25 @@ impl Issuance {
         self.policy.store(Arc::new(policy));
     }
 
+    /// Refuses a call with more than [`MAX_REQUESTS`], once for all of them.
+    ///
+    /// # Errors
+    /// If there are more.
+    pub fn check_count(&self, caller: &Caller, requests: usize) -> Result<(), Refusal> {
+        if requests <= MAX_REQUESTS {
+            return Ok(());
+        }
+        let refusal = Refusal::too_many(requests);
+        self.note(caller.id().as_str(), "", &refusal);
+        Err(refusal)
+    }
+
     /// Goes through the cycle with each request: an answer for each, in their order. `trust_sequence` is the trust state that the caller was
     /// given last.
     ///
     /// More than [`MAX_REQUESTS`] are refused whole, unread.
     pub async fn issue_batch(&self, caller: &Caller, trust_sequence: u64, requests: Vec<Request>) -> Vec<Result<Issued, Refusal>> {
-        if requests.len() > MAX_REQUESTS {
-            let refusal = Refusal::too_many(requests.len());
-            self.note(caller.id().as_str(), "", &refusal);
+        if let Err(refusal) = self.check_count(caller, requests.len()) {
             return requests.iter().map(|_| Err(refusal.clone())).collect();
         }
         let mut attempt = 1;
