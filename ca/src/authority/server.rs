@@ -74,9 +74,10 @@ impl ServerCertificate {
         self.expired.store(true, Ordering::Release);
     }
 
+    /// Also if it is from the future, made while the clock was ahead: nobody could connect until then.
     pub(super) fn is_due(&self, now: OffsetDateTime) -> bool {
         let (not_before, not_after) = *self.validity.lock().unwrap_or_else(PoisonError::into_inner);
-        self.expired.load(Ordering::Acquire) || is_past_half(now, not_before, not_after)
+        self.expired.load(Ordering::Acquire) || now < not_before || is_past_half(now, not_before, not_after)
     }
 }
 

@@ -157,6 +157,20 @@ async fn the_server_certificate_is_a_recorded_leaf_and_is_renewed_while_running(
 }
 
 #[tokio::test]
+async fn a_server_certificate_that_was_made_while_the_clock_was_ahead_is_replaced() {
+    let ca = TestCa::new();
+    let run = ca.start().await;
+    let now = ca.clock.now();
+    ca.clock.advance(Span::days(1));
+    run.authority.tick(ca.clock.now()).await.unwrap();
+    ca.clock.advance(-Span::days(1));
+    let not_before = || chancery_identity::profile::check_leaf(&run.authority.server_certificate().load().cert[0]).unwrap().not_before;
+    assert!(not_before() > now);
+    run.authority.tick(now).await.unwrap();
+    assert!(not_before() <= now);
+}
+
+#[tokio::test]
 async fn what_is_not_recorded_is_not_used() {
     let ca = TestCa::new();
     let run = ca.start().await;
