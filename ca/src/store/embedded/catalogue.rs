@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chancery_identity::Clock;
@@ -24,6 +25,8 @@ const CACHE_BYTES: u64 = 4 << 20;
 /// Is in every catalogue.
 const MADE: &[u8] = b"made";
 const DAMAGED_SUFFIX: &str = "damaged";
+const RELEASED_WITHIN: Duration = Duration::from_secs(5);
+const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The cells and leases of one store. All calls block.
 #[derive(Debug)]
@@ -167,7 +170,7 @@ fn open_sled(dir: &Path) -> Result<Inner, Unopened> {
 fn open_and_read(dir: &Path) -> Result<Inner, Unopened> {
     let is_new = !dir.join("db").exists();
     let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).mode(sled::Mode::LowSpace).flush_every_ms(None);
-    let db = config.open()?;
+    let db = open_when_released(&config)?;
     if is_new {
         db.insert(MADE, MADE)?;
         db.flush()?;
@@ -181,6 +184,20 @@ fn open_and_read(dir: &Path) -> Result<Inner, Unopened> {
     }
     let file = File::open(dir.join("db")).map_err(Unopened::Failed)?;
     Ok(Inner { db, cells, epochs, file, held: HashMap::new() })
+}
+
+/// sled's own threads may hold a database for a moment after it was dropped. Nobody else can: the store's directory is claimed.
+fn open_when_released(config: &sled::Config) -> sled::Result<sled::Db> {
+    let deadline = Instant::now() + RELEASED_WITHIN;
+    loop {
+        match config.open() {
+            // So sled says that the file is locked.
+            Err(sled::Error::Io(error)) if error.kind() == ErrorKind::Other && Instant::now() < deadline => {
+                std::thread::sleep(RELEASE_PAUSE);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Moves the directory aside, in place of one that was moved before.
