@@ -87,6 +87,13 @@ impl Store for MemoryStore {
         self.head().await
     }
 
+    async fn make_room(&self) -> Result<(), StoreError> {
+        match *self.commits.lock().unwrap() {
+            Commits::Full => Err(StoreError::Full { place: "memory".into(), detail: "by order of the test".into() }),
+            Commits::Work | Commits::Hang => Ok(()),
+        }
+    }
+
     async fn publish_checkpoint(&self, _: Head) -> Result<(), StoreError> {
         Ok(())
     }

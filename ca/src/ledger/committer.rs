@@ -24,6 +24,8 @@ const GROUP_BYTES: usize = 1 << 20;
 const REQUEST_OVERHEAD_BYTES: usize = 256;
 /// How often a group is tried again because another replica committed first, before its callers are told to try again.
 const MAX_HEAD_MOVES: usize = 16;
+/// How often a full disk is looked at again while nobody asks.
+const ROOM_CHECK: Duration = Duration::from_secs(2);
 
 /// A request to record: encoded bodies, and who waits for their indexes.
 #[derive(Debug)]
@@ -199,7 +201,7 @@ impl Committer {
         loop {
             let message = match held.take() {
                 Some(message) => Some(message),
-                None => queue.recv().await,
+                None => self.next(&mut queue).await,
             };
             let first = match message {
                 Some(Message::Append(first)) => first,
@@ -214,6 +216,19 @@ impl Committer {
             self.counters.queued_requests.fetch_sub(group.len() as u64, Ordering::Relaxed);
             self.record(group).await;
         }
+    }
+
+    /// The next message. While the disk is full, the store is asked now and then whether there is room again: a CA that is not ready may be
+    /// sent no request that would find out.
+    async fn next(&mut self, queue: &mut mpsc::UnboundedReceiver<Message>) -> Option<Message> {
+        while matches!(*self.health.borrow(), LedgerHealth::Full(_)) {
+            match tokio::time::timeout(ROOM_CHECK, queue.recv()).await {
+                Ok(message) => return message,
+                Err(_) if self.store.make_room().await.is_ok() => self.tell(LedgerHealth::Ok),
+                Err(_) => {}
+            }
+        }
+        queue.recv().await
     }
 
     /// Commits `group` and answers it.

@@ -145,6 +145,9 @@ pub trait Store: Debug + Send + Sync {
     /// Appends `group` durably if the head is still `expected`, and returns the new one. When it returns, no crash can lose the group.
     async fn commit(&self, expected: Head, group: Group) -> Result<Head, StoreError>;
 
+    /// Tries to make room for more groups, for a caller that was told [`StoreError::Full`]; it still is while there is none.
+    async fn make_room(&self) -> Result<(), StoreError>;
+
     /// Notes durably that `head` was shown to others: from now on the store refuses to open a log that ends before it. A head that is older
     /// than one noted before changes nothing.
     async fn publish_checkpoint(&self, head: Head) -> Result<(), StoreError>;

@@ -14,10 +14,9 @@ use crate::store::{Group, Head, StoreError};
 /// How many commits may wait. Callers collect their entries in groups, so few ever do.
 const QUEUE: usize = 64;
 
-struct Job {
-    expected: Head,
-    group: Group,
-    answer: oneshot::Sender<Result<Head, StoreError>>,
+enum Job {
+    Commit { expected: Head, group: Group, answer: oneshot::Sender<Result<Head, StoreError>> },
+    MakeRoom { answer: oneshot::Sender<Result<(), StoreError>> },
 }
 
 /// Hands groups to the thread.
@@ -41,9 +40,17 @@ impl Committer {
     }
 
     pub(super) async fn commit(&self, expected: Head, group: Group) -> Result<Head, StoreError> {
+        self.hand_over(|answer| Job::Commit { expected, group, answer }).await
+    }
+
+    pub(super) async fn make_room(&self) -> Result<(), StoreError> {
+        self.hand_over(|answer| Job::MakeRoom { answer }).await
+    }
+
+    async fn hand_over<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job) -> Result<T, StoreError> {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)?;
         let (answer, answered) = oneshot::channel();
-        jobs.send(Job { expected, group, answer }).await.map_err(|_| ended())?;
+        jobs.send(job(answer)).await.map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?
     }
 
@@ -72,7 +79,14 @@ impl Committer {
 }
 
 fn run(mut log: Log, mut queue: mpsc::Receiver<Job>, feed: &Feed, failed: &watch::Sender<Option<StoreError>>) {
-    while let Some(Job { expected, group, answer }) = queue.blocking_recv() {
+    while let Some(job) = queue.blocking_recv() {
+        let (expected, group, answer) = match job {
+            Job::Commit { expected, group, answer } => (expected, group, answer),
+            Job::MakeRoom { answer } => {
+                let _ = answer.send(log.prepare());
+                continue;
+            }
+        };
         let result = log.append(&expected, &group);
         match &result {
             Ok(_) => feed.push(expected.entries, group.entries),

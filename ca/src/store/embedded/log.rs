@@ -123,6 +123,14 @@ impl Log {
         Ok(self.head)
     }
 
+    /// Allocates the next segment, if there is none and room for it.
+    pub(super) fn prepare(&mut self) -> Result<(), StoreError> {
+        match &self.failed {
+            Some(failure) => Err(failure.clone()),
+            None => self.spares.ensure(),
+        }
+    }
+
     /// Makes the head the floor, and notes that nothing is in doubt.
     pub(super) fn close(self) -> Result<(), StoreError> {
         if self.failed.is_some() {

@@ -179,6 +179,10 @@ impl Store for EmbeddedStore {
         self.committer.commit(expected, group).await
     }
 
+    async fn make_room(&self) -> Result<(), StoreError> {
+        self.committer.make_room().await
+    }
+
     async fn publish_checkpoint(&self, head: Head) -> Result<(), StoreError> {
         self.check_open()?;
         let durable = self.segments.head();
