@@ -25,6 +25,7 @@ pub struct Agent {
     config: PathBuf,
     log: PathBuf,
     state_dir: PathBuf,
+    environment: Vec<(String, String)>,
     /// Metrics and probes.
     pub http: SocketAddr,
     /// Where proxies fetch their secrets.
@@ -42,17 +43,7 @@ impl Agent {
     /// The agent of a node, with all it needs, but not started.
     pub fn configure(lab: &Lab, ca: &Ca, node: &str) -> Result<Self> {
         let volume = TokenVolume::create(&lab.at("agent-token"))?;
-        let request = TokenRequest {
-            namespace: "chancery".into(),
-            service_account: "agent".into(),
-            pod: format!("agent-{node}"),
-            node: node.to_owned(),
-            audience: "chancery-agent".into(),
-            lifetime: JOIN_TOKEN_LIFETIME,
-            pod_uid: None,
-            node_uid: None,
-        };
-        volume.replace(&ca.issuer()?.sign(&request, OffsetDateTime::now_utc())?)?;
+        volume.replace(&ca.issuer()?.sign(&join_token(node), OffsetDateTime::now_utc())?)?;
         Self::written(lab, ca, "agent", "node", &volume)
     }
 
@@ -71,6 +62,7 @@ impl Agent {
             config: at(".toml"),
             log: at(".log"),
             state_dir: at("-state"),
+            environment: Vec::new(),
             http: free_address()?,
             sds_socket: at("-sds.sock"),
         };
@@ -94,12 +86,18 @@ impl Agent {
     pub async fn run(&mut self, lab: &Lab) -> Result<()> {
         let mut command = lab.command(&tools::chancery("chancery-agent")?);
         command.args(["run", "--config"]).arg(&self.config);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let process = self.process.insert(Process::start("the agent", &mut command, &self.log)?);
         wait::until("the agent is ready", READY_WITHIN, async || {
             process.check().map_err(|error| error.to_string())?;
             ready(self.http).await
         })
         .await
+    }
+
+    /// From the next start on, the agent has this in its environment.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// The process id of the running agent.
@@ -142,5 +140,19 @@ impl Agent {
     /// Leaves the agent running after this process.
     pub fn detach(self) -> Option<u32> {
         self.process.map(Process::detach)
+    }
+}
+
+/// What the agent's own pod on a node presents to join.
+pub fn join_token(node: &str) -> TokenRequest {
+    TokenRequest {
+        namespace: "chancery".into(),
+        service_account: "agent".into(),
+        pod: format!("agent-{node}"),
+        node: node.to_owned(),
+        audience: "chancery-agent".into(),
+        lifetime: JOIN_TOKEN_LIFETIME,
+        pod_uid: None,
+        node_uid: None,
     }
 }

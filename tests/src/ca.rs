@@ -24,6 +24,7 @@ pub struct Ca {
     config: PathBuf,
     data: PathBuf,
     log: PathBuf,
+    environment: Vec<(String, String)>,
     /// The TLS port.
     pub address: SocketAddr,
     /// Metrics and probes.
@@ -38,6 +39,13 @@ impl Ca {
 
     /// The same, with its data in this directory and `more` at the end of its configuration.
     pub async fn start_in(lab: &Lab, data: &Path, lifetime: Duration, more: &str) -> Result<Self> {
+        let mut ca = Self::configure(lab, data, lifetime, more)?;
+        ca.run(lab).await?;
+        Ok(ca)
+    }
+
+    /// The same, but not started.
+    pub fn configure(lab: &Lab, data: &Path, lifetime: Duration, more: &str) -> Result<Self> {
         let (address, http) = (free_address()?, free_address()?);
         let config = lab.at("ca.toml");
         let seconds = lifetime.as_secs();
@@ -46,21 +54,37 @@ impl Ca {
              [policy.lifetimes]\nmin = \"1s\"\ndefault = \"{seconds}s\"\n{more}"
         );
         std::fs::write(&config, text)?;
-        let mut ca = Self { process: None, config, data: data.to_owned(), log: lab.at("ca.log"), address, http };
-        ca.run(lab).await?;
-        Ok(ca)
+        let log = lab.at("ca.log");
+        Ok(Self { process: None, config, data: data.to_owned(), log, environment: Vec::new(), address, http })
     }
 
     /// Starts the CA again after it ended, and waits until it is ready.
     pub async fn run(&mut self, lab: &Lab) -> Result<()> {
-        let mut command = lab.command(&tools::chancery("chancery-ca")?);
-        command.args(["serve", "--dev", "--config"]).arg(&self.config).arg("--data-dir").arg(&self.data);
+        let mut command = self.command(lab)?;
         let process = self.process.insert(Process::start("the CA", &mut command, &self.log)?);
         wait::until("the CA is ready", READY_WITHIN, async || {
             process.check().map_err(|error| error.to_string())?;
             ready(self.http).await
         })
         .await
+    }
+
+    /// Starts the CA, which has to refuse that by itself, and returns what it says.
+    pub async fn refused(&self, lab: &Lab) -> Result<String> {
+        Process::refused("the CA", &mut self.command(lab)?, &lab.at("refused.log")).await
+    }
+
+    /// What starts this CA.
+    pub fn command(&self, lab: &Lab) -> Result<Command> {
+        let mut command = lab.command(&tools::chancery("chancery-ca")?);
+        command.args(["serve", "--dev", "--config"]).arg(&self.config).arg("--data-dir").arg(&self.data);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        Ok(command)
+    }
+
+    /// From the next start on, the CA has this in its environment.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// SIGKILL.
@@ -87,6 +111,16 @@ impl Ca {
     /// The trust bundle, for agents.
     pub fn bundle(&self) -> PathBuf {
         self.data.join("bundle.pem")
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Everything it has said since its first start.
+    pub fn log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.log)?)
     }
 
     /// The data directory.

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod ca;
+pub mod caller;
 pub mod envoy;
 pub mod http;
 pub mod lab;

@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{Result, wait};
 
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
+const REFUSED_WITHIN: Duration = Duration::from_secs(15);
 
 /// A running program. Dropped, it is killed.
 pub struct Process {
@@ -25,6 +26,22 @@ impl Process {
         let child = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).spawn();
         let child = child.map_err(|error| format!("{name} could not be started: {error}"))?;
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+    }
+
+    /// Starts a program that has to end by itself, with an error, and returns what it said. What it says goes to the file `log` alone.
+    pub async fn refused(name: &str, command: &mut Command, log: &Path) -> Result<String> {
+        std::fs::write(log, "")?;
+        let mut process = Self::start(name, command, log)?;
+        let child = &mut process.child;
+        let ended = wait::until(name, REFUSED_WITHIN, async || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err("still running, although it had to refuse".to_owned()),
+            Err(error) => Err(error.to_string()),
+        });
+        let status = ended.await?;
+        let said = process.log()?;
+        // A panic ends with 101, a signal with none.
+        if status.code() == Some(1) { Ok(said) } else { Err(format!("{name} ended with {status}:\n{said}").into()) }
     }
 
     /// Its process id.

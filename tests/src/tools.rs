@@ -32,6 +32,20 @@ pub fn openssl() -> Option<PathBuf> {
     found
 }
 
+/// libfaketime, which gives a program a clock of its own; without it, the test that asks is counted as skipped.
+pub fn faketime() -> Option<PathBuf> {
+    let named = std::env::var_os("CHANCERY_FAKETIME").map(PathBuf::from);
+    let found = named.or_else(|| {
+        // One directory per architecture.
+        let directories = std::fs::read_dir("/usr/lib").ok()?.filter_map(Result::ok);
+        directories.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.is_file())
+    });
+    if found.is_none() {
+        skip("libfaketime is not installed: run `tests/setup`, or name its libfaketimeMT.so.1 in CHANCERY_FAKETIME");
+    }
+    found
+}
+
 /// The root of the source tree.
 pub fn source() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

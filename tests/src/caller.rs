@@ -1,0 +1,103 @@
+//! Somebody who joined the CA as the agent of a node, and then sends it whatever a test makes up.
+
+use std::time::Duration;
+
+use chancery_agent::ca_client::{Anchor, CaClient, CaError, Remembered, Role, Settings};
+use chancery_agent::telemetry::Metrics;
+use chancery_ca::attestation::development::DevelopmentIssuer;
+use chancery_identity::SystemClock;
+use chancery_identity::csr::{self, KeyType};
+use chancery_proto::chancery::v1::workload_result::Outcome;
+use chancery_proto::chancery::v1::{IssueReason, IssuedSvid, Refusal, WorkloadRequest, WorkloadResult};
+use prometheus_client::registry::Registry;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::agent::join_token;
+use crate::ca::{CLUSTER, Ca, TRUST_DOMAIN};
+use crate::lab::Lab;
+use crate::mesh::token_request;
+use crate::{Result, wait};
+
+const JOINED_WITHIN: Duration = Duration::from_secs(20);
+const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// An agent's certificate and connection, without an agent.
+pub struct Caller {
+    client: CaClient,
+    issuer: DevelopmentIssuer,
+    node: String,
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl Caller {
+    /// Joins as the agent of a node that has no other.
+    pub async fn join(lab: &Lab, ca: &Ca, node: &str) -> Result<Self> {
+        let issuer = ca.issuer()?;
+        let token_file = lab.at(&format!("{node}-token"));
+        std::fs::write(&token_file, issuer.sign(&join_token(node), OffsetDateTime::now_utc())?.as_bytes())?;
+        let settings = Settings {
+            trust_domain: TRUST_DOMAIN.parse()?,
+            cluster: CLUSTER.into(),
+            address: ca.address.to_string(),
+            role: Role::Agent,
+            token_file,
+            anchor: Anchor::BundleFile(ca.bundle()),
+            key_type: KeyType::EcdsaP256,
+            call_timeout: Duration::from_secs(10),
+            renew_from: 0.5,
+            tick: Duration::from_secs(1),
+        };
+        let metrics = Metrics::new(&mut Registry::default());
+        let clock = std::sync::Arc::new(SystemClock);
+        let (client, task) = CaClient::start(settings, Remembered::default(), clock, metrics, CancellationToken::new());
+        let caller = Self { client, issuer, node: node.to_owned(), _connection: AbortOnDropHandle::new(task) };
+        caller.connected().await?;
+        Ok(caller)
+    }
+
+    /// Waits until there is a session with the CA.
+    pub async fn connected(&self) -> Result<()> {
+        wait::until("a session with the CA", JOINED_WITHIN, async || {
+            if *self.client.reachable().borrow() { Ok(()) } else { Err(self.client.problem()) }
+        })
+        .await
+    }
+
+    /// Whose certificate it calls with.
+    pub fn spiffe_id(&self) -> Result<String> {
+        Ok(self.client.own().borrow().as_ref().ok_or("not joined")?.svid.id().to_string())
+    }
+
+    /// A good token of a pod of `shop/cart` on this node.
+    pub fn token(&self) -> Result<Zeroizing<String>> {
+        let mut request = token_request("cart", TOKEN_LIFETIME);
+        request.node.clone_from(&self.node);
+        Ok(self.issuer.sign(&request, OffsetDateTime::now_utc())?)
+    }
+
+    /// A request that the CA grants.
+    pub fn request(&self) -> Result<WorkloadRequest> {
+        let (csr, _) = csr::generate(KeyType::EcdsaP256, None)?;
+        let token = self.token()?.to_string();
+        Ok(WorkloadRequest { request_id: Uuid::new_v4().to_string(), csr, token, reason: IssueReason::First.into() })
+    }
+
+    /// One request in a call.
+    pub async fn issue(&self, request: WorkloadRequest) -> Result<Result<IssuedSvid, Refusal>> {
+        let result = self.call(vec![request]).await?.pop().ok_or("no result")?;
+        match result.outcome {
+            Some(Outcome::Svid(issued)) => Ok(Ok(issued)),
+            Some(Outcome::Refusal(refusal)) => Ok(Err(refusal)),
+            None => Err("neither a certificate nor a refusal".into()),
+        }
+    }
+
+    /// Many requests in a call.
+    pub async fn call(&self, requests: Vec<WorkloadRequest>) -> Result<Vec<WorkloadResult>, CaError> {
+        self.client.issue(requests).await
+    }
+}
