@@ -12,7 +12,7 @@ use chancery_ca::attestation::development::{DevelopmentIssuer, ISSUER};
 use chancery_identity::csr::{self, KeyType, VerifiedCsr};
 use chancery_identity::tls::{self, ServerTrust};
 use chancery_identity::token::TokenKeys;
-use chancery_identity::{PrivateKey, SystemClock, TrustBundle, TrustDomain, TrustState, X509Svid};
+use chancery_identity::{PrivateKey, Serial, SystemClock, TrustBundle, TrustDomain, TrustState, X509Svid};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
     SerialNumber, SigningKey, SubjectPublicKeyInfo,
@@ -170,7 +170,7 @@ impl Authority {
         let now = OffsetDateTime::now_utc();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.serial_number = Some(SerialNumber::from_slice(&uuid::Uuid::new_v4().into_bytes()));
+        params.serial_number = Some(SerialNumber::from_slice(&Serial::generate()?.0));
         params.not_before = now - time::Duration::seconds(30);
         params.not_after = now + time::Duration::hours(1);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
