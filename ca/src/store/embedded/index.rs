@@ -1,18 +1,20 @@
 //! Finds entries by term: derived from the log, and rebuilt from it when it is missing or damaged.
 //!
-//! An LSM tree ([`tree`]) holds, under the hash of each term, the indexes of the entries that have it, newest first. What one call of
-//! [`Index::apply`] adds under the same term is one key, so that common terms cost little under load. Nothing is synced on its own: the tree
-//! holds always what a whole number of calls applied, and [`Index::indexed`] tells how far that is, so that the log fills in what is missing.
+//! Under the hash of each term are the indexes of the entries that have it, newest first. The last ones are in memory ([`staged`]); once they
+//! are many they become a table of an LSM tree ([`tree`]), which is durable and tells how far it goes. What a crash loses of them the log
+//! fills in: [`Index::indexed`] tells from where on.
 //!
 //! A tree that cannot be opened, or turns out to be damaged while it is read, is replaced by an empty one with a warning;
 //! [`Index::indexed`] then begins at 0 again, and questions are refused until it is where it was: an answer is never silently incomplete.
 
 mod postings;
+mod staged;
 #[cfg(test)]
 mod tests;
 mod tree;
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -20,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use bytes::Bytes;
 
 use self::postings::TermHash;
+use self::staged::Staged;
 use self::tree::{Failure, Tree};
 use crate::store::{StoreError, Term, Terms};
 
@@ -35,13 +38,28 @@ pub(crate) struct Index {
     terms: Arc<dyn Terms>,
     dictionary_dimensions: Vec<u8>,
     /// None after a failure, until the next call opens it again.
-    tree: RwLock<Option<Tree>>,
+    opened: RwLock<Option<Opened>>,
+    /// Held by who adds to it or writes it out.
+    adding: Mutex<()>,
     /// Hashes of values that are in a dictionary.
     remembered: Mutex<HashSet<TermHash>>,
     /// How many entries were indexed before a failure took some away: until then questions are refused.
     reached: AtomicU64,
     /// How often the tree was opened again since its background work failed first.
     reopened: AtomicU32,
+}
+
+#[derive(Debug)]
+struct Opened {
+    tree: Tree,
+    /// Follows what is in the tree.
+    staged: Staged,
+}
+
+impl Opened {
+    fn indexed(&self) -> u64 {
+        self.staged.entries().end
+    }
 }
 
 impl Index {
@@ -51,12 +69,13 @@ impl Index {
             dir: dir.to_owned(),
             terms,
             dictionary_dimensions: dictionary_dimensions.to_vec(),
-            tree: RwLock::default(),
+            opened: RwLock::default(),
+            adding: Mutex::default(),
             remembered: Mutex::default(),
             reached: AtomicU64::default(),
             reopened: AtomicU32::default(),
         };
-        let indexed = index.with_tree(|tree| Ok(tree.indexed()))?;
+        let indexed = index.with_opened(|opened| Ok(opened.indexed()))?;
         index.reached.store(indexed, Ordering::Release);
         Ok(index)
     }
@@ -64,7 +83,7 @@ impl Index {
     /// How many entries, from the first on, are indexed; applying goes on there. Smaller than before if the tree failed and had to be opened
     /// again or replaced.
     pub(crate) fn indexed(&self) -> u64 {
-        self.with_tree(|tree| Ok(tree.indexed())).unwrap_or(0)
+        self.with_opened(|opened| Ok(opened.indexed())).unwrap_or(0)
     }
 
     /// Indexes `entries`, whose first has the index `first`. They follow what was applied before without a gap. Visible at once to look-ups.
@@ -72,54 +91,53 @@ impl Index {
     /// # Errors
     /// After one, ask [`Self::indexed`] where to go on.
     pub(crate) fn apply(&self, first: u64, entries: &[Bytes]) -> Result<(), StoreError> {
-        for (start, chunk) in (first..).step_by(postings::MAX_ENTRIES).zip(entries.chunks(postings::MAX_ENTRIES)) {
-            self.apply_chunk(start, chunk)?;
+        let _adding = self.adding();
+        let next = self.indexed();
+        if next != first {
+            return Err(StoreError::Invalid(format!("entry {next} is to be indexed next, not {first}")));
         }
-        Ok(())
-    }
-
-    fn apply_chunk(&self, first: u64, entries: &[Bytes]) -> Result<(), StoreError> {
-        let mut hashed = Vec::with_capacity(entries.len() * 8);
+        let mut postings = Vec::with_capacity(entries.len() * 8);
         let mut values = HashMap::new();
         for (index, entry) in (first..).zip(entries) {
             for term in self.terms.terms(entry) {
                 let hash = postings::hash(&term);
-                hashed.push((hash, index));
+                postings.push((hash, index));
                 if self.dictionary_dimensions.contains(&term.dimension) && !self.remembered().contains(&hash) {
-                    values.insert(hash, term);
+                    values.insert(hash, (term.dimension, term.value));
                 }
             }
         }
-        // One key for each term, and keys in order, which the tree takes fastest.
-        hashed.sort_unstable();
-        hashed.dedup();
         let end = first + entries.len() as u64;
-        self.with_tree(|tree| tree.insert(&hashed, values.values(), first..end))?;
-        self.reached.fetch_max(end, Ordering::AcqRel);
-        let mut remembered = self.remembered();
-        if remembered.len() + values.len() > MAX_REMEMBERED_VALUES {
-            remembered.clear();
-        }
-        remembered.extend(values.into_keys().take(MAX_REMEMBERED_VALUES));
-        Ok(())
+        let hashes: Vec<_> = values.keys().copied().collect();
+        let is_full = self.stage(first..end, postings, values.into_values())?;
+        self.remember(hashes);
+        if is_full { self.write_out() } else { Ok(()) }
     }
 
     /// Forgets everything, durably: the index had entries that the log has not.
     pub(crate) fn clear(&self) -> Result<(), StoreError> {
-        self.close_tree(true)?;
+        let _adding = self.adding();
+        self.close(true)?;
         self.reached.store(0, Ordering::Release);
-        self.with_tree(|_| Ok(()))
+        self.with_opened(|_| Ok(()))
     }
 
     /// Makes what was applied durable; called before closing.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        self.with_tree(Tree::sync)
+        let _adding = self.adding();
+        self.write_out()
     }
 
     /// See [`Store::look_up`](crate::store::Store::look_up).
     pub(crate) fn look_up(&self, term: &Term, before: u64, limit: usize) -> Result<Vec<u64>, StoreError> {
         let hash = postings::hash(term);
-        self.with_whole_tree(|tree| tree.look_up(hash, before, limit))
+        self.with_whole(|Opened { tree, staged }| {
+            let mut found: Vec<_> = staged.look_up(hash, before).take(limit).collect();
+            // What is just being written out is in both.
+            let older = tree.look_up(hash, before.min(staged.entries().start), limit - found.len())?;
+            found.extend(older);
+            Ok(found)
+        })
     }
 
     /// See [`Store::values`](crate::store::Store::values).
@@ -127,40 +145,73 @@ impl Index {
         if !self.dictionary_dimensions.contains(&dimension) {
             return Err(StoreError::Invalid(format!("there is no dictionary of dimension {dimension}")));
         }
-        self.with_whole_tree(|tree| tree.values(dimension, prefix, after, limit))
-    }
-
-    /// Asks `question` of the tree, unless it still lacks what a failure took away.
-    fn with_whole_tree<T>(&self, question: impl FnOnce(&Tree) -> Result<T, Failure>) -> Result<T, StoreError> {
-        self.with_tree(|tree| match self.reached.load(Ordering::Acquire) {
-            reached if tree.indexed() < reached => Err(Failure::Behind { indexed: tree.indexed(), reached }),
-            _ => question(tree),
+        self.with_whole(|Opened { tree, staged }| {
+            let mut values = tree.values(dimension, prefix, after, limit)?;
+            values.extend(staged.values_of(dimension, prefix, after).take(limit));
+            values.sort_unstable();
+            values.dedup();
+            values.truncate(limit);
+            Ok(values)
         })
     }
 
-    /// Does `work` on the tree, which is opened before if a failure closed it.
-    fn with_tree<T>(&self, work: impl FnOnce(&Tree) -> Result<T, Failure>) -> Result<T, StoreError> {
+    /// Adds what belongs to `entries` to what is staged, and tells whether that is to be written out now.
+    fn stage(
+        &self,
+        entries: Range<u64>,
+        postings: Vec<(TermHash, u64)>,
+        values: impl Iterator<Item = (u8, Bytes)>,
+    ) -> Result<bool, StoreError> {
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        let staged = opened.as_mut().map(|opened| &mut opened.staged).filter(|staged| staged.entries().end == entries.start);
+        let staged = staged.ok_or_else(|| self.io_error("it failed while it was added to".into()))?;
+        staged.add(postings, values, entries.end);
+        self.reached.fetch_max(entries.end, Ordering::AcqRel);
+        Ok(staged.is_full())
+    }
+
+    /// Makes a table of what is staged. Questions go on meanwhile.
+    fn write_out(&self) -> Result<(), StoreError> {
+        let written = self.with_opened(|Opened { tree, staged }| tree.write(staged).map(|()| staged.entries()))?;
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        // A question may have met damage, so that everything begins anew.
+        if let Some(opened) = opened.as_mut().filter(|opened| opened.staged.entries() == written) {
+            opened.staged = Staged::from(written.end);
+        }
+        Ok(())
+    }
+
+    /// Asks `question`, unless something still lacks that a failure took away.
+    fn with_whole<T>(&self, question: impl FnOnce(&Opened) -> Result<T, Failure>) -> Result<T, StoreError> {
+        self.with_opened(|opened| match self.reached.load(Ordering::Acquire) {
+            reached if opened.indexed() < reached => Err(Failure::Behind { indexed: opened.indexed(), reached }),
+            _ => question(opened),
+        })
+    }
+
+    /// Does `work`; the tree is opened before if a failure closed it.
+    fn with_opened<T>(&self, work: impl FnOnce(&Opened) -> Result<T, Failure>) -> Result<T, StoreError> {
         let failure = loop {
-            if let Some(tree) = &*self.tree.read().unwrap_or_else(PoisonError::into_inner) {
-                match work(tree) {
+            if let Some(opened) = &*self.opened.read().unwrap_or_else(PoisonError::into_inner) {
+                match work(opened) {
                     Ok(done) => return Ok(done),
                     Err(failure) => break failure,
                 }
             }
-            let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
-            if tree.is_none() {
-                *tree = Some(self.open_tree()?);
+            let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+            if opened.is_none() {
+                let tree = self.open_tree()?;
+                *opened = Some(Opened { staged: Staged::from(tree.indexed()), tree });
             }
         };
         let damaged = match &failure {
-            Failure::Gap { .. } => return Err(StoreError::Invalid(failure.to_string())),
             Failure::Behind { .. } => return Err(self.io_error(failure.to_string())),
             Failure::Io(_) | Failure::InUse => false,
             Failure::Stopped => self.reopened.fetch_add(1, Ordering::Relaxed) >= MAX_REOPENED,
             Failure::Damaged(_) => true,
         };
         tracing::warn!(index = %self.dir.display(), %failure, replaced = damaged, "the ledger's index failed and is opened again");
-        self.close_tree(damaged)?;
+        self.close(damaged)?;
         Err(self.io_error(failure.to_string()))
     }
 
@@ -179,10 +230,10 @@ impl Index {
         })
     }
 
-    /// Closes the tree, and removes it if `remove`.
-    fn close_tree(&self, remove: bool) -> Result<(), StoreError> {
-        let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
-        *tree = None;
+    /// Closes the tree, which forgets what was staged; and removes it if `remove`.
+    fn close(&self, remove: bool) -> Result<(), StoreError> {
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        *opened = None;
         self.remembered().clear();
         if remove {
             self.reopened.store(0, Ordering::Relaxed);
@@ -196,6 +247,18 @@ impl Index {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(self.io_error(format!("cannot be removed: {error}"))),
             _ => Ok(()),
         }
+    }
+
+    fn remember(&self, hashes: Vec<TermHash>) {
+        let mut remembered = self.remembered();
+        if remembered.len() + hashes.len() > MAX_REMEMBERED_VALUES {
+            remembered.clear();
+        }
+        remembered.extend(hashes.into_iter().take(MAX_REMEMBERED_VALUES));
+    }
+
+    fn adding(&self) -> MutexGuard<'_, ()> {
+        self.adding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remembered(&self) -> MutexGuard<'_, HashSet<TermHash>> {

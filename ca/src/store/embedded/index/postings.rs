@@ -7,8 +7,8 @@ use aws_lc_rs::digest;
 
 use crate::store::Term;
 
-/// At most this many entries, from the first to the last, share a posting, so that skipping in one stays cheap.
-pub(super) const MAX_ENTRIES: usize = 4096;
+/// At most this many entries share a posting, so that skipping in one stays cheap.
+pub(super) const MAX_ENTRIES: usize = 1024;
 
 /// First bytes of the SHA-256 of dimension and value. Two terms may share it: look-ups compare once more with the entry.
 pub(super) type TermHash = [u8; 8];

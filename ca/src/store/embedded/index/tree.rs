@@ -1,33 +1,38 @@
 //! The LSM tree of the index: a fjall database with one keyspace.
 //!
-//! One keyspace, since its tables are flushed as a whole: even where the journal is lost (it is never synced for an insertion's sake), what
-//! is on disk is what a whole number of insertions wrote, the count of indexed entries included.
+//! Filled by sorted tables only, each of them durable and visible as a whole, with the count of indexed entries in it. Its journal and its
+//! memory for single insertions stay empty: through these, an entry would cost three times as much.
 
 use std::fmt;
 use std::fs::DirBuilder;
-use std::ops::{Bound, Range};
+use std::ops::Bound;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use fjall::compaction::Leveled;
 use fjall::config::{CompressionPolicy, FilterPolicy};
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode};
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, LsmError};
 
 use super::postings::{self, TermHash};
-use crate::store::Term;
+use super::staged::Staged;
 
 /// Memory for blocks of tables. Small, since the CA's whole budget is; the page cache holds more.
 const CACHE_BYTES: u64 = 4 << 20;
-/// Memory for what is not yet in a table; up to four of these wait for the disk.
-const MEMTABLE_BYTES: u64 = 4 << 20;
 /// Size of a table file.
-const TABLE_BYTES: u64 = 32 << 20;
+const TABLE_BYTES: u64 = 8 << 20;
 const OPEN_FILES: usize = 128;
-/// One flushes while the other compacts.
-const WORKERS: usize = 2;
+/// With more than one, one spins while another compacts.
+const WORKERS: usize = 1;
+/// So many new tables are merged into the others …
+const NEW_TABLES: u8 = 8;
+/// … and no more are written while so many wait for that.
+const MAX_NEW_TABLES: usize = 24;
+const MAX_WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_millis(10);
 
 /// First byte of a key: what it is.
 const STATE: u8 = 0;
@@ -41,9 +46,6 @@ const FORMAT: u8 = 1;
 /// Why the tree did not do it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// What was to be inserted does not follow what is there.
-    #[error("entry {next} is to be indexed next, not {given}")]
-    Gap { next: u64, given: u64 },
     /// It lacks what it had before it failed.
     #[error("the index is being built anew: {indexed} of {reached} entries; try again")]
     Behind { indexed: u64, reached: u64 },
@@ -64,7 +66,7 @@ pub(super) enum Failure {
 pub(super) struct Tree {
     indexed: AtomicU64,
     keys: Keyspace,
-    database: Database,
+    _database: Database,
 }
 
 impl Tree {
@@ -80,7 +82,7 @@ impl Tree {
                 _ => return Err(Failure::Damaged("it has another format".into())),
             },
         };
-        Ok(Self { indexed: indexed.into(), keys, database })
+        Ok(Self { indexed: indexed.into(), keys, _database: database })
     }
 
     /// How many entries are indexed.
@@ -88,28 +90,43 @@ impl Tree {
         self.indexed.load(Ordering::Acquire)
     }
 
-    /// Adds `terms` (sorted) of `entries` and new dictionary `values`, all or nothing.
-    pub(super) fn insert<'a>(
-        &self,
-        terms: &[(TermHash, u64)],
-        values: impl Iterator<Item = &'a Term>,
-        entries: Range<u64>,
-    ) -> Result<(), Failure> {
-        if self.indexed() != entries.start {
-            return Err(Failure::Gap { next: self.indexed(), given: entries.start });
+    /// Adds what is `staged`, which follows what is there, durably, all or nothing.
+    pub(super) fn write(&self, staged: &Staged) -> Result<(), Failure> {
+        self.wait_for_compaction()?;
+        let end = staged.entries().end;
+        // In the order of the keys, as a table has it.
+        let mut table = self.keys.start_ingestion()?;
+        table.write(INDEXED_KEY, [&[FORMAT], &end.to_be_bytes()[..]].concat())?;
+        for (dimension, value) in staged.values() {
+            table.write([&[VALUE, *dimension], &value[..]].concat(), [])?;
         }
-        let mut batch = self.database.batch();
-        for posting in terms.chunk_by(|(left, _), (right, _)| left == right) {
-            let [(hash, oldest), ..] = posting else { continue };
-            let value = postings::value(posting.iter().map(|(_, index)| *index));
-            batch.insert(&self.keys, postings::key(POSTING, *hash, *oldest), value);
+        let mut indexes = Vec::new();
+        let mut postings = staged.postings().peekable();
+        while let Some((hash, index)) = postings.next() {
+            indexes.push(index);
+            if postings.peek().is_none_or(|(next, _)| *next != hash) {
+                // Newest first, as the keys have it.
+                for posting in indexes.rchunks(postings::MAX_ENTRIES) {
+                    table.write(postings::key(POSTING, hash, posting[0]), postings::value(posting.iter().copied()))?;
+                }
+                indexes.clear();
+            }
         }
-        for value in values {
-            batch.insert(&self.keys, [&[VALUE, value.dimension], &value.value[..]].concat(), []);
+        table.finish()?;
+        self.indexed.store(end, Ordering::Release);
+        Ok(())
+    }
+
+    /// Waits while more tables await compaction than look-ups should have to go through.
+    fn wait_for_compaction(&self) -> Result<(), Failure> {
+        let mut waited = Duration::ZERO;
+        while self.keys.l0_table_count() > MAX_NEW_TABLES {
+            if waited >= MAX_WAIT {
+                return Err(Failure::Stopped);
+            }
+            std::thread::sleep(WAIT);
+            waited += WAIT;
         }
-        batch.insert(&self.keys, INDEXED_KEY, [&[FORMAT], &entries.end.to_be_bytes()[..]].concat());
-        batch.durability(Some(PersistMode::Buffer)).commit()?;
-        self.indexed.store(entries.end, Ordering::Release);
         Ok(())
     }
 
@@ -149,20 +166,14 @@ impl Tree {
         }
         Ok(values)
     }
-
-    /// Makes durable what was inserted.
-    pub(super) fn sync(&self) -> Result<(), Failure> {
-        Ok(self.database.persist(PersistMode::SyncAll)?)
-    }
 }
 
-/// Every question is a scan, which filters would not help; compressed from the third level on, where nearly all of it lies.
+/// Every question is a scan, which filters would not help. Merging eight new tables at once, and small ones, halves what compaction costs.
 fn options() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
-        .max_memtable_size(MEMTABLE_BYTES)
         .filter_policy(FilterPolicy::disabled())
-        .data_block_compression_policy(CompressionPolicy::new([CompressionType::None, CompressionType::None, CompressionType::Lz4]))
-        .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES)))
+        .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
+        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(NEW_TABLES).with_table_target_size(TABLE_BYTES)))
 }
 
 impl fmt::Debug for Tree {
@@ -188,13 +199,5 @@ fn io(error: &std::io::Error) -> Failure {
     match error.kind() {
         NotFound | UnexpectedEof | InvalidData | InvalidInput => Failure::Damaged(error.to_string()),
         _ => Failure::Io(error.to_string()),
-    }
-}
-
-#[cfg(test)]
-impl Tree {
-    /// Moves what is in memory to a table, as happens by itself once it is enough.
-    pub(super) fn write_table(&self) {
-        self.keys.rotate_memtable_and_wait().unwrap();
     }
 }
