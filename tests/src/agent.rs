@@ -49,9 +49,14 @@ impl Agent {
 
     /// Starts a sidecar for the pod whose token is in this volume, and waits until it is ready.
     pub async fn sidecar(lab: &Lab, ca: &Ca, volume: &TokenVolume) -> Result<Self> {
-        let mut agent = Self::written(lab, ca, "sidecar", "sidecar", volume)?;
+        let mut agent = Self::configure_sidecar(lab, ca, volume)?;
         agent.run(lab).await?;
         Ok(agent)
+    }
+
+    /// A sidecar with all it needs, but not started.
+    pub fn configure_sidecar(lab: &Lab, ca: &Ca, volume: &TokenVolume) -> Result<Self> {
+        Self::written(lab, ca, "sidecar", "sidecar", volume)
     }
 
     /// With its configuration written; `name` begins the names of its files.
@@ -114,6 +119,17 @@ impl Agent {
             if found { Ok(()) } else { Err("not yet".to_owned()) }
         })
         .await
+    }
+
+    /// Adds these lines to the end of its configuration, for its next start.
+    pub fn append(&self, more: &str) -> Result<()> {
+        let text = std::fs::read_to_string(&self.config)?;
+        Ok(std::fs::write(&self.config, text + more)?)
+    }
+
+    /// Everything it has said.
+    pub fn log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.log)?)
     }
 
     /// SIGKILL.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use chancery_ca::attestation::development::DevelopmentIssuer;
+use chancery_ca::attestation::development::{DevelopmentIssuer, ISSUER, JWKS_FILE};
 use serde_json::Value;
 
 use crate::lab::{Lab, free_address};
@@ -16,6 +16,7 @@ use crate::{Result, http, tools, wait};
 pub const TRUST_DOMAIN: &str = "mesh.test";
 /// The cluster of the development issuer.
 pub const CLUSTER: &str = "dev";
+const HOUR: Duration = Duration::from_secs(3600);
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// A CA with its data directory; running or not.
@@ -56,6 +57,18 @@ impl Ca {
         std::fs::write(&config, text)?;
         let log = lab.at("ca.log");
         Ok(Self { process: None, config, data: data.to_owned(), log, environment: Vec::new(), address, http })
+    }
+
+    /// Starts a CA whose cluster may speak for these accounts alone.
+    pub async fn start_for(lab: &Lab, accounts: &str) -> Result<Self> {
+        let data = lab.at("ca");
+        let jwks = chancery_ca::config::development_issuer_dir(&data).join(JWKS_FILE);
+        let cluster = format!(
+            "\n[[cluster]]\nname = \"{CLUSTER}\"\nissuer = \"{ISSUER}\"\nagent_accounts = [\"chancery/agent\"]\n\
+             service_accounts = [\"{accounts}\"]\njwks = {{ file = \"{}\" }}\n",
+            jwks.display()
+        );
+        Self::start_in(lab, &data, HOUR, &cluster).await
     }
 
     /// Starts the CA again after it ended, and waits until it is ready.

@@ -1,5 +1,6 @@
-//! Somebody who joined the CA as the agent of a node, and then sends it whatever a test makes up.
+//! Somebody who joined the CA as the agent of a node or as a sidecar, and then sends it whatever a test makes up.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chancery_agent::ca_client::{Anchor, CaClient, CaError, Remembered, Role, Settings};
@@ -19,7 +20,7 @@ use zeroize::Zeroizing;
 use crate::agent::join_token;
 use crate::ca::{CLUSTER, Ca, TRUST_DOMAIN};
 use crate::lab::Lab;
-use crate::mesh::token_request;
+use crate::mesh::{NODE, token_request};
 use crate::{Result, wait};
 
 const JOINED_WITHIN: Duration = Duration::from_secs(20);
@@ -36,14 +37,22 @@ pub struct Caller {
 impl Caller {
     /// Joins as the agent of a node that has no other.
     pub async fn join(lab: &Lab, ca: &Ca, node: &str) -> Result<Self> {
-        let issuer = ca.issuer()?;
         let token_file = lab.at(&format!("{node}-token"));
-        std::fs::write(&token_file, issuer.sign(&join_token(node), OffsetDateTime::now_utc())?.as_bytes())?;
+        std::fs::write(&token_file, ca.issuer()?.sign(&join_token(node), OffsetDateTime::now_utc())?.as_bytes())?;
+        Self::join_as(Role::Agent, ca, node, token_file).await
+    }
+
+    /// Joins as the sidecar of the pod whose token is in this file.
+    pub async fn join_sidecar(ca: &Ca, token_file: PathBuf) -> Result<Self> {
+        Self::join_as(Role::Sidecar, ca, NODE, token_file).await
+    }
+
+    async fn join_as(role: Role, ca: &Ca, node: &str, token_file: PathBuf) -> Result<Self> {
         let settings = Settings {
             trust_domain: TRUST_DOMAIN.parse()?,
             cluster: CLUSTER.into(),
             address: ca.address.to_string(),
-            role: Role::Agent,
+            role,
             token_file,
             anchor: Anchor::BundleFile(ca.bundle()),
             key_type: KeyType::EcdsaP256,
@@ -54,7 +63,7 @@ impl Caller {
         let metrics = Metrics::new(&mut Registry::default());
         let clock = std::sync::Arc::new(SystemClock);
         let (client, task) = CaClient::start(settings, Remembered::default(), clock, metrics, CancellationToken::new());
-        let caller = Self { client, issuer, node: node.to_owned(), _connection: AbortOnDropHandle::new(task) };
+        let caller = Self { client, issuer: ca.issuer()?, node: node.to_owned(), _connection: AbortOnDropHandle::new(task) };
         caller.connected().await?;
         Ok(caller)
     }

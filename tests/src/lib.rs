@@ -20,5 +20,10 @@ pub mod wait;
 /// Whatever goes wrong is told to a person, and ends the test.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
+/// How often to do what a test repeats: ten times as often in `make soak`.
+pub fn soak(times: usize) -> usize {
+    if std::env::var_os("SOAK").is_some() { times * 10 } else { times }
+}
+
 /// The result of a step of a test.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -60,6 +60,11 @@ impl Mesh {
     pub async fn start(lab: Lab, settings: Settings) -> Result<Self> {
         let ca = Ca::start(&lab, settings.lifetime).await?;
         let agent = Agent::start(&lab, &ca, NODE).await?;
+        Self::around(ca, agent, lab, settings)
+    }
+
+    /// Around a CA and an agent that run already, in the same lab.
+    pub fn around(ca: Ca, agent: Agent, lab: Lab, settings: Settings) -> Result<Self> {
         let issuer = Arc::new(ca.issuer()?);
         Ok(Self { ca, agent, settings, issuer, lab })
     }

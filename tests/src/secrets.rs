@@ -8,6 +8,7 @@ use chancery_proto::envoy::config::core::v3::{DataSource, Node, data_source};
 use chancery_proto::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
 use chancery_proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use chancery_proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
+use chancery_proto::google::rpc::Status;
 use hyper_util::rt::TokioIo;
 use prost::Message;
 use rustls_pki_types::pem::PemObject;
@@ -15,8 +16,8 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Streaming};
 use zeroize::Zeroizing;
 
 use crate::Result;
@@ -53,37 +54,72 @@ pub async fn connect(socket: &Path) -> Result<Channel> {
 }
 
 async fn first_secrets(channel: Channel, token: Option<&str>) -> Result<Secrets> {
-    let (requests, receiver) = mpsc::channel(4);
-    let ask = DiscoveryRequest {
-        node: Some(Node { id: "test-proxy".into(), ..Node::default() }),
-        resource_names: vec!["default".into(), "ROOTCA".into()],
-        type_url: TYPE_URL.into(),
-        ..DiscoveryRequest::default()
+    let mut stream = Stream::open(channel, token).await?;
+    stream.answer_all(None).await
+}
+
+/// Opens a stream, accepts the first `default` and `ROOTCA` or refuses them with these words, and holds it open.
+pub async fn hold(socket: &Path, token: Option<&str>, refuse: Option<&str>, within: Duration) -> Result<Stream> {
+    let held = async {
+        let mut stream = Stream::open(connect(socket).await?, token).await?;
+        stream.answer_all(refuse).await?;
+        Ok(stream)
     };
-    requests.send(ask.clone()).await?;
-    let mut request = Request::new(ReceiverStream::new(receiver));
-    if let Some(token) = token {
-        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
-    }
-    let mut responses = SecretDiscoveryServiceClient::new(channel).stream_secrets(request).await?.into_inner();
-    let (mut svid, mut bundle) = (None, None);
-    loop {
-        let response = responses.message().await?.ok_or("the agent ended the stream")?;
-        for secret in decode(&response)? {
-            match secret {
-                secret::Type::TlsCertificate(certificate) => {
-                    svid = Some(read_svid(certificate.certificate_chain.as_ref(), certificate.private_key.as_ref())?);
-                }
-                secret::Type::ValidationContext(context) => bundle = Some(bytes(context.trusted_ca.as_ref())?.to_vec()),
-            }
+    tokio::time::timeout(within, held).await.map_err(|_| format!("no secrets within {within:?}"))?
+}
+
+/// An open stream; dropped, it ends.
+pub struct Stream {
+    ask: DiscoveryRequest,
+    requests: mpsc::Sender<DiscoveryRequest>,
+    responses: Streaming<DiscoveryResponse>,
+}
+
+impl Stream {
+    async fn open(channel: Channel, token: Option<&str>) -> Result<Self> {
+        let (requests, receiver) = mpsc::channel(4);
+        let ask = DiscoveryRequest {
+            node: Some(Node { id: "test-proxy".into(), ..Node::default() }),
+            resource_names: vec!["default".into(), "ROOTCA".into()],
+            type_url: TYPE_URL.into(),
+            ..DiscoveryRequest::default()
+        };
+        requests.send(ask.clone()).await?;
+        let mut request = Request::new(ReceiverStream::new(receiver));
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
         }
-        let acknowledge =
-            DiscoveryRequest { version_info: response.version_info, response_nonce: response.nonce, node: None, ..ask.clone() };
-        requests.send(acknowledge).await?;
-        if let (Some(svid), Some(bundle)) = (&svid, &bundle) {
-            let svid: &X509Svid = svid;
-            let trust_domain: TrustDomain = svid.id().trust_domain().clone();
-            return Ok(Secrets { svid: svid.clone(), bundle: TrustBundle::from_pem(trust_domain, bundle)? });
+        let responses = SecretDiscoveryServiceClient::new(channel).stream_secrets(request).await?.into_inner();
+        Ok(Self { ask, requests, responses })
+    }
+
+    /// Answers until both secrets have come: accepts, or refuses with these words.
+    async fn answer_all(&mut self, refuse: Option<&str>) -> Result<Secrets> {
+        let (mut svid, mut bundle) = (None, None);
+        loop {
+            let response = self.responses.message().await?.ok_or("the agent ended the stream")?;
+            for secret in decode(&response)? {
+                match secret {
+                    secret::Type::TlsCertificate(certificate) => {
+                        svid = Some(read_svid(certificate.certificate_chain.as_ref(), certificate.private_key.as_ref())?);
+                    }
+                    secret::Type::ValidationContext(context) => bundle = Some(bytes(context.trusted_ca.as_ref())?.to_vec()),
+                }
+            }
+            let answer = DiscoveryRequest { response_nonce: response.nonce, node: None, ..self.ask.clone() };
+            let answer = match refuse {
+                None => DiscoveryRequest { version_info: response.version_info, ..answer },
+                Some(words) => {
+                    let status = Status { code: tonic::Code::InvalidArgument.into(), message: words.to_owned() };
+                    DiscoveryRequest { error_detail: Some(status), ..answer }
+                }
+            };
+            self.requests.send(answer).await?;
+            if let (Some(svid), Some(bundle)) = (&svid, &bundle) {
+                let svid: &X509Svid = svid;
+                let trust_domain: TrustDomain = svid.id().trust_domain().clone();
+                return Ok(Secrets { svid: svid.clone(), bundle: TrustBundle::from_pem(trust_domain, bundle)? });
+            }
         }
     }
 }

@@ -4,12 +4,11 @@
 
 use std::time::Duration;
 
-use chancery_tests::agent::Agent;
-use chancery_tests::envoy::{Envoy, Plan, Protocol};
+use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
 use chancery_tests::load::Load;
 use chancery_tests::mesh::{Mesh, Settings, Workload};
-use chancery_tests::{http, tools};
+use chancery_tests::{http, soak, tools};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -57,33 +56,15 @@ async fn two_envoys_talk_mutual_tls_over_delta_secrets() {
     two_envoys_talk(Protocol::Delta).await;
 }
 
-#[tokio::test]
-async fn a_sidecar_serves_its_own_pod_and_its_envoy_needs_no_token() {
-    let lifetime = Duration::from_secs(6);
-    let Some(mesh) = mesh(Protocol::Stream, lifetime, lifetime).await else { return };
-    let (volume, _kubelet) = mesh.fresh_volume("cart").await.unwrap();
-    let sidecar = Agent::sidecar(&mesh.lab, &mesh.ca, &volume).await.unwrap();
-    let plan = Plan { sds_socket: sidecar.sds_socket.clone(), token: None, ..mesh.plan("cart", &volume, None) };
-    let mut envoy = Envoy::start(&mesh.lab, &tools::envoy().unwrap(), &plan).unwrap();
-    envoy.ready().await.unwrap();
-    let mut certificate = envoy.certificate().await.unwrap();
-    assert_eq!(certificate.spiffe_id, "spiffe://mesh.test/ns/shop/sa/cart");
-    // Each token lives as long as a certificate: without the file being read again, the second renewal would fail.
-    for _ in 0..3 {
-        certificate = envoy.next_certificate(&certificate, lifetime).await.unwrap();
-    }
-    let issued_to = mesh.ca.ask(&["identity", "list", "--serial", &certificate.serial]).unwrap();
-    assert!(issued_to[0]["agent"].as_str().unwrap().contains("/chancery/sidecar/"), "{issued_to}");
-}
-
-/// Every request is a handshake of its own, none fails, while both workloads' certificates are rotated ten times.
+/// Every request is a handshake of its own, none fails, while both workloads' certificates are rotated ten times. In `make soak` it is a
+/// hundred times, which takes minutes.
 async fn ten_rotations(mesh: &Mesh, within: Duration) {
     let checkout = mesh.workload("checkout", None).await.unwrap();
     let cart = mesh.workload("cart", Some(checkout.envoy.at.inbound)).await.unwrap();
     let load = Load::start(cart.envoy.at.outbound, 2, Duration::from_millis(5));
     let rotations = async |workload: &Workload| {
         let mut certificate = workload.envoy.certificate().await.unwrap();
-        for _ in 0..10 {
+        for _ in 0..soak(10) {
             certificate = workload.envoy.next_certificate(&certificate, within).await.unwrap();
             assert_in_ledger(mesh, workload, &certificate.serial);
         }
