@@ -23,6 +23,7 @@ pub(crate) mod testing;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -177,6 +178,7 @@ pub struct Authority {
     shared_trust: SharedTrust,
     /// Held while renewing, so that two ticks never make two certificates; holds the keys to destroy at the next renewal.
     renewing: tokio::sync::Mutex<Vec<String>>,
+    failed_renewals: AtomicU64,
 }
 
 /// The trust root in use.
@@ -262,6 +264,11 @@ impl Authority {
         (!(from..to).contains(&now)).then(|| format!("the issuing certificate is valid from {from} to {to}, and the clock says {now}"))
     }
 
+    /// How often [`Authority::run`] could not renew something.
+    pub fn failed_renewals(&self) -> u64 {
+        self.failed_renewals.load(Ordering::Relaxed)
+    }
+
     /// Renews what is past half of its life at `now`.
     ///
     /// # Errors
@@ -293,6 +300,7 @@ impl Authority {
             loop {
                 ticks.tick().await;
                 if let Err(error) = self.tick(self.clock.now()).await {
+                    self.failed_renewals.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(%error, "the CA's own certificates could not be renewed; trying again");
                 }
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwap;
 use chancery_identity::csr::KeyType;
@@ -86,6 +87,7 @@ impl Authority {
             trust: watch::Sender::new(Arc::clone(&state)),
             shared_trust: Arc::new(ArcSwap::new(state)),
             renewing: tokio::sync::Mutex::default(),
+            failed_renewals: AtomicU64::new(0),
         }))
     }
 

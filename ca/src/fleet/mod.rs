@@ -69,6 +69,12 @@ pub struct Totals {
     pub workloads: u64,
     /// Proxy streams at connected agents.
     pub streams: u64,
+    /// Acknowledgements of their proxies since each of these agents started.
+    pub acks: u64,
+    /// Refusals of their proxies since each of these agents started.
+    pub nacks: u64,
+    /// When the first of those certificates expires, in Unix milliseconds.
+    pub first_expiry_ms: Option<i64>,
     /// Proxies that have not acknowledged the trust state that their agent has.
     pub lagging: u64,
     /// Connected agents that have not taken over the newest trust state.
@@ -200,6 +206,10 @@ impl Fleet {
             totals.connected += 1;
             totals.workloads += u64::from(record.report.workloads);
             totals.streams += u64::from(record.report.streams);
+            totals.acks = totals.acks.saturating_add(record.report.acks);
+            totals.nacks = totals.nacks.saturating_add(record.report.nacks);
+            let first_expiry = Some(record.report.first_expiry_ms).filter(|expiry| *expiry != 0);
+            totals.first_expiry_ms = [totals.first_expiry_ms, first_expiry].into_iter().flatten().min();
             totals.lagging += u64::from(record.report.lagging_total);
             totals.behind += usize::from(record.report.trust_sequence < sequence);
         }

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use chancery_identity::Clock;
 use chancery_process::http::Readiness;
 use chancery_proto::chancery::v1::{AuthorityStatus, ClusterStatus, StatusResponse};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::attestation::Clusters;
 use crate::authority::{Authority, DataDirectory};
@@ -15,6 +15,8 @@ use crate::fleet::Fleet;
 use crate::issuance::Issuance;
 use crate::ledger::{Ledger, LedgerHealth, Refusals};
 use crate::telemetry::Reading;
+
+const FIRST_EXPIRY: &str = "Until the first certificate that a connected agent holds expires if this CA goes away";
 
 /// Everything that answers questions.
 pub(super) struct Parts {
@@ -135,6 +137,8 @@ impl Parts {
         let keys = self.clusters.status().into_iter().map(|cluster| (cluster.name, count(cluster.keys)));
         let fleet = self.fleet.totals(self.trust_sequence());
         let ledger = self.ledger.stats();
+        // As the agents say it: 0 if there is none.
+        let first_expiry = fleet.first_expiry_ms.map_or(0.0, |expiry| Duration::milliseconds(expiry - millis(now)).as_seconds_f64());
         let is = |condition: bool| if condition { 1.0 } else { 0.0 };
         vec![
             Reading::one("chancery_development", "1 if this is a development CA", is(self.config.load().development)),
@@ -145,6 +149,14 @@ impl Parts {
             Reading::one("chancery_agents_behind", "Connected agents without the newest trust state", count(fleet.behind)),
             Reading::one("chancery_agent_workloads", "Certificates that connected agents hold", count(fleet.workloads)),
             Reading::one("chancery_agent_streams", "Proxy streams at connected agents", count(fleet.streams)),
+            Reading::one("chancery_agent_acks", "Acknowledgements of proxies since their connected agents started", count(fleet.acks)),
+            Reading::one("chancery_agent_nacks", "Refusals of proxies since their connected agents started", count(fleet.nacks)),
+            Reading::one("chancery_agent_first_expiry_seconds", FIRST_EXPIRY, first_expiry),
+            Reading::one(
+                "chancery_renewals_failed",
+                "Failed renewals of the CA's own certificates",
+                count(self.authority.failed_renewals()),
+            ),
             Reading::one("chancery_proxies_lagging", "Proxies without the newest trust bundle", count(fleet.lagging)),
             Reading::one("chancery_ledger_entries", "Entries in the ledger", count(self.ledger.entries())),
             Reading::one("chancery_ledger_groups", "Durable writes since the start", count(ledger.groups)),
