@@ -338,7 +338,7 @@ fn play(variant: Variant, acts: &[Act]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4 * ProptestConfig::default().cases, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn state_of_the_world_delivers_what_is_lacking_and_nothing_else(acts in proptest::collection::vec(act(), 1..60)) {

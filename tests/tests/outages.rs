@@ -10,7 +10,7 @@ use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
 use chancery_tests::load::Load;
 use chancery_tests::mesh::{Mesh, Settings, token_request};
-use chancery_tests::{http, secrets, tools, wait};
+use chancery_tests::{http, secrets, soak, tools, wait};
 use time::OffsetDateTime;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -109,7 +109,7 @@ impl Clients {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_killed_under_load_has_recorded_every_certificate_that_was_received() {
-    let kills = if std::env::var_os("SOAK").is_some() { 200 } else { 20 };
+    let kills = soak(20);
     let settings = Settings { envoy: "none".into(), lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
     let mut mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
     let clients = Clients::start(&mesh, 4);

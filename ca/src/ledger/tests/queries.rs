@@ -230,7 +230,7 @@ impl Record {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 20))]
 
     #[test]
     fn pages_hold_what_a_scan_of_all_entries_finds(

@@ -255,7 +255,7 @@ fn check_everywhere(ignore_sync_data: bool, fault: fn(u64) -> Step) -> Result<()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4 * ProptestConfig::default().cases, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_acknowledged_entry_is_lost(seed in any::<u64>(), steps in steps()) {

@@ -76,7 +76,7 @@ fn entries() -> impl Strategy<Value = Vec<Vec<Bytes>>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 8))]
 
     #[test]
     fn look_ups_find_what_a_scan_of_all_entries_finds(
