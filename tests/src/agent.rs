@@ -65,7 +65,7 @@ impl Agent {
         let agent = Self {
             process: None,
             config: at(".toml"),
-            log: at(".log"),
+            log: lab.log(name),
             state_dir: at("-state"),
             environment: Vec::new(),
             http: free_address()?,

@@ -55,7 +55,7 @@ impl Ca {
              [policy.lifetimes]\nmin = \"1s\"\ndefault = \"{seconds}s\"\n{more}"
         );
         std::fs::write(&config, text)?;
-        let log = lab.at("ca.log");
+        let log = lab.log("ca");
         Ok(Self { process: None, config, data: data.to_owned(), log, environment: Vec::new(), address, http })
     }
 

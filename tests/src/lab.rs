@@ -9,6 +9,7 @@ use crate::Result;
 
 /// State that agents keep must lie in memory, and sockets want short paths.
 const MEMORY: &str = "/dev/shm";
+const LOGS: &str = "logs";
 
 /// A test's directory. Dropped, it is removed, unless the test is failing or it was asked to stay.
 pub struct Lab {
@@ -21,7 +22,9 @@ impl Lab {
     /// An empty directory.
     pub fn new() -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("chancery-").tempdir_in(MEMORY)?;
-        Ok(Self { path: directory.path().to_owned(), directory: Some(directory), survives: false })
+        let lab = Self { path: directory.path().to_owned(), directory: Some(directory), survives: false };
+        std::fs::create_dir(lab.at(LOGS))?;
+        Ok(lab)
     }
 
     /// A directory whose programs may go on running after this process.
@@ -34,6 +37,11 @@ impl Lab {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where the program `name` logs. Not beside its configuration: that directory is watched, and each line would wake the watcher.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.path.join(LOGS).join(format!("{name}.log"))
     }
 
     /// A path inside.
