@@ -6,10 +6,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use chancery_tests::agent::Agent;
+use chancery_tests::ca::Ca;
 use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
 use chancery_tests::load::Load;
-use chancery_tests::mesh::{Mesh, Settings, token_request};
+use chancery_tests::mesh::{Mesh, NODE, Settings, token_request};
 use chancery_tests::{http, secrets, soak, tools, wait};
 use time::OffsetDateTime;
 
@@ -110,8 +112,14 @@ impl Clients {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_killed_under_load_has_recorded_every_certificate_that_was_received() {
     let kills = soak(20);
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, HOUR).await.unwrap();
+    let mut agent = Agent::configure(&lab, &ca, NODE).unwrap();
+    // Every request is another pod's, and the agent keeps a pod for minutes.
+    agent.append("\n[limits]\nworkloads = 100000\n").unwrap();
+    agent.run(&lab).await.unwrap();
     let settings = Settings { envoy: "none".into(), lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
-    let mut mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
+    let mut mesh = Mesh::around(ca, agent, lab, settings).unwrap();
     let clients = Clients::start(&mesh, 4);
     for kill in 0..kills {
         // Somewhere in the middle of the work, at another place each time.
