@@ -269,7 +269,7 @@ impl Authority {
         self.failed_renewals.load(Ordering::Relaxed)
     }
 
-    /// Renews what is past half of its life at `now`.
+    /// Renews what is past half of its life at `now`, or not yet valid.
     ///
     /// # Errors
     /// If something could not be renewed; what is there stays in use, and the next tick tries again.
@@ -277,7 +277,10 @@ impl Authority {
         let mut superseded = self.renewing.lock().await;
         let issuer = self.issuer();
         // One that already ends with its root cannot gain anything.
-        if is_past_half(now, issuer.not_before(), issuer.not_after()) && issuer.not_after() < self.root.not_after {
+        let aged = is_past_half(now, issuer.not_before(), issuer.not_after()) && issuer.not_after() < self.root.not_after;
+        // Made while the clock was ahead: it would keep the CA from issuing until that time comes.
+        let from_the_future = (self.root.not_before..issuer.not_before()).contains(&now);
+        if aged || from_the_future {
             let next = self.new_issuer(now).await?;
             // Batches in flight may still sign with the one before, so its key outlives it by one renewal.
             for key in superseded.drain(..) {

@@ -64,7 +64,8 @@ impl Authority {
         let issuer = current_issuer(&recorded, &root, &by_public_key, &keys)?;
         let server_id = trust_domain.member(SERVER_PATH)?;
         let state = trust_state(&trust_domain, &root)?;
-        let issuer = match issuer.filter(|issuer| !is_past_half(now, issuer.not_before(), issuer.not_after())) {
+        let fresh = |issuer: &Issuer| now >= issuer.not_before() && !is_past_half(now, issuer.not_before(), issuer.not_after());
+        let issuer = match issuer.filter(fresh) {
             Some(issuer) => issuer,
             None => make_issuer(&trust_domain, &settings, &root, &keys, &ledger, now).await?,
         };

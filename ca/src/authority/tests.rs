@@ -171,6 +171,26 @@ async fn a_server_certificate_that_was_made_while_the_clock_was_ahead_is_replace
 }
 
 #[tokio::test]
+async fn an_issuing_certificate_that_was_made_while_the_clock_was_ahead_is_replaced() {
+    let ca = TestCa::new();
+    let run = ca.start().await;
+    ca.clock.advance(Span::days(5));
+    run.authority.tick(ca.clock.now()).await.unwrap();
+    ca.clock.advance(-Span::days(3));
+    let now = ca.clock.now();
+    assert!(run.authority.problem(now).is_some());
+    run.authority.tick(now).await.unwrap();
+    assert_eq!(run.authority.problem(now), None);
+    leaf(&run, now, KeyType::EcdsaP256, Duration::from_secs(60)).await.unwrap();
+    drop(run);
+
+    // The same at a start.
+    ca.clock.advance(-Span::days(1));
+    let run = ca.start().await;
+    assert_eq!(run.authority.problem(ca.clock.now()), None);
+}
+
+#[tokio::test]
 async fn what_is_not_recorded_is_not_used() {
     let ca = TestCa::new();
     let run = ca.start().await;
