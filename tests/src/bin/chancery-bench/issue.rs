@@ -30,7 +30,9 @@ const LIFETIME: Duration = Duration::from_secs(3600);
 /// Longer than the longest run.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(6 * 3600);
 const BATCH: usize = 64;
-const CALLERS: usize = 16;
+/// Calls under way at once, each of a batch or of one request.
+const BATCH_CALLERS: usize = 16;
+const UNARY_CALLERS: usize = 64;
 /// Different tokens and CSRs, so that nothing can be remembered from one request to the next but one.
 const DISTINCT: usize = 2000;
 /// `USER_HZ`, which Linux fixes for `/proc`.
@@ -44,7 +46,7 @@ pub(crate) async fn measure(directory: &Path, size: Size, bare: &Costs, report: 
     let ca = Ca::start_in(&lab, &data.path().join("ca"), LIFETIME, LIMITS).await?;
     let client = joined(&lab, &ca).await?;
     let requests = Arc::new(requests(&ca.issuer()?)?);
-    drive(&client, &requests, BATCH * CALLERS * 4, BATCH).await?;
+    drive(&client, &requests, BATCH * BATCH_CALLERS * 4, BATCH).await?;
 
     let unary = cost(&ca, &client, &requests, size.unary, 1).await?;
     report.line("issue_cpu_unary", unary / bare.issue.as_secs_f64(), "ratio", Limit::AtMost(1.8))?;
@@ -91,7 +93,8 @@ async fn cost(ca: &Ca, client: &CaClient, requests: &Arc<Vec<WorkloadRequest>>, 
 async fn drive(client: &CaClient, requests: &Arc<Vec<WorkloadRequest>>, count: usize, batch: usize) -> Result<usize> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut callers: JoinSet<Result<()>> = JoinSet::new();
-    for _ in 0..CALLERS {
+    let concurrent = if batch == 1 { UNARY_CALLERS } else { BATCH_CALLERS };
+    for _ in 0..concurrent {
         let (client, requests, next) = (client.clone(), requests.clone(), next.clone());
         callers.spawn(async move {
             loop {
