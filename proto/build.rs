@@ -4,9 +4,10 @@ use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     const INCLUDE: &str = "protos";
-    const FILES: [&str; 5] = [
+    const FILES: [&str; 6] = [
         "chancery/v1/agent.proto",
         "chancery/v1/ledger.proto",
+        "chancery/v1/log.proto",
         "chancery/v1/operator.proto",
         "envoy/extensions/transport_sockets/tls/v3/secret.proto",
         "envoy/service/secret/v3/sds.proto",
@@ -18,6 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .skip_debug(["chancery.v1.JoinRequest", "chancery.v1.WorkloadRequest", "envoy.config.core.v3.DataSource"])
         .bytes(".chancery.v1.IssuedSvid")
         .bytes(".chancery.v1.Issuance")
+        .bytes(".chancery.v1.GetTileResponse")
+        .bytes(".chancery.v1.StoredEntry")
         .bytes(".envoy")
         // The secrets that SDS sends travel in `Any`: shared instead of copied, and never printed.
         .extern_path(".google.protobuf.Any", "crate::any::Any")
