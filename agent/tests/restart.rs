@@ -23,7 +23,6 @@ async fn without_the_ca_a_restarted_agent_serves_a_pods_certificate_to_that_pod_
     let agent = place.start(&ca);
     let mut stream = agent.svids.attach(ca.token(&cart())).await.unwrap();
     let first = ready(&mut stream).await;
-    agent.state_written(&place, &first).await;
     ca.kill();
     agent.stop().await;
 
@@ -70,6 +69,44 @@ async fn an_agent_that_ends_in_order_has_written_its_newest_state() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_in_the_state_file_before_a_proxy_can_receive_it() {
+    let ca = FakeCa::start();
+    let place = Place::new(&ca);
+    let agent = place.start(&ca);
+    agent.connected().await;
+    let mut checks = tokio::task::JoinSet::new();
+    for number in 10..60 {
+        let mut stream = agent.svids.attach(ca.token(&TokenPlan::pod(number, "shop", "cart"))).await.unwrap();
+        let file = place.state_file();
+        checks.spawn(async move {
+            let svid = ready(&mut stream).await;
+            assert!(contains(&file, &svid.chain()[0]), "{number}: handed out, but a crash would forget it");
+            stream
+        });
+    }
+    let mut streams = checks.join_all().await;
+    let before: Vec<_> = streams.iter().map(|stream| stream.svid.borrow().clone()).collect();
+    ca.clock.advance(time::Duration::seconds(2400));
+    for (stream, before) in streams.iter_mut().zip(before) {
+        let SvidState::Ready(before) = before else { panic!("{before:?}") };
+        let svid = renewed(stream, &before).await;
+        assert!(contains(&place.state_file(), &svid.chain()[0]), "a renewed one as well");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_cannot_be_written_keeps_no_certificate_from_a_proxy() {
+    let ca = FakeCa::start();
+    let place = Place::new(&ca);
+    let agent = place.start(&ca);
+    agent.connected().await;
+    std::fs::remove_dir_all(place.state_dir()).unwrap();
+    let mut stream = agent.svids.attach(ca.token(&cart())).await.unwrap();
+    ready(&mut stream).await;
+    assert!(agent.metrics.state_failed.get() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_state_file_is_private_and_holds_no_token() {
     let ca = FakeCa::start();
     let place = Place::new(&ca);
@@ -77,7 +114,6 @@ async fn the_state_file_is_private_and_holds_no_token() {
     let token = ca.token(&cart());
     let mut stream = agent.svids.attach(token.clone()).await.unwrap();
     let first = ready(&mut stream).await;
-    agent.state_written(&place, &first).await;
     let file = place.state_file();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
     assert_eq!((mode(&file), mode(&place.state_dir())), (0o600, 0o700));

@@ -218,6 +218,8 @@ impl Keeper {
                 tracing::warn!("the CA orders the agent's own certificate to be renewed");
                 self.renew_at = Some(self.client.clock.now());
             }
+            // Not asked for: this version does not have the capability.
+            Down::LedgerCheckpoint(_) => {}
             Down::Order(wire::Order { order: None }) => tracing::warn!("the CA sent an order that this version does not know"),
         }
         Ok(Taken::Nothing)

@@ -91,6 +91,7 @@ impl CaClient {
             lagging: lagging.collect(),
             lagging_total: proxies.lagging_total,
             first_expiry_ms: holdings.first_expiry.map_or(0, milliseconds),
+            ledger: None,
         }
     }
 }

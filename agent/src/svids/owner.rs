@@ -106,7 +106,7 @@ impl Owner {
                 Ok(()) = remembered.0.changed() => self.keep.changed(),
                 Ok(()) = remembered.1.changed() => self.keep.changed(),
                 Ok(()) = remembered.2.changed() => self.keep.changed(),
-                () = self.keep.written() => {}
+                released = self.keep.written() => self.publish(&released),
                 () = tokio::time::sleep_until(wake) => {}
                 () = shutdown.cancelled() => break,
             }
@@ -286,7 +286,9 @@ impl Owner {
                 tracing::info!(%request_id, workload = %key, id = %svid.id(), serial = %svid.serial(), expires_at = %svid.not_after(), entry, "issued");
                 self.metrics.issued.inc();
                 workload.succeeded(held, now, self.settings.renew_from);
-                self.keep.changed();
+                if self.keep.issued(&key) {
+                    workload.publish();
+                }
             }
             Err(failure) => {
                 match &failure {
@@ -306,6 +308,15 @@ impl Owner {
                     tracing::error!(%request_id, workload = %key, error = %failure, "no certificate");
                 }
                 workload.failed(&failure, now);
+            }
+        }
+    }
+
+    /// Hands out what the state file has, or will not have soon.
+    fn publish(&mut self, released: &[WorkloadKey]) {
+        for key in released {
+            if let Some(workload) = self.workloads.get(key) {
+                workload.publish();
             }
         }
     }

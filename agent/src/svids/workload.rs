@@ -144,7 +144,7 @@ impl Workload {
         None
     }
 
-    /// A certificate came and was found good: it is published.
+    /// A certificate came and was found good. It is handed out with [`Workload::publish`].
     pub(super) fn succeeded(&mut self, held: Held, now: OffsetDateTime, renew_from: f64) {
         self.next = if self.next == (Next::Asked { again: true }) {
             Next::Try(now)
@@ -152,10 +152,16 @@ impl Workload {
             self.reason = IssueReason::Renewal;
             Next::Try(held.renewal(renew_from))
         };
-        self.svid.send_replace(SvidState::Ready(held.svid.clone()));
         self.held = Some(held);
         self.backoff.reset();
         self.problem.clear();
+    }
+
+    /// Hands out the certificate that it holds. If that has expired meanwhile, there is nothing to hand out.
+    pub(super) fn publish(&self) {
+        if let Some(held) = &self.held {
+            self.svid.send_replace(SvidState::Ready(held.svid.clone()));
+        }
     }
 
     /// No certificate came, or none that may be served: the last good one stays.

@@ -257,12 +257,6 @@ impl Agent {
         self.tasks.1.await.unwrap();
     }
 
-    /// As a killed process ends: the state is as it was last written.
-    pub async fn state_written(&self, place: &Place, serial: &X509Svid) {
-        let der = serial.chain()[0].to_vec();
-        eventually("the state holds the certificate", || place.state_file().exists() && contains(&place.state_file(), &der)).await;
-    }
-
     pub async fn connected(&self) {
         tokio::time::timeout(SOON, self.client.reachable().wait_for(|reachable| *reachable)).await.expect("the agent connects").unwrap();
     }
