@@ -10,9 +10,11 @@
 //! - [`token`]: offline verification of service-account tokens.
 //! - [`csr`]: making certificate signing requests, and reading strangers'.
 //! - [`tls`]: the rustls configurations of both ends.
+//! - [`checkpoint`]: signed checkpoints of the ledger, and proofs that lead to them.
 
 mod bundle;
 mod chain;
+pub mod checkpoint;
 pub mod clock;
 pub mod csr;
 mod pem;
