@@ -70,9 +70,9 @@ impl ApiError {
                 Code::Unauthenticated
             }
             Self::TooManyCalls | Self::RateLimited | Self::Fleet(_) | Self::Ledger(LedgerError::Full(_)) => Code::ResourceExhausted,
-            Self::Invalid(_) | Self::Filter(_) | Self::Ledger(LedgerError::PageSize(_) | LedgerError::PageToken(_)) => {
-                Code::InvalidArgument
-            }
+            Self::Invalid(_)
+            | Self::Filter(_)
+            | Self::Ledger(LedgerError::PageSize(_) | LedgerError::PageToken(_) | LedgerError::Ambiguous { .. }) => Code::InvalidArgument,
             Self::NotFound(_) => Code::NotFound,
             Self::Refused(refusal) if refusal.retryable => Code::Unavailable,
             Self::Refused(_) | Self::NotACaller(_) | Self::Session(SessionEnd::ClusterRemoved) => Code::PermissionDenied,

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::filter::{IdentityFilter, PodFilter};
+use super::LedgerError;
+use super::filter::{FingerprintFilter, IdentityFilter, PodFilter};
 use super::terms::{self, Dimension, term};
 use crate::store::{SharedStore, StoreError, Term};
 
@@ -18,6 +19,8 @@ const READ_BYTES: usize = 1 << 20;
 pub(super) struct Candidates {
     store: SharedStore,
     source: Source,
+    /// The filter's other terms, which an entry must have as well.
+    others: Vec<Term>,
     /// Only indexes from here on …
     floor: u64,
     /// … and before here, which moves down.
@@ -43,15 +46,34 @@ struct Postings {
 
 impl Candidates {
     /// The candidates for `filter` in the range `floor..before`.
-    pub(super) async fn find(store: &SharedStore, filter: &IdentityFilter, floor: u64, before: u64) -> Result<Self, StoreError> {
-        let source = match terms_of(store, filter).await? {
+    pub(super) async fn find(store: &SharedStore, filter: &IdentityFilter, floor: u64, before: u64) -> Result<Self, LedgerError> {
+        let before = before.max(floor);
+        let mut sets = term_sets(store, filter).await?.into_iter();
+        let source = match sets.next() {
             None => Source::All,
             Some(terms) => {
                 let postings = |term| Postings { term, ahead: VecDeque::new(), next: Some(before) };
                 Source::Terms(terms.into_iter().map(postings).collect())
             }
         };
-        Ok(Self { store: store.clone(), source, floor, before: before.max(floor) })
+        let others: Vec<_> = sets.collect();
+        // No entry has one of no terms.
+        let floor = if others.iter().any(Vec::is_empty) { before } else { floor };
+        Ok(Self { store: store.clone(), source, others: others.into_iter().flatten().collect(), floor, before })
+    }
+
+    /// Goes down to the next entry that has the filter's other terms, too. Worth its look-ups where candidates were found that do not match.
+    pub(super) async fn skip(&mut self) -> Result<(), StoreError> {
+        for term in &self.others {
+            let newest = self.store.look_up(term, self.before, 1).await?.first().copied();
+            self.before = newest.map_or(self.floor, |newest| newest + 1);
+        }
+        if let Source::Terms(postings) = &mut self.source {
+            for posting in postings {
+                posting.skip_to(self.before);
+            }
+        }
+        Ok(())
     }
 
     /// The next entries, at most `want`, newest first; none at the end.
@@ -73,6 +95,7 @@ impl Candidates {
                     if index < self.floor {
                         break;
                     }
+                    self.before = index;
                     let mut entry = self.store.read(index..index + 1, READ_BYTES).await?;
                     found.extend(entry.pop().map(|entry| (index, entry)));
                 }
@@ -82,11 +105,48 @@ impl Candidates {
     }
 }
 
-/// The most selective terms of `filter`, of which an entry must have one; none if every entry may match.
-async fn terms_of(store: &SharedStore, filter: &IdentityFilter) -> Result<Option<Vec<Term>>, StoreError> {
-    if let Some(term) = one_term(filter) {
-        return Ok(Some(vec![term]));
+/// The terms of `filter`, the most selective first, in sets: an entry must have one term of each.
+async fn term_sets(store: &SharedStore, filter: &IdentityFilter) -> Result<Vec<Vec<Term>>, LedgerError> {
+    let mut sets: Vec<_> = exact_terms(filter).map(|term| vec![term]).collect();
+    if sets.is_empty() {
+        sets.extend(listed_terms(store, filter).await?);
     }
+    // Entries of the same time share these, so they come last.
+    let own =
+        [("issuing_certificate", Dimension::IssuingCertificate, &filter.issuing_certificate), ("root", Dimension::Root, &filter.root)];
+    for (field, dimension, fingerprint) in own {
+        if let Some(fingerprint) = fingerprint {
+            sets.push(fingerprint_terms(store, field, dimension, fingerprint).await?);
+        }
+    }
+    Ok(sets)
+}
+
+/// The terms that follow from the filter alone, by how many entries usually have the same value, fewest first.
+fn exact_terms(filter: &IdentityFilter) -> impl Iterator<Item = Term> {
+    let pod = |pod: &PodFilter| match pod {
+        PodFilter::Uid(uid) => term(Dimension::PodUid, uid.as_bytes()),
+        PodFilter::Name { name, .. } => term(Dimension::PodName, name),
+    };
+    let service_account = filter
+        .service_account
+        .as_ref()
+        .and_then(|account| Some(terms::service_account(&account.name, account.namespace.as_ref().or(filter.namespace.as_ref())?)));
+    let terms = [
+        filter.serial.map(|serial| term(Dimension::Serial, serial.0)),
+        filter.token_id.as_ref().map(|id| term(Dimension::TokenId, id)),
+        filter.pod.as_ref().map(pod),
+        filter.spiffe_id.as_ref().map(|id| term(Dimension::SpiffeId, id.as_str())),
+        service_account,
+        filter.agent.as_ref().map(|agent| term(Dimension::Asker, agent.as_str())),
+        filter.node.as_ref().map(|node| term(Dimension::Node, node)),
+        filter.namespace.as_ref().map(|namespace| term(Dimension::Namespace, namespace)),
+    ];
+    terms.into_iter().flatten()
+}
+
+/// The terms that a beginning stands for, of which an entry must have one; none if they are too many.
+async fn listed_terms(store: &SharedStore, filter: &IdentityFilter) -> Result<Option<Vec<Term>>, StoreError> {
     let (dimension, prefix) = match (&filter.service_account, &filter.spiffe_id_prefix) {
         (Some(account), _) => (Dimension::ServiceAccount, format!("{}/", account.name)),
         (None, Some(prefix)) => (Dimension::SpiffeId, prefix.clone()),
@@ -97,26 +157,23 @@ async fn terms_of(store: &SharedStore, filter: &IdentityFilter) -> Result<Option
     Ok(few.then(|| values.into_iter().map(|value| Term { dimension: dimension as u8, value }).collect()))
 }
 
-fn one_term(filter: &IdentityFilter) -> Option<Term> {
-    let pod = |pod: &PodFilter| match pod {
-        PodFilter::Uid(uid) => term(Dimension::PodUid, uid.as_bytes()),
-        PodFilter::Name { name, .. } => term(Dimension::PodName, name),
-    };
-    let service_account = || {
-        let account = filter.service_account.as_ref()?;
-        Some(terms::service_account(&account.name, account.namespace.as_ref().or(filter.namespace.as_ref())?))
-    };
-    // By how many entries usually have the same value, fewest first.
-    filter
-        .serial
-        .map(|serial| term(Dimension::Serial, serial.0))
-        .or_else(|| filter.token_id.as_ref().map(|id| term(Dimension::TokenId, id)))
-        .or_else(|| filter.pod.as_ref().map(pod))
-        .or_else(|| filter.spiffe_id.as_ref().map(|id| term(Dimension::SpiffeId, id.as_str())))
-        .or_else(service_account)
-        .or_else(|| filter.agent.as_ref().map(|agent| term(Dimension::Asker, agent.as_str())))
-        .or_else(|| filter.node.as_ref().map(|node| term(Dimension::Node, node)))
-        .or_else(|| filter.namespace.as_ref().map(|namespace| term(Dimension::Namespace, namespace)))
+/// The term of the certificate that `fingerprint` fits; none if nothing was issued under such a one.
+async fn fingerprint_terms(
+    store: &SharedStore,
+    field: &'static str,
+    dimension: Dimension,
+    fingerprint: &FingerprintFilter,
+) -> Result<Vec<Term>, LedgerError> {
+    let prefix = fingerprint.prefix();
+    if fingerprint.is_whole() {
+        return Ok(vec![term(dimension, prefix)]);
+    }
+    let values = store.values(dimension as u8, prefix, None, 3).await?;
+    if values.len() > 1 {
+        let found = values.iter().map(hex::encode).collect();
+        return Err(LedgerError::Ambiguous { field, beginning: hex::encode(prefix), found });
+    }
+    Ok(values.into_iter().map(|value| Term { dimension: dimension as u8, value }).collect())
 }
 
 /// Takes the newest index off `postings`, which look up `ahead` indexes at once.
@@ -134,6 +191,12 @@ async fn newest(store: &SharedStore, postings: &mut [Postings], ahead: usize) ->
 }
 
 impl Postings {
+    /// Forgets what is not before `before`.
+    fn skip_to(&mut self, before: u64) {
+        self.ahead.retain(|index| *index < before);
+        self.next = self.next.map(|next| next.min(before));
+    }
+
     async fn peek(&mut self, store: &SharedStore, ahead: usize) -> Result<Option<u64>, StoreError> {
         if let (true, Some(before)) = (self.ahead.is_empty(), self.next) {
             self.ahead = store.look_up(&self.term, before, ahead).await?.into();

@@ -1,6 +1,7 @@
 //! Which identities a question is about: typed, read from the wire, matched against what was recorded.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::RangeInclusive;
 
 use chancery_identity::{Serial, SpiffeId};
 use chancery_proto::chancery::v1 as wire;
@@ -37,6 +38,10 @@ pub struct IdentityFilter {
     pub until: Option<OffsetDateTime>,
     /// Certificates that have not expired yet.
     pub unexpired: bool,
+    /// The certificate that signed it.
+    pub issuing_certificate: Option<FingerprintFilter>,
+    /// The trust root above it.
+    pub root: Option<FingerprintFilter>,
 }
 
 /// Which pod.
@@ -60,6 +65,31 @@ pub struct ServiceAccountFilter {
     pub namespace: Option<String>,
     /// The name.
     pub name: String,
+}
+
+/// Which certificate of the CA's own: the beginning of its SHA-256 fingerprint, 4 to 32 bytes. Of more than 16 bytes the first 16 count,
+/// which is what entries hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FingerprintFilter(Vec<u8>);
+
+impl FingerprintFilter {
+    /// How many bytes of a fingerprint entries hold.
+    const HELD: usize = 16;
+    const LENGTHS: RangeInclusive<usize> = 4..=32;
+
+    /// What of it can be compared with an entry.
+    pub(super) fn prefix(&self) -> &[u8] {
+        &self.0[..self.0.len().min(Self::HELD)]
+    }
+
+    /// Whether it can fit only one certificate.
+    pub(super) fn is_whole(&self) -> bool {
+        self.0.len() >= Self::HELD
+    }
+
+    fn fits(&self, fingerprint: &[u8; Self::HELD]) -> bool {
+        fingerprint.starts_with(self.prefix())
+    }
 }
 
 /// A filter that cannot be read.
@@ -94,6 +124,8 @@ impl IdentityFilter {
             && holds(self.token_id.as_ref(), |token_id| issuance.token_id == *token_id)
             && holds(self.since.as_ref(), |since| identity.time >= *since)
             && holds(self.until.as_ref(), |until| identity.time < *until)
+            && holds(self.issuing_certificate.as_ref(), |certificate| certificate.fits(&issuance.issuing_certificate))
+            && holds(self.root.as_ref(), |root| root.fits(&issuance.root))
             && (!self.unexpired || now <= leaf.not_after)
     }
 
@@ -126,6 +158,8 @@ impl TryFrom<&wire::IdentityFilter> for IdentityFilter {
             since: (filter.since_ms != 0).then(|| from_millis(filter.since_ms)),
             until: (filter.until_ms != 0).then(|| from_millis(filter.until_ms)),
             unexpired: filter.unexpired,
+            issuing_certificate: fingerprint("issuing_certificate", &filter.issuing_certificate)?,
+            root: fingerprint("root", &filter.root)?,
         })
     }
 }
@@ -152,6 +186,15 @@ fn serial(text: &str) -> Result<Serial, FilterError> {
     hex::decode_to_slice(text.replace(':', ""), &mut bytes)
         .map_err(|_| problem("serial", format!("{text:?} is no serial number: 32 hexadecimal digits")))?;
     Ok(Serial(bytes))
+}
+
+/// Hex, with colons as OpenSSL prints them or without.
+fn fingerprint(field: &'static str, text: &str) -> Result<Option<FingerprintFilter>, FilterError> {
+    let read = |text: &str| match hex::decode(text.replace(':', "")) {
+        Ok(bytes) if FingerprintFilter::LENGTHS.contains(&bytes.len()) => Ok(FingerprintFilter(bytes)),
+        _ => Err(problem(field, format!("{text:?} is no beginning of a SHA-256 fingerprint: 8 to 64 hexadecimal digits, an even number"))),
+    };
+    given(text).map(read).transpose()
 }
 
 fn pod(text: &str) -> Result<PodFilter, FilterError> {

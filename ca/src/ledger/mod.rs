@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use self::committer::{Append, Committer, Queue};
 pub use self::entry::{Body, Entry, EntryError, Issuance};
-pub use self::filter::{FilterError, IdentityFilter, PodFilter, ServiceAccountFilter};
+pub use self::filter::{FilterError, FingerprintFilter, IdentityFilter, PodFilter, ServiceAccountFilter};
 pub use self::leaf::Leaf;
 pub use self::query::{Identity, MAX_PAGE_SIZE, Page};
 pub use self::refusals::{Refusal, RefusalFilter, Refusals};
@@ -77,6 +77,16 @@ pub enum LedgerError {
     /// A page token that this ledger did not give, or gave for another filter.
     #[error("the page token {0}; start again without one")]
     PageToken(&'static str),
+    /// A beginning that more than one fingerprint has.
+    #[error("the filter's {field} {beginning} fits more than one certificate ({}); give more of it", found.join(", "))]
+    Ambiguous {
+        /// As in `operator.proto`.
+        field: &'static str,
+        /// Hex.
+        beginning: String,
+        /// Some of those that it fits, first halves, hex.
+        found: Vec<String>,
+    },
     /// The ledger was closed.
     #[error("the ledger is closed")]
     Closed,

@@ -1,7 +1,8 @@
 //! Answers questions about issued identities: newest first, in pages that stay stable while entries arrive.
 //!
-//! A page costs what it shows plus what it skips: candidates come from the most selective term ([`candidates`](super::candidates)), a time
-//! range is cut out by binary search (times never decrease), and a page that finds too little ends early with a token to go on.
+//! A page costs what it shows plus what it skips: candidates come from the most selective term ([`candidates`](super::candidates)), the
+//! other terms tell how far to skip where no candidate matches, a time range is cut out by binary search (times never decrease), and a page
+//! that finds too little ends early with a token to go on.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -80,6 +81,7 @@ impl Ledger {
             if found.is_empty() {
                 return Ok(page);
             }
+            let matched = page.identities.len();
             for (index, entry) in found {
                 if examined == MAX_EXAMINED {
                     page.next = Some(write_token(last_examined, filter));
@@ -96,6 +98,9 @@ impl Ledger {
                 }
                 last_examined = index;
                 page.identities.push(identity);
+            }
+            if page.identities.len() == matched {
+                candidates.skip().await?;
             }
             // Decoding is work: let others have their turn.
             tokio::task::yield_now().await;

@@ -28,10 +28,15 @@ pub(super) enum Dimension {
     TokenId = 9,
     /// What is no issuance, by the kind of its body.
     Kind = 10,
+    /// First half of the issuing certificate's fingerprint. Neighbours share it and the root's, and so most of a posting.
+    IssuingCertificate = 11,
+    /// First half of the trust root's fingerprint.
+    Root = 12,
 }
 
 /// The dimensions whose values can be listed by prefix; a store is to be opened with them.
-pub const DICTIONARY_DIMENSIONS: [u8; 2] = [Dimension::SpiffeId as u8, Dimension::ServiceAccount as u8];
+pub const DICTIONARY_DIMENSIONS: [u8; 4] =
+    [Dimension::SpiffeId as u8, Dimension::ServiceAccount as u8, Dimension::IssuingCertificate as u8, Dimension::Root as u8];
 
 /// Tells the terms of the ledger's entries; a store is to be opened with it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,7 +57,9 @@ impl Terms for EntryTerms {
 }
 
 fn issuance_terms(issuance: &Issuance) -> Vec<Term> {
-    let mut terms = Vec::with_capacity(9);
+    let mut terms = Vec::with_capacity(11);
+    terms.push(term(Dimension::IssuingCertificate, issuance.issuing_certificate));
+    terms.push(term(Dimension::Root, issuance.root));
     if let Ok((serial, spiffe_id)) = Leaf::read_names(&issuance.certificate) {
         terms.push(term(Dimension::Serial, serial.0));
         let asker = spiffe_id.parse::<SpiffeId>().ok().and_then(|id| issuance.asker(id.trust_domain()));

@@ -64,6 +64,12 @@ pub(crate) struct ListArgs {
     /// Issued before this time, or longer ago than this.
     #[arg(long, value_parser = moment_or_ago, value_name = "TIME")]
     until: Option<i64>,
+    /// Signed by this issuing certificate: its SHA-256 fingerprint, or 8 digits of it and more.
+    #[arg(long, value_name = "FINGERPRINT")]
+    issuing_certificate: Option<String>,
+    /// Under this trust root: its SHA-256 fingerprint, or 8 digits of it and more.
+    #[arg(long, value_name = "FINGERPRINT")]
+    root: Option<String>,
     /// Only those that have not expired.
     #[arg(long)]
     unexpired: bool,
@@ -171,6 +177,8 @@ impl ListArgs {
             since_ms: self.since.unwrap_or_default(),
             until_ms: self.until.unwrap_or_default(),
             unexpired: self.unexpired,
+            issuing_certificate: self.issuing_certificate.unwrap_or_default(),
+            root: self.root.unwrap_or_default(),
         }
     }
 }

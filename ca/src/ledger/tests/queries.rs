@@ -17,6 +17,7 @@ struct Spec {
     sidecar: bool,
     token: u8,
     lifetime_minutes: u8,
+    issuer: u8,
 }
 
 /// What is asked for: the same small numbers, and moments in minutes since the start.
@@ -36,6 +37,10 @@ struct Question {
     since: Option<u8>,
     until: Option<u8>,
     unexpired: bool,
+    /// An issuing certificate, and how many bytes of its fingerprint are given.
+    issuer: Option<(u8, usize)>,
+    /// Likewise.
+    root: Option<(u8, usize)>,
 }
 
 struct Recorded {
@@ -46,8 +51,8 @@ struct Recorded {
 
 fn spec() -> impl Strategy<Value = Spec> {
     let names = (0..3_u8, 0..3_u8, 0..6_u8, 0..3_u8);
-    (prop::bool::weighted(0.1), names, any::<bool>(), 0..8_u8, 1..40_u8).prop_map(
-        |(is_act, (namespace, account, pod, node), sidecar, token, lifetime_minutes)| Spec {
+    (prop::bool::weighted(0.1), names, any::<bool>(), 0..8_u8, 1..40_u8, 0..4_u8).prop_map(
+        |(is_act, (namespace, account, pod, node), sidecar, token, lifetime_minutes, issuer)| Spec {
             is_act,
             namespace,
             account,
@@ -56,6 +61,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             sidecar,
             token,
             lifetime_minutes,
+            issuer,
         },
     )
 }
@@ -75,20 +81,10 @@ fn question() -> impl Strategy<Value = Question> {
         weighted(0.1, 0..8_u8),
     );
     let times = (weighted(0.2, 0..60_u8), weighted(0.2, 0..60_u8), prop::bool::weighted(0.3));
-    (names, places, times).prop_map(
-        |((spiffe_id, prefix, serial, pod), (node, namespace, account, agent, token), (since, until, unexpired))| Question {
-            spiffe_id,
-            prefix,
-            serial,
-            pod,
-            node,
-            namespace,
-            account,
-            agent,
-            token,
-            since,
-            until,
-            unexpired,
+    let authorities = (weighted(0.2, (0..5_u8, 4..33_usize)), weighted(0.2, (0..3_u8, 4..33_usize)));
+    (names, places, times, authorities).prop_map(
+        |((spiffe_id, prefix, serial, pod), (node, namespace, account, agent, token), (since, until, unexpired), (issuer, root))| {
+            Question { spiffe_id, prefix, serial, pod, node, namespace, account, agent, token, since, until, unexpired, issuer, root }
         },
     )
 }
@@ -101,7 +97,20 @@ fn pod_uid(namespace: u8, pod: u8) -> Uuid {
     uuid(1000 + 10 * u64::from(namespace) + u64::from(pod))
 }
 
+/// A fingerprint, of which an entry holds the first half.
+fn fingerprint(kind: u8, number: u8) -> [u8; 32] {
+    std::array::from_fn(|at| if at == 0 { 16 * kind + number } else { 7 })
+}
+
+fn first_half(whole: [u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|at| whole[at])
+}
+
 impl Spec {
+    fn root(&self) -> u8 {
+        self.issuer / 2
+    }
+
     fn body(&self, index: u64, now: OffsetDateTime) -> Body {
         if self.is_act {
             return act();
@@ -119,6 +128,8 @@ impl Spec {
             pod_uid: Some(pod_uid),
             sidecar_pod_uid: self.sidecar.then_some(pod_uid),
             token_id: format!("token-{}", self.token),
+            issuing_certificate: first_half(fingerprint(1, self.issuer)),
+            root: first_half(fingerprint(2, self.root())),
             ..issuance(index)
         };
         issuance.into()
@@ -151,6 +162,8 @@ impl Question {
             since_ms: self.since.map_or(0, minute),
             until_ms: self.until.map_or(0, minute),
             unexpired: self.unexpired,
+            issuing_certificate: text(self.issuer.map(|(issuer, given)| hex::encode(&fingerprint(1, issuer)[..given]))),
+            root: text(self.root.map(|(root, given)| hex::encode(&fingerprint(2, root)[..given]))),
         };
         IdentityFilter::try_from(&filter).unwrap()
     }
@@ -171,6 +184,8 @@ impl Question {
             && self.token.is_none_or(|token| token == spec.token)
             && self.since.is_none_or(|since| *minute >= u64::from(since))
             && self.until.is_none_or(|until| *minute < u64::from(until))
+            && self.issuer.is_none_or(|(issuer, _)| issuer == spec.issuer)
+            && self.root.is_none_or(|(root, _)| root == spec.root())
             && (!self.unexpired || minute + u64::from(spec.lifetime_minutes) >= now_minute)
     }
 }
@@ -288,6 +303,37 @@ async fn a_page_token_of_another_filter_is_refused() {
     }
 }
 
+/// Every entry has the node's term, and only the oldest the root's: without its help the first page would give up on the way.
+#[tokio::test]
+async fn a_root_that_few_entries_have_is_found_beside_a_term_that_many_have() {
+    let place = Place { segment_bytes: 16 << 20, ..Place::new() };
+    let ledger = place.ledger().await;
+    ledger.append(Issuance { root: [3; 16], ..issuance(1) }.into()).await.unwrap();
+    for _ in 0..51 {
+        ledger.append_all(vec![issuance(2).into(); 1000]).await.unwrap();
+    }
+    let of_node = wire::IdentityFilter { node: "node-1".into(), ..wire::IdentityFilter::default() };
+    let filter = IdentityFilter::try_from(&wire::IdentityFilter { root: hex::encode([3; 16]), ..of_node }).unwrap();
+    let page = ledger.list(&filter, 10, None).await.unwrap();
+    assert_eq!(page.identities.iter().map(|identity| identity.index).collect::<Vec<_>>(), [0]);
+    assert_eq!(page.next, None);
+}
+
+#[tokio::test]
+async fn a_fingerprint_that_fits_more_than_one_certificate_is_refused() {
+    let place = Place::new();
+    let ledger = place.ledger().await;
+    let under = |last: u8| Issuance { root: [2, 2, 2, 2, last, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], ..issuance(last.into()) };
+    ledger.append_all(vec![under(1).into(), under(2).into()]).await.unwrap();
+    let filter =
+        |root: &str| IdentityFilter::try_from(&wire::IdentityFilter { root: root.into(), ..wire::IdentityFilter::default() }).unwrap();
+    let error = ledger.list(&filter("02020202"), 10, None).await.unwrap_err();
+    assert!(matches!(&error, LedgerError::Ambiguous { field: "root", found, .. } if found.len() == 2), "{error}");
+    let found = ledger.list(&filter("02:02:02:02:02"), 10, None).await.unwrap().identities;
+    assert_eq!(found.iter().map(|identity| identity.index).collect::<Vec<_>>(), [1]);
+    assert_eq!(ledger.list(&filter("03030303"), 10, None).await.unwrap(), Page::default());
+}
+
 /// Every entry has the node's term, and only the oldest has the trust state's namespace: the first page gives up on the way.
 #[tokio::test]
 async fn a_rare_match_is_found_on_a_later_page() {
@@ -334,6 +380,8 @@ fn a_filter_that_cannot_be_read_says_which_field() {
     assert_eq!(field(wire::IdentityFilter { pod: "a/b/c".into(), ..filter() }), "pod");
     assert_eq!(field(wire::IdentityFilter { service_account: "/a".into(), ..filter() }), "service_account");
     assert_eq!(field(wire::IdentityFilter { agent: "node-1".into(), ..filter() }), "agent");
+    assert_eq!(field(wire::IdentityFilter { issuing_certificate: "010203".into(), ..filter() }), "issuing_certificate");
+    assert_eq!(field(wire::IdentityFilter { root: "01020304g".into(), ..filter() }), "root");
     let colons = "01:00:00:00:00:00:00:00:00:00:00:00:00:00:00:07";
     let parsed = IdentityFilter::try_from(&wire::IdentityFilter { serial: colons.into(), ..filter() }).unwrap();
     assert_eq!(parsed.serial, Some(chancery_identity::Serial(serial(7).to_be_bytes())));

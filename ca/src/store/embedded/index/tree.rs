@@ -41,7 +41,7 @@ const POSTING: u8 = 2;
 /// Under this key: format (one byte) and how many entries are indexed.
 const INDEXED_KEY: [u8; 1] = [STATE];
 /// Raised when keys, values or the meaning of terms change; a tree of another format is built anew.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// Why the tree did not do it.
 #[derive(Debug, thiserror::Error)]
