@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chancery_identity::Clock;
+use chancery_identity::{Clock, checkpoint};
 use time::OffsetDateTime;
 
 use super::keys::{FileKeyManager, KeyManager};
@@ -117,6 +117,14 @@ impl Store for MemoryStore {
         Ok(Vec::new())
     }
 
+    async fn hashes(&self, level: u8, range: Range<u64>) -> Result<Vec<[u8; 32]>, StoreError> {
+        let entries = self.entries.lock().unwrap();
+        let leaves: Vec<_> = entries.iter().map(|entry| checkpoint::leaf_hash(entry)).collect();
+        let subtrees = leaves.chunks_exact(1 << (8 * u32::from(level))).map(checkpoint::root_of);
+        let place = |index: u64| usize::try_from(index).unwrap();
+        Ok(subtrees.skip(place(range.start)).take(place(range.end - range.start)).collect())
+    }
+
     async fn cell(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
         Ok(self.cells.lock().unwrap().get(name).cloned())
     }
@@ -135,10 +143,6 @@ impl Store for MemoryStore {
 
     async fn lease(&self, name: &str, _: &str, _: Duration) -> Result<Option<Lease>, StoreError> {
         Ok(Some(Lease { name: name.to_owned(), epoch: 1 }))
-    }
-
-    async fn scrub(&self, _: u64) -> Result<u64, StoreError> {
-        Ok(0)
     }
 
     async fn failed(&self) -> StoreError {

@@ -10,11 +10,13 @@ mod committer;
 pub mod entry;
 mod filter;
 mod leaf;
+mod proof;
 mod query;
 mod refusals;
 mod terms;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +72,14 @@ pub enum LedgerError {
         index: u64,
         /// What is wrong with it.
         problem: EntryError,
+    },
+    /// Something that is not in the tree of that size, or not yet.
+    #[error("{what} is not in the ledger's tree of {size} entries")]
+    NotInTree {
+        /// An entry, a smaller tree, a tile.
+        what: String,
+        /// How many entries the tree has.
+        size: u64,
     },
     /// A page of no or too many identities.
     #[error("a page has 1 to {MAX_PAGE_SIZE} identities, not {0}")]

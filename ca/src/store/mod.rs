@@ -163,6 +163,10 @@ pub trait Store: Debug + Send + Sync {
     /// told to keep a dictionary of.
     async fn values(&self, dimension: u8, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError>;
 
+    /// The hashes of a level of the tree (RFC 6962, SHA-256) over the entries' bytes, in order: `range` of the roots of complete subtrees of
+    /// 256^`level` entries each, so that level 0 are the entries' own hashes. Waits until the tree has caught up with them.
+    async fn hashes(&self, level: u8, range: Range<u64>) -> Result<Vec<[u8; 32]>, StoreError>;
+
     /// The content of a small cell. A cell may vanish when its storage is damaged: what must not be lost is an entry.
     async fn cell(&self, name: &str) -> Result<Option<Bytes>, StoreError>;
 
@@ -171,12 +175,6 @@ pub trait Store: Debug + Send + Sync {
 
     /// Takes or prolongs a lease for `holder`; nothing if somebody else has it.
     async fn lease(&self, name: &str, holder: &str, for_: Duration) -> Result<Option<Lease>, StoreError>;
-
-    /// Reads and checks everything that is stored, at most `bytes_per_second` on average, and tells how many bytes that were.
-    ///
-    /// # Errors
-    /// [`StoreError::Damaged`] with the first place that is not as it was written. Nothing is repaired.
-    async fn scrub(&self, bytes_per_second: u64) -> Result<u64, StoreError>;
 
     /// Waits until the store can commit nothing more (a sync failed), and tells why. The process must end then; the next start recovers.
     async fn failed(&self) -> StoreError;

@@ -83,11 +83,6 @@ pub enum TokenError {
     },
 }
 
-/// Why a JWKS holds no keys for tokens.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the keys cannot be used: {0}")]
-pub struct JwksError(String);
-
 /// An object's name and UID.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectRef {
@@ -141,7 +136,7 @@ impl TokenKeys {
     ///
     /// # Errors
     /// If it is no JWKS, or has no usable key.
-    pub fn from_jwks(cluster: &str, issuer: &str, jwks: &str) -> Result<Self, JwksError> {
+    pub fn from_jwks(cluster: &str, issuer: &str, jwks: &str) -> Result<Self, TokenError> {
         let keyset = Arc::new(Keyset::read(jwks)?);
         Ok(Self { cluster: cluster.to_owned(), issuer: issuer.to_owned(), jwks: jwks.into(), keyset })
     }
@@ -197,11 +192,6 @@ impl TokenKeys {
     /// The JWKS as it was read, to hand on.
     pub fn jwks(&self) -> &str {
         &self.jwks
-    }
-
-    /// A sentence for each key that was passed over although its kind and use are known: it is not what it says it is.
-    pub fn broken(&self) -> &[String] {
-        self.keyset.broken()
     }
 
     /// How many usable keys.

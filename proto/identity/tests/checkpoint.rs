@@ -5,7 +5,7 @@
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use chancery_identity::checkpoint::{
     Checkpoint, CheckpointError, CheckpointVerifier, Hash, ProofError, Signature, assemble, empty_root, leaf_hash, node_hash, origin,
-    verify, verify_consistency, verify_inclusion,
+    root_of, verify, verify_consistency, verify_inclusion,
 };
 
 const ORIGIN: &str = "example.org/chancery/000102030405060708090a0b0c0d0e0f";
@@ -94,6 +94,8 @@ fn the_reference_implementations_roots_and_proofs_verify() {
     let entries = entries();
     for (size, due) in (1..).zip(ROOTS) {
         assert_eq!(root(&entries[..size]), hash(due), "{size} entries");
+        let leaves: Vec<Hash> = entries[..size].iter().map(|entry| leaf_hash(entry)).collect();
+        assert_eq!(root_of(&leaves), hash(due), "{size} entries, one by one");
     }
     let at = |size: usize| checkpoint(size as u64, hash(ROOTS[size - 1]));
     let inclusions: [(usize, usize, &[&str]); 4] = [

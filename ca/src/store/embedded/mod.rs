@@ -143,6 +143,19 @@ impl EmbeddedStore {
         self.segments.syncs()
     }
 
+    /// Reads and checks the whole log, at most `bytes_per_second` on average, and tells how many bytes that were; or the first damage.
+    pub async fn scrub(&self, bytes_per_second: u64) -> Result<u64, StoreError> {
+        let mut total = 0;
+        for first in self.segments.firsts() {
+            self.check_open()?;
+            let segments = self.segments.clone();
+            let bytes = blocking(move || segments.scrub(first)).await?;
+            total += bytes;
+            tokio::time::sleep(Duration::from_millis(bytes.saturating_mul(1000) / bytes_per_second.max(1))).await;
+        }
+        Ok(total)
+    }
+
     fn check_open(&self) -> Result<(), StoreError> {
         if self.is_closed.load(Ordering::Acquire) { Err(StoreError::Closed) } else { Ok(()) }
     }
@@ -199,6 +212,21 @@ impl Store for EmbeddedStore {
         self.indexer.ask(self.segments.head().entries, question).await
     }
 
+    async fn hashes(&self, level: u8, range: Range<u64>) -> Result<Vec<[u8; 32]>, StoreError> {
+        self.check_open()?;
+        let segments = self.segments.clone();
+        blocking(move || {
+            let width = 1_u64 << (8 * u32::from(level));
+            let root = |index: u64| {
+                let entries = segments.read(index * width..(index + 1) * width, usize::MAX)?;
+                let leaves: Vec<_> = entries.iter().map(|entry| chancery_identity::checkpoint::leaf_hash(entry)).collect();
+                Ok(chancery_identity::checkpoint::root_of(&leaves))
+            };
+            range.map(root).collect()
+        })
+        .await
+    }
+
     async fn cell(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
         self.check_open()?;
         let (catalogue, name) = (self.catalogue.clone(), name.to_owned());
@@ -215,18 +243,6 @@ impl Store for EmbeddedStore {
         self.check_open()?;
         let (catalogue, name, holder) = (self.catalogue.clone(), name.to_owned(), holder.to_owned());
         blocking(move || catalogue.lease(&name, &holder, for_)).await
-    }
-
-    async fn scrub(&self, bytes_per_second: u64) -> Result<u64, StoreError> {
-        let mut total = 0;
-        for first in self.segments.firsts() {
-            self.check_open()?;
-            let segments = self.segments.clone();
-            let bytes = blocking(move || segments.scrub(first)).await?;
-            total += bytes;
-            tokio::time::sleep(Duration::from_millis(bytes.saturating_mul(1000) / bytes_per_second.max(1))).await;
-        }
-        Ok(total)
     }
 
     async fn failed(&self) -> StoreError {

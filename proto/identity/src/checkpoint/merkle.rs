@@ -66,6 +66,48 @@ pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
     finished(digest(&SHA256, &bytes).as_ref())
 }
 
+/// The root of the tree over entries with these hashes; of as many nodes of one level, the root of the tree above them.
+pub fn root_of(hashes: &[Hash]) -> Hash {
+    let mut tree = GrowingTree::default();
+    for hash in hashes {
+        tree.push(*hash);
+    }
+    tree.root()
+}
+
+/// A tree to which entries are added one by one, of which only the roots of the largest complete subtrees are kept.
+#[derive(Clone, Debug, Default)]
+pub struct GrowingTree {
+    size: u64,
+    /// One for each bit of `size`, the largest subtree first.
+    complete: Vec<Hash>,
+}
+
+impl GrowingTree {
+    /// Adds the entry with this [`leaf_hash`].
+    pub fn push(&mut self, leaf: Hash) {
+        let mut hash = leaf;
+        for _ in 0..self.size.trailing_ones() {
+            if let Some(left) = self.complete.pop() {
+                hash = node_hash(&left, &hash);
+            }
+        }
+        self.complete.push(hash);
+        self.size += 1;
+    }
+
+    /// How many entries were added.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The root of the tree over them.
+    pub fn root(&self) -> Hash {
+        let right_to_left = self.complete.iter().rev().copied();
+        right_to_left.reduce(|right, left| node_hash(&left, &right)).unwrap_or_else(empty_root)
+    }
+}
+
 /// Checks that `entry`, as it is stored, is the entry `index` of the tree of `checkpoint`.
 ///
 /// # Errors
