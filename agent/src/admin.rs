@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 
 use crate::sds::{Registry, StreamStatus};
 use crate::svids::{AgentStatus, Svids, WorkloadStatus};
@@ -42,6 +43,9 @@ pub struct Status {
     /// When the first of the certificates expires, the agent's own included.
     #[serde(with = "time::serde::rfc3339::option")]
     pub next_expiry: Option<OffsetDateTime>,
+    /// Why the configuration on disk is not the one in force; empty while it is.
+    #[serde(default)]
+    pub configuration_error: String,
     /// What somebody should look at, a sentence each; the first 100.
     pub problems: Vec<String>,
 }
@@ -82,28 +86,34 @@ pub enum AdminError {
 }
 
 /// The agent's side, to be served with [`chancery_process::http::serve_unix`] on a socket of mode [`SOCKET_MODE`].
-pub fn routes(svids: Svids, registry: Registry) -> Router {
+/// `refused`: why the configuration on disk is not in force.
+pub fn routes(svids: Svids, registry: Registry, refused: watch::Receiver<Option<String>>) -> Router {
     let streams = registry.clone();
     Router::new()
         .route("/status", get(answer_status))
-        .with_state((svids, registry))
+        .with_state((svids, registry, refused))
         .route("/streams", get(move || async move { Json(streams.list()) }))
 }
 
-async fn answer_status(State((svids, registry)): State<(Svids, Registry)>) -> Result<Json<Status>, (StatusCode, String)> {
+type Shared = (Svids, Registry, watch::Receiver<Option<String>>);
+
+async fn answer_status(State((svids, registry, refused)): State<Shared>) -> Result<Json<Status>, (StatusCode, String)> {
     match svids.status().await {
-        Ok(agent) => Ok(Json(Status::of(agent, &registry))),
+        Ok(agent) => Ok(Json(Status::of(agent, &registry, refused.borrow().clone().unwrap_or_default()))),
         Err(error) => Err((StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
     }
 }
 
 impl Status {
-    fn of(agent: AgentStatus, registry: &Registry) -> Self {
+    fn of(agent: AgentStatus, registry: &Registry, configuration_error: String) -> Self {
         let expiries = agent.workloads.iter().map(|workload| workload.expires_at).chain([agent.expires_at]);
         let next_expiry = expiries.flatten().min();
         let mut problems = Vec::new();
         if !agent.ca_reachable {
             problems.push(format!("the CA cannot be reached: {}", agent.ca_problem));
+        }
+        if !configuration_error.is_empty() {
+            problems.push(format!("the configuration on disk is not in force: {configuration_error}"));
         }
         if agent.trust_sequence == 0 {
             problems.push("no trust bundle yet: every proxy waits".to_owned());
@@ -112,7 +122,7 @@ impl Status {
         problems.extend(failing.map(|WorkloadStatus { workload, pod, problem, .. }| format!("{}/{pod}: {problem}", workload.namespace)));
         problems.extend(registry.problems());
         problems.truncate(MAX_PROBLEMS);
-        Self { streams: registry.len(), next_expiry, problems, agent }
+        Self { streams: registry.len(), next_expiry, configuration_error, problems, agent }
     }
 }
 

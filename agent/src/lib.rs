@@ -4,13 +4,14 @@
 //! Imports run one way:
 //!
 //! ```text
-//! sds -> svids -> ca_client        config, readiness, admin, telemetry: at the edge
+//! sds -> svids -> ca_client        config, readiness, reload, admin, telemetry: at the edge
 //! ```
 
 pub mod admin;
 pub mod ca_client;
 pub mod config;
 pub mod readiness;
+pub mod reload;
 pub mod sds;
 pub mod svids;
 pub mod telemetry;

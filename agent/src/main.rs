@@ -88,13 +88,7 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Outcome {
     match command {
         Command::Run(argument) => run::run(&argument.config),
-        Command::Check(argument) => {
-            let problems = Config::load(&argument.config)?.problems();
-            if !problems.is_empty() {
-                return Err(format!("{}: {}", argument.config.display(), problems.join("\n")).into());
-            }
-            say(&format!("{}: good\n", argument.config.display()))
-        }
+        Command::Check(argument) => check(&argument.config),
         Command::Config { command: ConfigCommand::Example } => say(config::EXAMPLE),
         Command::Status(arguments) => {
             let socket = arguments.socket()?;
@@ -109,6 +103,23 @@ fn execute(command: Command) -> Outcome {
             clap_complete::generate(shell, &mut Cli::command(), "chancery-agent", &mut std::io::stdout());
             Ok(())
         }
+    }
+}
+
+fn check(path: &Path) -> Outcome {
+    let config = Config::load(path)?;
+    let problems = config.problems();
+    if !problems.is_empty() {
+        return Err(format!("{}: {}", path.display(), problems.join("\n")).into());
+    }
+    say(&format!("{}: good\n", path.display()))?;
+    // Whether an agent runs here is no part of the question; but one that does may have refused this file.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(admin::status(&config.admin_socket)) {
+        Ok(status) if !status.configuration_error.is_empty() => {
+            say(&format!("the running agent has not taken it over: {}\n", status.configuration_error))
+        }
+        _ => Ok(()),
     }
 }
 

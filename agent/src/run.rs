@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use chancery_agent::ca_client::CaClient;
 use chancery_agent::config::Config;
+use chancery_agent::reload::Reloader;
 use chancery_agent::sds::{self, Registry as Streams};
 use chancery_agent::svids::{StateFile, Svids};
 use chancery_agent::telemetry::Metrics;
 use chancery_agent::{admin, readiness};
 use chancery_identity::{Clock, SystemClock};
 use chancery_process::logging::{self, LogHandle};
-use chancery_process::{files, hardening, http, shutdown, watch};
+use chancery_process::{files, hardening, http, shutdown};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -67,8 +68,10 @@ async fn serve(path: PathBuf, config: Config, log: LogHandle) -> Result<(), Fail
         move || readiness::readiness(&ca, clock.as_ref())
     };
     tokio::spawn(http::serve_tcp(http_listener, http::health_routes(Arc::new(registry), ready), stop.clone()));
-    tokio::spawn(http::serve_unix(admin_listener, admin::routes(svids.clone(), streams.clone()), stop.clone()));
-    tokio::spawn(reload(path, config.clone(), log, metrics));
+    let reloader = Reloader::new(path, config.clone(), log, metrics)?;
+    let routes = admin::routes(svids.clone(), streams.clone(), reloader.refused());
+    tokio::spawn(http::serve_unix(admin_listener, routes, stop.clone()));
+    tokio::spawn(reloader.run());
 
     let served = sds.run(Arc::new(svids.clone()), streams, clock, stop.clone()).await;
     stop.cancel();
@@ -89,31 +92,6 @@ fn create_socket_directory(socket: &Path) -> std::io::Result<()> {
             std::fs::set_permissions(directory, Permissions::from_mode(0o755))
         }
         _ => Ok(()),
-    }
-}
-
-/// Applies the log level of a changed configuration, for ever.
-async fn reload(path: PathBuf, running: Config, log: LogHandle, metrics: Metrics) {
-    let mut watch = match watch::FileWatch::new([path.clone()]) {
-        Ok(watch) => watch,
-        Err(error) => {
-            tracing::error!(%error, "changes of the configuration will not be noticed");
-            return;
-        }
-    };
-    loop {
-        watch.changed().await;
-        match Config::load(&path) {
-            Ok(config) => {
-                log.apply(&config.log);
-                let log_alone = Config { log: running.log.clone(), ..config } == running;
-                tracing::info!(restart_needed = !log_alone, "the configuration was read again");
-            }
-            Err(error) => {
-                metrics.config_refused.inc();
-                tracing::error!(%error, "the configuration is refused; nothing has changed");
-            }
-        }
     }
 }
 

@@ -64,6 +64,8 @@ pub struct Metrics {
     pub state_failed: Counter,
     /// Configuration files that were not taken over.
     pub config_refused: Counter,
+    /// 1 if the configuration on disk is in force, 0 if it was refused.
+    pub config_reloaded: Gauge,
     /// Calls to the CA.
     pub rpc_latency: Latencies,
 }
@@ -94,6 +96,7 @@ impl Metrics {
             trust_refused: Family::default(),
             state_failed: Counter::default(),
             config_refused: Counter::default(),
+            config_reloaded: Gauge::default(),
             rpc_latency: Latencies::new_with_constructor(latency_buckets),
         };
         let m = &metrics;
@@ -116,6 +119,8 @@ impl Metrics {
         registry.register("trust_refused", "Trust states that the agent did not accept", m.trust_refused.clone());
         registry.register("state_failed", "Failed writes of the state file", m.state_failed.clone());
         registry.register("config_refused", "Configuration files that were not taken over", m.config_refused.clone());
+        let reloaded = "1 if the configuration on disk is in force, 0 if it was refused";
+        registry.register("config_last_reload_successful", reloaded, m.config_reloaded.clone());
         registry.register_with_unit("ca_rpc_latency", "Calls to the CA", Unit::Seconds, m.rpc_latency.clone());
         metrics
     }

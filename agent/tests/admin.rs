@@ -11,7 +11,6 @@ use chancery_process::files::bind_socket;
 use chancery_process::http::serve_unix;
 use chancery_process::output::Format;
 use sds_support::Serving;
-use sds_support::proxy::Proxy;
 use tokio_util::sync::CancellationToken;
 
 /// Serves the streams of `serving` as the agent does.
@@ -28,7 +27,7 @@ fn answer(serving: &Serving) -> std::path::PathBuf {
 async fn streams_are_shown_as_table_json_and_csv() {
     let serving = Serving::ready();
     let path = answer(&serving);
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let mut proxy = serving.proxy().await;
     let (mut bundle, _foreign) = (proxy.world(&["ROOTCA"]).await, proxy.delta(&["foreign"], &[]).await);
     let held = bundle.accept(&["ROOTCA"]).await.version_info;
     serving.acknowledged(1).await;

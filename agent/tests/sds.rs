@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use chancery_agent::sds::{Server, Settings};
 use chancery_agent::svids::SvidState;
 use sds_support::pki::Pki;
-use sds_support::proxy::{Proxy, authorities, certificate, owned, secret};
+use sds_support::proxy::{authorities, certificate, owned, secret};
 use sds_support::{CART, DOMAIN, Serving, eventually, trust};
 use tonic::Code;
 
@@ -21,7 +21,7 @@ async fn a_proxy_gets_its_certificate_and_its_bundle_under_every_name() {
     let serving = Serving::ready();
     let svid = serving.pki.svid(CART);
     serving.stub.ready("cart", svid.clone());
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let mut proxy = serving.proxy().await;
     for name in ["default", CART] {
         let response = proxy.world(&[name]).await.next().await;
         let secret = secret(&response.resources);
@@ -42,7 +42,7 @@ async fn a_crl_is_delivered_with_the_bundle() {
     let mut state = trust(1, &[&serving.pki]);
     state.crl = Some(b"-----BEGIN X509 CRL-----".to_vec());
     serving.stub.trust.send_replace(Some(Arc::new(state)));
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let mut proxy = serving.proxy().await;
     let response = proxy.world(&["ROOTCA"]).await.next().await;
     assert_eq!(authorities(&secret(&response.resources)).1.as_deref(), Some("-----BEGIN X509 CRL-----"));
 }
@@ -50,7 +50,7 @@ async fn a_crl_is_delivered_with_the_bundle() {
 #[tokio::test]
 async fn a_bundle_that_is_not_there_is_held_back_and_never_sent_empty() {
     let serving = Serving::start();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let mut proxy = serving.proxy().await;
     let (mut world, mut delta) = (proxy.world(&["ROOTCA"]).await, proxy.delta(&["ROOTCA"], &[]).await);
     world.quiet().await;
     delta.quiet().await;
@@ -65,7 +65,7 @@ async fn a_bundle_that_is_not_there_is_held_back_and_never_sent_empty() {
 async fn a_certificate_is_pushed_when_it_comes_and_stays_when_it_is_gone() {
     let serving = Serving::start();
     serving.trust(1, &[&serving.pki]);
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let mut proxy = serving.proxy().await;
     let mut stream = proxy.world(&["default"]).await;
     let refused = SvidState::Refused { reason: "policy".to_owned(), message: "no".to_owned(), retryable: false };
     serving.stub.publish("cart", refused);
@@ -78,8 +78,7 @@ async fn a_certificate_is_pushed_when_it_comes_and_stays_when_it_is_gone() {
 
 #[tokio::test]
 async fn a_name_of_somebody_else_is_held_back_and_breaks_nothing() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (serving, mut proxy) = Serving::with_a_proxy().await;
     let others = ["spiffe://example.org/ns/shop/sa/other", "spiffe://elsewhere.org", "kubernetes://secret", "ROOTCA"];
     let mut world = proxy.world(&others).await;
     assert_eq!(secret(&world.accept(&others).await.resources).name, "ROOTCA");
@@ -100,10 +99,9 @@ async fn a_name_of_somebody_else_is_held_back_and_breaks_nothing() {
 
 #[tokio::test]
 async fn a_proxy_that_comes_back_with_what_is_served_gets_nothing() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (serving, mut proxy) = Serving::with_a_proxy().await;
     let first = proxy.world(&["default"]).await.next().await;
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let mut proxy = serving.proxy().await;
     let mut again = proxy.world_with(&["default"], &first.version_info).await;
     again.quiet().await;
     serving.stub.ready("cart", serving.pki.svid(CART));
@@ -119,12 +117,11 @@ async fn a_proxy_that_comes_back_with_what_is_served_gets_nothing() {
 
 #[tokio::test]
 async fn what_a_returning_proxy_names_counts_as_acknowledged() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (serving, mut proxy) = Serving::with_a_proxy().await;
     let first = proxy.world(&["ROOTCA"]).await.next().await;
     drop(proxy);
     eventually("the old stream is gone", || serving.registry.is_empty()).await;
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let mut proxy = serving.proxy().await;
     let _again = proxy.world_with(&["ROOTCA"], &first.version_info).await;
     eventually("its bundle is known", || serving.registry.list().iter().any(|stream| stream.trust_sequence == Some(1))).await;
     assert_eq!(serving.registry.summary().lagging_total, 0);
@@ -132,8 +129,7 @@ async fn what_a_returning_proxy_names_counts_as_acknowledged() {
 
 #[tokio::test]
 async fn a_refused_version_is_not_offered_again_until_the_content_changes() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (serving, mut proxy) = Serving::with_a_proxy().await;
     let (mut world, mut delta) = (proxy.world(&["default"]).await, proxy.delta(&["default"], &[]).await);
     let good = world.accept(&["default"]).await;
     delta.accept().await;
@@ -157,8 +153,7 @@ async fn a_refused_version_is_not_offered_again_until_the_content_changes() {
 
 #[tokio::test]
 async fn an_answer_to_an_older_response_is_ignored() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (serving, mut proxy) = Serving::with_a_proxy().await;
     let mut stream = proxy.world(&["default"]).await;
     let first = stream.next().await;
     serving.stub.ready("cart", serving.pki.svid(CART));
@@ -174,7 +169,7 @@ async fn an_answer_to_an_older_response_is_ignored() {
 #[tokio::test]
 async fn a_stream_without_a_good_token_is_refused_with_the_reason() {
     let serving = Serving::ready();
-    let proxy = Proxy::connect(&serving.socket()).await;
+    let proxy = serving.proxy().await;
     let cases =
         [(None, "no token"), (Some("Basic token"), "Bearer"), (Some("Bearer "), "Bearer"), (Some("Bearer forged-secret"), "signature")];
     for (authorization, reason) in cases {
@@ -193,7 +188,7 @@ async fn in_sidecar_mode_no_token_is_asked_for() {
     let serving = Serving::with(false, 10, 10);
     serving.trust(1, &[&serving.pki]);
     serving.stub.ready("cart", serving.pki.svid(CART));
-    let mut proxy = Proxy::connect(&serving.socket()).await.with_authorization(None);
+    let mut proxy = serving.proxy().await.with_authorization(None);
     let mut stream = proxy.world(&["default"]).await;
     stream.accept(&["default"]).await;
     serving.at_part_of_the_tokens_life(2.0);
@@ -202,8 +197,7 @@ async fn in_sidecar_mode_no_token_is_asked_for() {
 
 #[tokio::test]
 async fn other_resources_and_fetching_are_refused_with_a_sentence() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (_serving, mut proxy) = Serving::with_a_proxy().await;
     let status = proxy.fetch().await;
     assert_eq!(status.code(), Code::Unimplemented);
     assert!(status.message().contains("StreamSecrets"), "{status}");
@@ -216,14 +210,7 @@ async fn other_resources_and_fetching_are_refused_with_a_sentence() {
 
 #[tokio::test]
 async fn the_bundle_is_with_the_proxy_before_the_certificate_that_depends_on_it() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
-    let (mut bundle, mut leaf) = (proxy.world(&["ROOTCA"]).await, proxy.world(&["default"]).await);
-    bundle.accept(&["ROOTCA"]).await;
-    leaf.accept(&["default"]).await;
-    // Only an acknowledged bundle opens the way; before that the wait below would end by itself.
-    serving.acknowledged(2).await;
-
+    let (serving, _proxy, mut bundle, mut leaf) = Serving::with_a_bundle_and_a_certificate().await;
     let next = Pki::new("next");
     let started = Instant::now();
     serving.trust(2, &[&serving.pki, &next]);
@@ -237,8 +224,7 @@ async fn the_bundle_is_with_the_proxy_before_the_certificate_that_depends_on_it(
 
 #[tokio::test]
 async fn a_certificate_waits_a_second_for_the_bundle_and_no_longer() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (serving, mut proxy) = Serving::with_a_proxy().await;
     let mut both = proxy.delta(&["ROOTCA", "default"], &[]).await;
     both.accept().await;
     let next = Pki::new("next");
@@ -252,8 +238,7 @@ async fn a_certificate_waits_a_second_for_the_bundle_and_no_longer() {
 
 #[tokio::test]
 async fn a_first_certificate_and_one_without_a_validation_context_do_not_wait() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (serving, mut proxy) = Serving::with_a_proxy().await;
     let mut leaf = proxy.world(&["default"]).await;
     leaf.accept(&["default"]).await;
     let next = Pki::new("next");
@@ -268,8 +253,7 @@ async fn a_first_certificate_and_one_without_a_validation_context_do_not_wait() 
 
 #[tokio::test]
 async fn the_summary_names_the_proxies_that_lag() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (serving, mut proxy) = Serving::with_a_proxy().await;
     let (mut prompt, mut slow) = (proxy.world(&["ROOTCA"]).await, proxy.world(&[ROOT]).await);
     prompt.accept(&["ROOTCA"]).await;
     let good = slow.accept(&[ROOT]).await;
@@ -290,26 +274,25 @@ async fn the_summary_names_the_proxies_that_lag() {
 async fn streams_and_connections_over_the_limits_are_told_so() {
     let serving = Serving::with(true, 1, 1);
     serving.trust(1, &[&serving.pki]);
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let mut proxy = serving.proxy().await;
     let first = proxy.world(&["ROOTCA"]).await;
     let status = proxy.open_world().await.err().unwrap();
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.message().contains("1 streams"), "{status}");
-    let mut other = Proxy::connect(&serving.socket()).await;
+    let mut other = serving.proxy().await;
     let status = other.open_world().await.err().unwrap();
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.message().contains("1 connections"), "{status}");
 
     drop((first, proxy, other));
     eventually("a place is free again", || serving.registry.is_empty() && serving.stub.attached() == 0).await;
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let mut proxy = serving.proxy().await;
     proxy.world(&["ROOTCA"]).await.next().await;
 }
 
 #[tokio::test]
 async fn too_many_names_end_the_stream_with_a_sentence() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (_serving, mut proxy) = Serving::with_a_proxy().await;
     let names: Vec<_> = (0..100).map(|number| format!("name-{number}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     assert_eq!(proxy.world(&names).await.end().await.unwrap_err().code(), Code::ResourceExhausted);
@@ -318,8 +301,7 @@ async fn too_many_names_end_the_stream_with_a_sentence() {
 
 #[tokio::test]
 async fn a_subscription_that_changes_brings_what_is_new() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let (serving, mut proxy) = Serving::with_a_proxy().await;
     let mut world = proxy.world(&["ROOTCA"]).await;
     let first = world.accept(&["ROOTCA"]).await;
     world.ack(&["ROOTCA", "default"], &first).await;
@@ -345,10 +327,7 @@ async fn a_subscription_that_changes_brings_what_is_new() {
 
 #[tokio::test]
 async fn shutting_down_ends_every_stream_with_a_sentence() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
-    let mut stream = proxy.world(&["default"]).await;
-    stream.accept(&["default"]).await;
+    let (serving, _proxy, mut stream, _held) = Serving::with_a_certificate().await;
     serving.shutdown.cancel();
     let status = stream.end().await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
@@ -360,7 +339,7 @@ async fn the_socket_of_a_living_agent_is_not_taken_over_and_a_dead_ones_is() {
     let serving = Serving::ready();
     let settings = Settings { socket: serving.socket(), socket_mode: 0o660, max_connections: 1, tick: Duration::from_secs(1) };
     assert!(Server::bind(settings.clone()).unwrap_err().to_string().contains("another process"));
-    drop(Proxy::connect(&serving.socket()).await);
+    drop(serving.proxy().await);
     serving.shutdown.cancel();
     tokio::time::timeout(sds_support::DEADLINE, async {
         while Server::bind(settings.clone()).is_err() {

@@ -4,16 +4,11 @@
 
 mod sds_support;
 
-use sds_support::proxy::Proxy;
 use sds_support::{CART, Serving, eventually, moment};
 
 #[tokio::test]
 async fn a_stream_is_ended_near_nine_tenths_of_its_tokens_life_and_not_twice() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
-    let mut stream = proxy.world(&["default"]).await;
-    let held = stream.accept(&["default"]).await.version_info;
-    serving.acknowledged(1).await;
+    let (serving, mut proxy, mut stream, held) = Serving::with_a_certificate().await;
     serving.at_part_of_the_tokens_life(0.87);
     stream.quiet().await;
     serving.at_part_of_the_tokens_life(0.93);
@@ -32,11 +27,7 @@ async fn a_stream_is_ended_near_nine_tenths_of_its_tokens_life_and_not_twice() {
 
 #[tokio::test]
 async fn a_proxy_that_comes_back_with_a_fresh_token_is_in_order() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
-    let mut stream = proxy.world(&["default"]).await;
-    let held = stream.accept(&["default"]).await.version_info;
-    serving.acknowledged(1).await;
+    let (serving, proxy, mut stream, held) = Serving::with_a_certificate().await;
     serving.at_part_of_the_tokens_life(0.93);
     stream.end().await.unwrap();
     serving.stub.accept("fresh", "cart", moment(0.8));
@@ -50,11 +41,7 @@ async fn a_proxy_that_comes_back_with_a_fresh_token_is_in_order() {
 
 #[tokio::test]
 async fn a_stream_is_ended_after_a_push_if_one_comes_in_time() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
-    let mut stream = proxy.world(&["default"]).await;
-    stream.accept(&["default"]).await;
-    serving.acknowledged(1).await;
+    let (serving, _proxy, mut stream, _held) = Serving::with_a_certificate().await;
     serving.at_part_of_the_tokens_life(0.86);
     stream.quiet().await;
     serving.stub.ready("cart", serving.pki.svid(CART));
@@ -66,7 +53,7 @@ async fn a_stream_is_ended_after_a_push_if_one_comes_in_time() {
 async fn no_stream_is_ended_while_the_ca_is_away() {
     let serving = Serving::ready();
     serving.stub.ca_reachable.send_replace(false);
-    let mut proxy = Proxy::connect(&serving.socket()).await;
+    let mut proxy = serving.proxy().await;
     let mut stream = proxy.delta(&["default"], &[]).await;
     stream.accept().await;
     serving.acknowledged(1).await;
@@ -86,12 +73,7 @@ async fn no_stream_is_ended_while_the_ca_is_away() {
 
 #[tokio::test]
 async fn two_streams_of_one_proxy_are_never_away_at_once() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
-    let (mut bundle, mut leaf) = (proxy.world(&["ROOTCA"]).await, proxy.world(&["default"]).await);
-    bundle.accept(&["ROOTCA"]).await;
-    leaf.accept(&["default"]).await;
-    serving.acknowledged(2).await;
+    let (serving, proxy, mut bundle, mut leaf) = Serving::with_a_bundle_and_a_certificate().await;
     serving.at_part_of_the_tokens_life(0.93);
     eventually("one is ended", || serving.registry.len() == 1).await;
     tokio::time::sleep(sds_support::QUIET).await;
@@ -107,12 +89,7 @@ async fn two_streams_of_one_proxy_are_never_away_at_once() {
 
 #[tokio::test]
 async fn when_one_stream_came_back_with_the_same_token_the_others_are_left_alone() {
-    let serving = Serving::ready();
-    let mut proxy = Proxy::connect(&serving.socket()).await;
-    let (mut bundle, mut leaf) = (proxy.world(&["ROOTCA"]).await, proxy.world(&["default"]).await);
-    bundle.accept(&["ROOTCA"]).await;
-    leaf.accept(&["default"]).await;
-    serving.acknowledged(2).await;
+    let (serving, mut proxy, _bundle, _leaf) = Serving::with_a_bundle_and_a_certificate().await;
     serving.at_part_of_the_tokens_life(0.93);
     eventually("one is ended", || serving.registry.len() == 1).await;
     let _back = proxy.open_world().await.unwrap();

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use chancery_agent::ca_client::{Anchor, trust};
@@ -11,7 +12,7 @@ use chancery_agent::readiness::readiness;
 use chancery_identity::TrustState;
 use chancery_process::http::Readiness;
 use chancery_proto::chancery::v1 as wire;
-use support::{FakeCa, Pki, Place, TokenPlan, a_while, eventually, ready};
+use support::{Agent, FakeCa, Pki, Place, TokenPlan, a_while, eventually, ready};
 
 fn message(state: &TrustState) -> wire::ca_message::Message {
     wire::ca_message::Message::Trust(trust::to_wire(state))
@@ -77,6 +78,79 @@ async fn trust_only_grows_and_a_distrusted_root_never_comes_back() {
     ca.send(message(&ca.pki.trust_with(9, &[&next]))).await;
     eventually("a good one is still taken over", || sequence() == 9).await;
     assert_eq!(agent.svids.trust().borrow().as_ref().unwrap().distrusted, [bad.fingerprint()], "what was distrusted is not forgotten");
+}
+
+/// Replaces the bundle file by this root, with a line that says how new it is.
+fn write_bundle(place: &Place, sequence: Option<u64>, root: &Pki) {
+    let Anchor::BundleFile(path) = &place.anchor else { unreachable!() };
+    let line = sequence.map(|sequence| format!("# sequence: {sequence}\n")).unwrap_or_default();
+    std::fs::write(path, line + &root.trust(1).own().to_pem()).unwrap();
+}
+
+/// An agent that has taken over a state of sequence 6, in which `bad` is distrusted, and whose CA is gone.
+async fn distrusting(ca: &mut FakeCa, place: &Place, bad: &Pki) -> Agent {
+    let agent = place.start(ca);
+    agent.connected().await;
+    let mut state = ca.pki.trust(6);
+    state.distrusted = vec![bad.fingerprint()];
+    ca.send(message(&state)).await;
+    let mut trust = agent.svids.trust();
+    trust.wait_for(|trust| trust.as_ref().is_some_and(|trust| trust.sequence == 6)).await.unwrap();
+    ca.kill();
+    agent
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_file_never_brings_a_distrusted_root_back_whatever_its_sequence() {
+    let mut ca = FakeCa::start();
+    let place = Place::new(&ca);
+    let bad = Arc::new(Pki::new("bad"));
+    let agent = distrusting(&mut ca, &place, &bad).await;
+    ca.pki = bad.clone();
+    ca.resume();
+    for sequence in [None, Some(3), Some(9)] {
+        write_bundle(&place, sequence, &bad);
+        ca.refused_by_an_agent().await;
+    }
+    agent.stop().await;
+    let _restarted = place.start(&ca);
+    ca.refused_by_an_agent().await;
+    assert_eq!(ca.behaviour.joins.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_missed_rotation_a_bundle_file_with_a_larger_sequence_is_taken_and_no_other() {
+    let mut ca = FakeCa::start();
+    let place = Place::new(&ca);
+    let agent = distrusting(&mut ca, &place, &Pki::new("bad")).await;
+    let next = Arc::new(Pki::new("next"));
+    ca.pki = next.clone();
+    ca.behaviour.trust_sequence.store(7, Ordering::SeqCst);
+    ca.resume();
+    for sequence in [None, Some(6)] {
+        write_bundle(&place, sequence, &next);
+        ca.refused_by_an_agent().await;
+    }
+    write_bundle(&place, Some(7), &next);
+    agent.connected().await;
+    assert_eq!(agent.svids.trust().borrow().as_ref().unwrap().sequence, 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_to_renew_the_agents_own_certificate_is_obeyed_without_losing_the_ca() {
+    let ca = FakeCa::start();
+    let agent = Place::new(&ca).start(&ca);
+    agent.connected().await;
+    let serial = || agent.client.own().borrow().as_ref().unwrap().svid.serial();
+    let first = serial();
+    let mut reachable = agent.client.reachable();
+    reachable.borrow_and_update();
+    let order = wire::Order { order: Some(wire::order::Order::RenewAgent(wire::RenewAgent {})) };
+    ca.send(wire::ca_message::Message::Order(order)).await;
+    eventually("a new certificate", || serial() != first).await;
+    eventually("a session made with it", || ca.behaviour.sessions.lock().unwrap().len() == 2).await;
+    assert!(!reachable.has_changed().unwrap(), "the CA was never out of reach");
+    assert_eq!((ca.behaviour.joins.load(Ordering::SeqCst), ca.behaviour.renewals.load(Ordering::SeqCst)), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,8 @@
 
 /// Every key with its meaning; what is optional has its default.
 pub const EXAMPLE: &str = r#"# chancery-agent's configuration. Unknown keys are refused.
-# The log level applies again when this file changes or on SIGHUP; everything else when the agent starts.
+# The log level applies again when this file changes or on SIGHUP. Everything else applies when the agent starts: a file that changes any of it
+# is refused whole by a running agent, which goes on as it is and says so in its metrics and in `chancery-agent status` and `check`.
 
 # The trust domain that the CA issues for.
 trust_domain = "example.org"

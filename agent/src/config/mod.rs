@@ -1,7 +1,7 @@
 //! The agent's configuration: read and checked as a whole.
 //!
-//! The log level applies again whenever the file changes or on SIGHUP; everything else when the agent starts. Files that the configuration
-//! names (token, bundle) are read anew for each use.
+//! The log level applies again whenever the file changes or on SIGHUP; everything else when the agent starts, and a file that changes any
+//! of that is refused whole. Files that the configuration names (token, bundle) are read anew for each use.
 
 mod example;
 
@@ -183,6 +183,28 @@ impl Config {
             problems.push(format!("state_dir: {error}"));
         }
         problems
+    }
+
+    /// The keys that differ in `new` and take effect only when the agent starts.
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let keys = [
+            ("trust_domain", self.trust_domain != new.trust_domain),
+            ("cluster", self.cluster != new.cluster),
+            ("ca_address", self.ca_address != new.ca_address),
+            ("mode", self.mode != new.mode),
+            ("token_file", self.token_file != new.token_file),
+            ("trust", self.trust != new.trust),
+            ("key_type", self.key_type != new.key_type),
+            ("state_dir", self.state_dir != new.state_dir),
+            ("allow_disk_state", self.allow_disk_state != new.allow_disk_state),
+            ("sds", self.sds != new.sds),
+            ("http_listen", self.http_listen != new.http_listen),
+            ("admin_socket", self.admin_socket != new.admin_socket),
+            ("renewal", self.renewal != new.renewal),
+            ("limits", self.limits != new.limits),
+            ("log.format", self.log.format != new.log.format),
+        ];
+        keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }
 
     /// What the connection to the CA needs.
@@ -384,6 +406,35 @@ mod tests {
         let problems = config.problems();
         assert!(problems.iter().any(|problem| problem.starts_with("trust: ") && problem.contains("/nonexistent/bundle")), "{problems:?}");
         assert!(problems.iter().any(|problem| problem.starts_with("token_file: /nonexistent/token")), "{problems:?}");
+    }
+
+    #[test]
+    fn every_key_but_the_log_level_is_named_as_one_that_needs_a_restart() {
+        let running = read(LEAST).unwrap();
+        let changed = |key: &str, text: &str| running.needs_restart(&read(text).unwrap_or_else(|error| panic!("{key}: {error}")));
+        let replaced = |key: &str, old: &str, new: &str| assert_eq!(changed(key, &LEAST.replace(old, new)), [key]);
+        replaced("trust_domain", "example.org", "example.com");
+        replaced("cluster", "\"east\"", "\"west\"");
+        replaced("ca_address", "ca:8443", "ca:8444");
+        replaced("token_file", "/token", "/tokens");
+        replaced("trust", "/bundle.pem", "/bundles.pem");
+        let added = [
+            ("mode", "mode = \"sidecar\""),
+            ("key_type", "key_type = \"ed25519\""),
+            ("state_dir", "state_dir = \"/run/state\""),
+            ("allow_disk_state", "allow_disk_state = true"),
+            ("sds", "sds.socket_mode = 0o660"),
+            ("http_listen", "http_listen = \"127.0.0.1:1\""),
+            ("admin_socket", "admin_socket = \"/run/admin.sock\""),
+            ("renewal", "renewal.from = 0.6"),
+            ("limits", "limits.batch = 7"),
+            ("log.format", "log.format = \"json\""),
+        ];
+        for (key, line) in added {
+            assert_eq!(changed(key, &format!("{line}\n{LEAST}")), [key]);
+        }
+        assert!(changed("log.level", &format!("log.level = \"debug\"\n{LEAST}")).is_empty());
+        assert!(changed("limits", &format!("limits.batch = 64\n{LEAST}")).is_empty(), "a default that is written out changes nothing");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use chancery_agent::svids::{AttachError, ProxySummary, Subscription, SvidState, 
 use chancery_agent::telemetry::Metrics;
 use chancery_identity::{TrustState, X509Svid};
 use pki::{Pki, SetClock};
+use proxy::{Proxy, WorldStream};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -166,6 +167,38 @@ impl Serving {
     /// Publishes trust in these roots.
     pub fn trust(&self, sequence: u64, roots: &[&Pki]) {
         self.stub.trust.send_replace(Some(Arc::new(trust(sequence, roots))));
+    }
+
+    /// A proxy that has connected.
+    pub async fn proxy(&self) -> Proxy {
+        Proxy::connect(&self.socket()).await
+    }
+
+    /// The service with a bundle and a certificate, and a proxy.
+    pub async fn with_a_proxy() -> (Self, Proxy) {
+        let serving = Self::ready();
+        let proxy = serving.proxy().await;
+        (serving, proxy)
+    }
+
+    /// The same with a stream that has accepted the certificate, and the version that it holds.
+    pub async fn with_a_certificate() -> (Self, Proxy, WorldStream, String) {
+        let (serving, mut proxy) = Self::with_a_proxy().await;
+        let mut stream = proxy.world(&["default"]).await;
+        let held = stream.accept(&["default"]).await.version_info;
+        serving.acknowledged(1).await;
+        (serving, proxy, stream, held)
+    }
+
+    /// The same with a stream for the bundle and one for the certificate, both accepted.
+    pub async fn with_a_bundle_and_a_certificate() -> (Self, Proxy, WorldStream, WorldStream) {
+        let (serving, mut proxy) = Self::with_a_proxy().await;
+        let (mut bundle, mut leaf) = (proxy.world(&["ROOTCA"]).await, proxy.world(&["default"]).await);
+        bundle.accept(&["ROOTCA"]).await;
+        leaf.accept(&["default"]).await;
+        // Only an acknowledged bundle opens the way for what depends on it.
+        serving.acknowledged(2).await;
+        (serving, proxy, bundle, leaf)
     }
 
     /// Waits until so many answers of proxies have been taken in.

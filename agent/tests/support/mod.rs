@@ -5,13 +5,14 @@
 #![allow(unreachable_pub, reason = "shared by the test files, each a crate of its own")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+mod binary;
 mod pki;
 mod service;
 mod tokens;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,10 @@ pub struct Behaviour {
     pub calls: Mutex<Vec<usize>>,
     pub joins: AtomicUsize,
     pub renewals: AtomicUsize,
+    /// Handshakes that came to nothing.
+    pub refused_handshakes: AtomicUsize,
+    /// Of the trust state that joining brings.
+    pub trust_sequence: AtomicU64,
     /// The tokens that requests came with, in order.
     pub tokens: Mutex<Vec<String>>,
     /// Answer every request with this.
@@ -106,6 +111,8 @@ impl FakeCa {
                 calls: Mutex::default(),
                 joins: AtomicUsize::new(0),
                 renewals: AtomicUsize::new(0),
+                refused_handshakes: AtomicUsize::new(0),
+                trust_sequence: AtomicU64::new(1),
                 tokens: Mutex::default(),
                 refuse: Mutex::default(),
                 skew: AtomicI64::new(0),
@@ -157,6 +164,14 @@ impl FakeCa {
         Token::new(Zeroizing::new(self.signer.token(plan, self.clock.now())))
     }
 
+    /// Waits until an agent has tried to connect and was not satisfied with what this CA is, from now on.
+    pub async fn refused_by_an_agent(&self) {
+        let refused = || self.behaviour.refused_handshakes.load(Ordering::SeqCst);
+        // One may be under way.
+        let before = refused();
+        eventually("an agent refuses this CA", || refused() >= before + 2).await;
+    }
+
     pub fn calls(&self) -> Vec<usize> {
         self.behaviour.calls.lock().unwrap().clone()
     }
@@ -174,6 +189,8 @@ impl Drop for FakeCa {
 pub struct Place {
     /// In memory, as the state must be.
     pub directory: Arc<TempDir>,
+    /// For what a real agent says.
+    pub logs: TempDir,
     pub role: Role,
     pub anchor: Anchor,
     pub max_workloads: usize,
@@ -184,7 +201,8 @@ impl Place {
         let directory = Arc::new(tempfile::tempdir_in("/dev/shm").unwrap());
         let bundle = directory.path().join("bundle.pem");
         std::fs::write(&bundle, ca.pki.trust(1).own().to_pem()).unwrap();
-        let place = Self { directory, role: Role::Agent, anchor: Anchor::BundleFile(bundle), max_workloads: 1000 };
+        let logs = tempfile::tempdir().unwrap();
+        let place = Self { directory, logs, role: Role::Agent, anchor: Anchor::BundleFile(bundle), max_workloads: 1000 };
         place.write_token(&ca.signer.token(&TokenPlan::agent(), ca.clock.now()));
         place
     }

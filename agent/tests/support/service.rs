@@ -41,14 +41,16 @@ pub async fn serve(service: Service, listener: std::net::TcpListener) {
     let shared = Arc::new(ArcSwap::from_pointee(service.pki.trust(1)));
     let config = tls::server_config(Arc::new(ArcSwap::from_pointee(certificate)), shared, service.clock.clone()).unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
+    let behaviour = service.behaviour.clone();
     let (sender, accepted) = mpsc::channel::<std::io::Result<TlsStream<TcpStream>>>(16);
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let (acceptor, sender) = (acceptor.clone(), sender.clone());
+            let (acceptor, sender, behaviour) = (acceptor.clone(), sender.clone(), behaviour.clone());
             tokio::spawn(async move {
-                if let Ok(stream) = acceptor.accept(stream).await {
-                    let _ = sender.send(Ok(stream)).await;
+                match acceptor.accept(stream).await {
+                    Ok(stream) => drop(sender.send(Ok(stream)).await),
+                    Err(_) => drop(behaviour.refused_handshakes.fetch_add(1, Ordering::SeqCst)),
                 }
             });
         }
@@ -140,7 +142,7 @@ impl AgentService for Service {
         let id = format!("spiffe://{}/chancery/{kind}/{CLUSTER}/{uid}", trust_domain());
         Ok(Response::new(wire::JoinResponse {
             svid: Some(self.own(&id, &request.csr)?),
-            trust: Some(trust::to_wire(&self.pki.trust(1))),
+            trust: Some(trust::to_wire(&self.pki.trust(self.behaviour.trust_sequence.load(Ordering::SeqCst)))),
             cluster_keys: Some(self.signer.keys()),
             capabilities: Vec::new(),
         }))
