@@ -226,6 +226,7 @@ async fn session(
                 "keys"
             }
             ca_message::Message::Order(_) => "order",
+            ca_message::Message::LedgerCheckpoint(_) => "checkpoint",
         });
     }
     kinds[1..].sort_unstable();
