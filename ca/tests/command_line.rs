@@ -76,6 +76,41 @@ fn check_says_what_is_wrong_and_where() {
 }
 
 #[test]
+fn check_names_the_file_and_the_key_that_cannot_be_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let good = r#"{"kty": "EC", "crv": "P-256", "kid": "good",
+        "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}"#;
+    let off_the_curve = good.replace("\"MKBC", "\"NKBC").replace("good", "bad");
+    let check = |name: &str, content: &str, jwks: &str| {
+        std::fs::write(directory.path().join(name), content).unwrap();
+        let config = format!(
+            "trust_domain = \"example.org\"\ndata_dir = \"d\"\n[[cluster]]\nname = \"east\"\nissuer = \"https://k\"\n\
+             service_accounts = [\"*\"]\njwks = {{ {jwks} }}\n"
+        );
+        std::fs::write(directory.path().join("ca.toml"), config).unwrap();
+        let output = run(SERVER, directory.path(), &["check", "--config", "ca.toml"]);
+        (output.status.code(), text(&output.stderr))
+    };
+    for (name, content, jwks, expected) in [
+        ("no.json", "keys".to_owned(), "file = \"no.json\"", "no.json: the keys cannot be used: they are no JWKS"),
+        (
+            "bad.json",
+            format!("{{\"keys\": [{good}, {off_the_curve}]}}"),
+            "file = \"bad.json\"",
+            "bad.json: key 2 (kid \"bad\"): its `x` and `y`",
+        ),
+        ("none.json", format!("{{\"keys\": [{off_the_curve}]}}"), "file = \"none.json\"", "key 1 (kid \"bad\"): its `x` and `y`"),
+        ("ca.pem", "nothing".to_owned(), "url = \"https://k/jwks\", ca_file = \"ca.pem\"", "ca_file ca.pem: no certificate in it"),
+    ] {
+        let (code, said) = check(name, &content, jwks);
+        assert_eq!(code, Some(1), "{name}");
+        assert!(said.contains("ca.toml:7: cluster.0.jwks: ") && said.contains(expected), "{name}: {said}");
+    }
+    let encryption = r#"{"kty": "RSA", "use": "enc", "n": "AQAB", "e": "AQAB"}"#;
+    assert_eq!(check("good.json", &format!("{{\"keys\": [{good}, {encryption}]}}"), "file = \"good.json\"").0, Some(0));
+}
+
+#[test]
 fn the_printed_example_is_a_valid_configuration() {
     let directory = tempfile::tempdir().unwrap();
     let example = run(SERVER, directory.path(), &["config", "example"]);

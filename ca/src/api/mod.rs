@@ -7,6 +7,7 @@ mod metrics;
 mod operator;
 mod peer;
 mod policy;
+mod unread;
 
 pub use agent::AgentApi;
 pub use error::{ApiError, REASON_KEY};
@@ -14,3 +15,4 @@ pub use metrics::CallMetrics;
 pub use operator::{OperatorApi, Standing};
 pub use peer::{Limits, Peer, PeerSvid, Peers};
 pub use policy::test_policy;
+pub use unread::NoteUnread;

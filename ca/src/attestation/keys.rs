@@ -144,6 +144,9 @@ impl Cluster {
                 let changed = self.keys().is_none_or(|before| before.jwks() != keys.jwks());
                 if changed {
                     tracing::info!(cluster = name, keys = keys.len(), "the cluster's public keys were loaded");
+                    for problem in keys.broken() {
+                        tracing::warn!(cluster = name, source = %self.settings.jwks, problem, "a public key was passed over");
+                    }
                     self.keys.store(Some(Arc::new(keys)));
                 }
                 changed
@@ -158,6 +161,25 @@ impl Cluster {
 
     fn state(&self) -> std::sync::MutexGuard<'_, LoadState> {
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks at what a running CA would need to load the keys of `settings`, without asking anybody over the network: each key of a file, or
+/// the authorities that an address is trusted by.
+///
+/// # Errors
+/// What is wrong, with the file and the key's place in it.
+pub fn check_keys(settings: &ClusterSettings) -> Result<(), String> {
+    match &settings.jwks {
+        JwksSource::Url { ca_file, .. } => tls(ca_file.as_deref()).map(drop),
+        JwksSource::File(path) => {
+            let read = |jwks: String| TokenKeys::from_jwks(&settings.name, &settings.issuer, &jwks).map_err(|error| error.to_string());
+            let loaded = read_file(path).and_then(read).map_err(|error| format!("{}: {error}", path.display()))?;
+            match loaded.broken() {
+                [] => Ok(()),
+                broken => Err(format!("{}: {}", path.display(), broken.join("; "))),
+            }
+        }
     }
 }
 

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use accounts::{AccountPattern, PatternError};
 pub use caller::{Caller, Holder, NotACaller, RESERVED_SEGMENT};
-pub use keys::ClusterStatus;
+pub use keys::{ClusterStatus, check_keys};
 pub use settings::{ClusterSettings, ClusterSettingsError, JwksSource, check as check_clusters};
 
 use keys::Cluster;

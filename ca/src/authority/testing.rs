@@ -145,6 +145,10 @@ impl Store for MemoryStore {
         Ok(Some(Lease { name: name.to_owned(), epoch: 1 }))
     }
 
+    async fn scrub(&self, _: u64) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+
     async fn failed(&self) -> StoreError {
         std::future::pending().await
     }

@@ -70,7 +70,7 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Serve(start) => serve(start),
         Command::Check(start) => {
             let (path, mode) = start.split();
-            Config::load(path.as_deref(), &mode)?;
+            Config::load(path.as_deref(), &mode)?.check_keys()?;
             Ok(writeln!(io::stdout(), "the configuration is valid")?)
         }
         Command::Config(ConfigCommand::Example) => Ok(io::stdout().write_all(config::EXAMPLE.as_bytes())?),

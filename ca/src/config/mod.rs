@@ -1,7 +1,7 @@
 //! The CA's configuration: read, checked, reloaded whole or not at all.
 //!
-//! A [`Config`] that exists was checked as a whole, except for what only a running CA can tell: whether the keys of a cluster can be
-//! loaded, whether a port is free.
+//! A [`Config`] that exists was checked as a whole, except for what lies outside of it: the keys in a cluster's files
+//! ([`Config::check_keys`]), and what only a running CA can tell, such as whether a port is free.
 
 mod limits;
 mod locate;
@@ -22,7 +22,7 @@ use chancery_process::logging::LogSettings;
 pub use limits::LimitSettings;
 
 use crate::attestation::development::{self, JWKS_FILE};
-use crate::attestation::{ClusterSettings, ClusterSettingsError, JwksSource, check_clusters};
+use crate::attestation::{ClusterSettings, ClusterSettingsError, JwksSource, check_clusters, check_keys};
 use crate::authority::Settings as AuthoritySettings;
 use crate::issuance::policy::{Policy, PolicySettings};
 use settings::Settings;
@@ -112,6 +112,23 @@ impl Config {
     pub fn load(path: Option<&Path>, mode: &Mode) -> Result<Self, ConfigError> {
         let text = path.map(chancery_process::config::read).transpose()?.unwrap_or_default();
         Self::parse(path, &text, mode)
+    }
+
+    /// What `chancery-ca check` says beyond [`Config::load`]: reads the keys of each cluster that are in a file, and the authorities that the
+    /// addresses of the others are trusted by. A running CA passes over single keys that are broken; whoever changes them wants to know.
+    ///
+    /// # Errors
+    /// The first file that is wrong, what in it, and where it is named.
+    pub fn check_keys(&self) -> Result<(), ConfigError> {
+        let text = self.path.as_deref().map(chancery_process::config::read).transpose()?.unwrap_or_default();
+        let source = Source { path: self.path.as_deref(), text: &text };
+        for (number, cluster) in self.clusters.iter().enumerate() {
+            if matches!(&cluster.jwks, JwksSource::File(path) if self.is_development_jwks(path) && !path.exists()) {
+                continue;
+            }
+            check_keys(cluster).map_err(|problem| source.problem(&["cluster", &number.to_string(), "jwks"], &problem))?;
+        }
+        Ok(())
     }
 
     fn parse(path: Option<&Path>, text: &str, mode: &Mode) -> Result<Self, ConfigError> {

@@ -152,6 +152,11 @@ impl Issuance {
         Err(refusal)
     }
 
+    /// Notes that the transport refused a call of `asker` (empty if it has no certificate) before it was read.
+    pub fn refused_unread(&self, asker: &str, problem: &str) {
+        self.note(asker, "", &Refusal::unread(problem));
+    }
+
     /// Goes through the cycle with each request: an answer for each, in their order. `trust_sequence` is the trust state that the caller was
     /// given last.
     ///

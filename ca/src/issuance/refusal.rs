@@ -42,6 +42,10 @@ impl Refusal {
         Self::new("too_many_requests", format!("{found} requests in one call; at most {MAX_REQUESTS} are read: send several calls"), false)
     }
 
+    pub(super) fn unread(problem: &str) -> Self {
+        Self::new("call_too_large", format!("a call was refused unread: {problem}; send several smaller ones"), false)
+    }
+
     pub(super) fn unknown_cluster(cluster: &str) -> Self {
         AttestationError::UnknownCluster(cluster.to_owned()).into()
     }

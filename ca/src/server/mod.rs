@@ -9,6 +9,7 @@ mod listener;
 mod open;
 mod parts;
 mod reload;
+mod scrub;
 #[cfg(test)]
 mod tests;
 
@@ -32,7 +33,7 @@ use tracing::{error, info, warn};
 
 pub use error::ServeError;
 
-use crate::api::{AgentApi, CallMetrics, OperatorApi, Peers};
+use crate::api::{AgentApi, CallMetrics, NoteUnread, OperatorApi, Peers};
 use crate::config::{Config, Mode};
 use crate::ledger::LedgerHealth;
 use crate::store::embedded::files::{LogFiles, SystemFiles};
@@ -143,6 +144,7 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     let (stop_clusters, stop_authority) = (stop.clone(), stop.clone());
     tasks.spawn(async move { clusters.run(stop_clusters).await });
     tasks.spawn(async move { authority.run(stop_authority).await });
+    tasks.spawn(scrub::run(Arc::clone(&parts), stop.clone()));
 
     announce(&parts, address, http_address);
     let supervisor = tokio::spawn(supervise(parts, tasks, shutdown, stop));
@@ -239,6 +241,7 @@ fn serve_agents(
     };
     let service = AgentServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
+        .layer(NoteUnread(Arc::clone(&parts.issuance)))
         .max_connection_age(limits.max_connection_age)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(PING_EVERY))

@@ -22,6 +22,7 @@ use crate::issuance::policy::Policy;
 use crate::ledger::{Body, DICTIONARY_DIMENSIONS, EntryTerms, Ledger, LedgerOptions, Refusals};
 use crate::server::ServeError;
 use crate::server::parts::Parts;
+use crate::server::scrub::Scrubs;
 use crate::store::SharedStore;
 use crate::store::embedded::files::LogFiles;
 use crate::store::embedded::{EmbeddedStore, Options as StoreOptions};
@@ -102,6 +103,7 @@ pub(super) async fn open(
         authority,
         clusters,
         issuance: Arc::new(issuance),
+        scrubs: Scrubs::default(),
         configuration_error: Mutex::default(),
         _directory: directory,
     })

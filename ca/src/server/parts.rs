@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::issuance::Issuance;
 use crate::ledger::{Ledger, LedgerHealth, Refusals};
+use crate::server::scrub::Scrubs;
 use crate::telemetry::Reading;
 
 const FIRST_EXPIRY: &str = "Until the first certificate that a connected agent holds expires if this CA goes away";
@@ -29,6 +30,7 @@ pub(super) struct Parts {
     pub(super) clusters: Arc<Clusters>,
     pub(super) issuance: Arc<Issuance>,
     pub(super) fleet: Arc<Fleet>,
+    pub(super) scrubs: Scrubs,
     /// Locked as long as this exists.
     pub(super) _directory: DataDirectory,
     /// Why the configuration on disk is not the one in force.
@@ -69,7 +71,7 @@ impl Parts {
             Some(format!("the public keys of cluster {} could not be loaded again, the last ones stay: {error}", cluster.name))
         });
         let refused = self.configuration_error().map(|error| format!("the configuration on disk is not in force: {error}"));
-        stale.chain(refused).collect()
+        stale.chain(refused).chain(self.scrubs.standing().damage).collect()
     }
 
     pub(super) fn configuration_error(&self) -> Option<String> {
@@ -137,6 +139,7 @@ impl Parts {
         let keys = self.clusters.status().into_iter().map(|cluster| (cluster.name, count(cluster.keys)));
         let fleet = self.fleet.totals(self.trust_sequence());
         let ledger = self.ledger.stats();
+        let scrub = self.scrubs.standing();
         // As the agents say it: 0 if there is none.
         let first_expiry = fleet.first_expiry_ms.map_or(0.0, |expiry| Duration::milliseconds(expiry - millis(now)).as_seconds_f64());
         let is = |condition: bool| if condition { 1.0 } else { 0.0 };
@@ -161,6 +164,13 @@ impl Parts {
             Reading::one("chancery_ledger_entries", "Entries in the ledger", count(self.ledger.entries())),
             Reading::one("chancery_ledger_groups", "Durable writes since the start", count(ledger.groups)),
             Reading::one("chancery_ledger_commit_seconds", "Time spent in durable writes", ledger.commit_time.as_secs_f64()),
+            Reading::one(
+                "chancery_ledger_scrub_finished_timestamp_seconds",
+                "When the whole ledger was last read and found intact, in Unix time; 0 if it was not yet",
+                scrub.finished.map_or(0.0, |time| count(time.unix_timestamp())),
+            ),
+            Reading::one("chancery_ledger_scrub_bytes", "What was read then", count(scrub.bytes)),
+            Reading::one("chancery_ledger_damaged", "1 if the stored ledger was found damaged", is(scrub.damage.is_some())),
             Reading::one("chancery_ledger_queue", "Requests that wait for a durable write", count(ledger.queued_requests)),
         ]
     }

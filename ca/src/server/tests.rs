@@ -73,3 +73,31 @@ async fn a_failed_sync_ends_the_process_with_the_reason() {
     let error = tokio::time::timeout(SOON, running.finished()).await.unwrap().unwrap_err();
     assert!(matches!(error, ServeError::LedgerFailed(_)), "{error}");
 }
+
+#[tokio::test]
+async fn damage_that_a_scrub_finds_is_an_alarm_and_stops_no_issuance() {
+    use std::os::unix::fs::FileExt;
+
+    let directory = tempfile::tempdir().unwrap();
+    let (config, _) = config(directory.path());
+    let doors = Doors::open(&config).await.unwrap();
+    let calls = Arc::new(CallMetrics::register(&mut Registry::default()));
+    let parts = open::open(config, Arc::new(SystemClock), doors.directory, calls, Arc::new(SystemFiles)).await.unwrap();
+    scrub::once(&parts, u64::MAX).await;
+    let intact = parts.scrubs.standing();
+    assert!(intact.finished.is_some() && intact.bytes > 0 && intact.damage.is_none(), "{intact:?}");
+    assert_eq!(parts.readiness(), Readiness::Ready);
+
+    let log = directory.path().join("data/ledger/log");
+    let segment = std::fs::read_dir(&log).unwrap().map(|file| file.unwrap().path()).find(|path| !path.ends_with("spare")).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&segment).unwrap();
+    let (mut byte, place) = ([0], intact.bytes / 2);
+    file.read_exact_at(&mut byte, place).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], place).unwrap();
+    scrub::once(&parts, u64::MAX).await;
+    let Readiness::Degraded(reasons) = parts.readiness() else { panic!("nobody is alarmed") };
+    assert!(reasons[0].contains("the ledger is damaged at") && reasons[0].contains(&segment.display().to_string()), "{reasons:?}");
+    let mut readings = parts.readings().into_iter();
+    assert!(readings.any(|reading| reading == crate::telemetry::Reading::one("chancery_ledger_damaged", reading.help, 1.0)));
+    parts.ledger.append(act()).await.unwrap();
+}

@@ -176,6 +176,12 @@ pub trait Store: Debug + Send + Sync {
     /// Takes or prolongs a lease for `holder`; nothing if somebody else has it.
     async fn lease(&self, name: &str, holder: &str, for_: Duration) -> Result<Option<Lease>, StoreError>;
 
+    /// Reads and checks everything that is stored, at most `bytes_per_second` on average, and tells how many bytes that were.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] with the first place that is not as it was written. Nothing is repaired.
+    async fn scrub(&self, bytes_per_second: u64) -> Result<u64, StoreError>;
+
     /// Waits until the store can commit nothing more (a sync failed), and tells why. The process must end then; the next start recovers.
     async fn failed(&self) -> StoreError;
 

@@ -110,6 +110,15 @@ async fn ten_thousand_requests_in_one_call_are_refused() {
     let error = client.issue(IssueRequest { requests: real }).await.unwrap_err();
     assert!(error.message().contains("message length too large"), "{error}");
     assert_eq!(ca.status().await.ledger_entries, before);
+    let request = ListRefusalsRequest { agent: agent.id().to_string(), ..ListRefusalsRequest::default() };
+    let refusals = ca.operator().await.list_refusals(request).await.unwrap().into_inner().refusals;
+    assert_eq!(refusals[0].reason, "call_too_large");
+    assert!(
+        refusals[0].message.contains("found ") && refusals[0].message.contains("the limit is: 4194304 bytes"),
+        "{}",
+        refusals[0].message
+    );
+    assert!(ca.get("/metrics").await.contains("chancery_refused_total{reason=\"call_too_large\"} 1\n"));
     assert!(issue(&mut client, ca.token(|_| ())).await.is_ok(), "the connection still serves");
 }
 

@@ -83,6 +83,11 @@ pub enum TokenError {
     },
 }
 
+/// Why a JWKS holds no keys for tokens.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the keys cannot be used: {0}")]
+pub struct JwksError(String);
+
 /// An object's name and UID.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectRef {
@@ -136,7 +141,7 @@ impl TokenKeys {
     ///
     /// # Errors
     /// If it is no JWKS, or has no usable key.
-    pub fn from_jwks(cluster: &str, issuer: &str, jwks: &str) -> Result<Self, TokenError> {
+    pub fn from_jwks(cluster: &str, issuer: &str, jwks: &str) -> Result<Self, JwksError> {
         let keyset = Arc::new(Keyset::read(jwks)?);
         Ok(Self { cluster: cluster.to_owned(), issuer: issuer.to_owned(), jwks: jwks.into(), keyset })
     }
@@ -192,6 +197,11 @@ impl TokenKeys {
     /// The JWKS as it was read, to hand on.
     pub fn jwks(&self) -> &str {
         &self.jwks
+    }
+
+    /// A sentence for each key that was passed over although its kind and use are known: it is not what it says it is.
+    pub fn broken(&self) -> &[String] {
+        self.keyset.broken()
     }
 
     /// How many usable keys.

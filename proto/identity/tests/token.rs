@@ -373,7 +373,7 @@ fn keys_of_other_kinds_and_uses_are_passed_over() {
 #[test]
 fn a_set_without_a_usable_key_is_refused() {
     for jwks in [r#"{"keys": []}"#, r#"{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}"#, "{}", "", &" ".repeat(1 << 20)] {
-        assert!(matches!(TokenKeys::from_jwks(CLUSTER, ISSUER, jwks), Err(TokenError::Malformed(_))));
+        assert!(TokenKeys::from_jwks(CLUSTER, ISSUER, jwks).is_err(), "{jwks}");
     }
 }
 

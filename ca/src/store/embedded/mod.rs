@@ -143,19 +143,6 @@ impl EmbeddedStore {
         self.segments.syncs()
     }
 
-    /// Reads and checks the whole log, at most `bytes_per_second` on average, and tells how many bytes that were; or the first damage.
-    pub async fn scrub(&self, bytes_per_second: u64) -> Result<u64, StoreError> {
-        let mut total = 0;
-        for first in self.segments.firsts() {
-            self.check_open()?;
-            let segments = self.segments.clone();
-            let bytes = blocking(move || segments.scrub(first)).await?;
-            total += bytes;
-            tokio::time::sleep(Duration::from_millis(bytes.saturating_mul(1000) / bytes_per_second.max(1))).await;
-        }
-        Ok(total)
-    }
-
     fn check_open(&self) -> Result<(), StoreError> {
         if self.is_closed.load(Ordering::Acquire) { Err(StoreError::Closed) } else { Ok(()) }
     }
@@ -243,6 +230,18 @@ impl Store for EmbeddedStore {
         self.check_open()?;
         let (catalogue, name, holder) = (self.catalogue.clone(), name.to_owned(), holder.to_owned());
         blocking(move || catalogue.lease(&name, &holder, for_)).await
+    }
+
+    async fn scrub(&self, bytes_per_second: u64) -> Result<u64, StoreError> {
+        let mut total = 0;
+        for first in self.segments.firsts() {
+            self.check_open()?;
+            let segments = self.segments.clone();
+            let bytes = blocking(move || segments.scrub(first)).await?;
+            total += bytes;
+            tokio::time::sleep(Duration::from_millis(bytes.saturating_mul(1000) / bytes_per_second.max(1))).await;
+        }
+        Ok(total)
     }
 
     async fn failed(&self) -> StoreError {

@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 
-use crate::token::TokenError;
+use crate::token::JwksError;
 
 /// The longest JWKS that is read, in bytes.
 const MAX_JWKS_BYTES: usize = 256 * 1024;
@@ -38,6 +38,7 @@ struct Key {
 
 pub(super) struct Keyset {
     keys: Vec<Key>,
+    broken: Vec<String>,
 }
 
 /// Why no key of a set verified a signature.
@@ -84,20 +85,38 @@ impl Algorithm {
 }
 
 impl Keyset {
-    /// Reads a JWKS. Keys that this module cannot use are passed over (RFC 7517 §5).
-    pub(super) fn read(jwks: &str) -> Result<Self, TokenError> {
+    /// Reads a JWKS. Keys that this module cannot use are passed over (RFC 7517 §5); those of a kind and use that it could are told by
+    /// [`Keyset::broken`].
+    pub(super) fn read(jwks: &str) -> Result<Self, JwksError> {
         if jwks.len() > MAX_JWKS_BYTES {
-            return Err(TokenError::Malformed(format!("the JWKS has {} bytes; at most {MAX_JWKS_BYTES} are read", jwks.len())));
+            return Err(JwksError(format!("the JWKS has {} bytes; at most {MAX_JWKS_BYTES} are read", jwks.len())));
         }
-        let Jwks { keys } = serde_json::from_str(jwks).map_err(|error| TokenError::Malformed(format!("the keys are no JWKS: {error}")))?;
+        let Jwks { keys } = serde_json::from_str(jwks).map_err(|error| JwksError(format!("they are no JWKS: {error}")))?;
         if keys.len() > MAX_KEYS {
-            return Err(TokenError::Malformed(format!("the JWKS has {} keys; at most {MAX_KEYS} are read", keys.len())));
+            return Err(JwksError(format!("the JWKS has {} keys; at most {MAX_KEYS} are read", keys.len())));
         }
-        let keys: Vec<Key> = keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok().and_then(Jwk::usable)).collect();
-        if keys.is_empty() {
-            return Err(TokenError::Malformed("the JWKS has no key for RS256, ES256, ES384 or ES512".into()));
+        let (mut usable, mut broken) = (Vec::new(), Vec::new());
+        for (number, key) in keys.into_iter().enumerate() {
+            let kid = key.get("kid").and_then(serde_json::Value::as_str).map(|kid| format!(" (kid {kid:?})")).unwrap_or_default();
+            let read = serde_json::from_value::<Jwk>(key).map_err(|error| format!("it is no JWK: {error}"));
+            match read.and_then(Jwk::usable) {
+                Ok(key) => usable.extend(key),
+                Err(problem) => broken.push(format!("key {}{kid}: {problem}", number + 1)),
+            }
         }
-        Ok(Self { keys })
+        if usable.is_empty() {
+            let mut problem = "the JWKS has no usable key for RS256, ES256, ES384 or ES512".to_owned();
+            for broken in broken {
+                problem = format!("{problem}; {broken}");
+            }
+            return Err(JwksError(problem));
+        }
+        Ok(Self { keys: usable, broken })
+    }
+
+    /// A sentence for each key that cannot be what it says it is.
+    pub(super) fn broken(&self) -> &[String] {
+        &self.broken
     }
 
     pub(super) fn len(&self) -> usize {
@@ -118,41 +137,47 @@ impl Keyset {
 }
 
 impl Jwk {
-    fn usable(self) -> Option<Key> {
+    /// Nothing for a key of another kind or use.
+    fn usable(self) -> Result<Option<Key>, String> {
         let may_verify = self.purpose.as_deref().is_none_or(|purpose| purpose == "sig")
             && self.key_ops.as_ref().is_none_or(|operations| operations.iter().any(|operation| operation == "verify"));
-        if !may_verify {
-            return None;
-        }
-        let (algorithm, public) = match (self.kty.as_str(), self.crv.as_deref()) {
-            ("RSA", _) => (Algorithm::Rs256, self.rsa()?),
-            ("EC", Some("P-256")) => (Algorithm::Es256, self.point(&ECDSA_P256_SHA256_FIXED, 32)?),
-            ("EC", Some("P-384")) => (Algorithm::Es384, self.point(&ECDSA_P384_SHA384_FIXED, 48)?),
-            ("EC", Some("P-521")) => (Algorithm::Es512, self.point(&ECDSA_P521_SHA512_FIXED, 66)?),
-            _ => return None,
+        let algorithm = match (self.kty.as_str(), self.crv.as_deref()) {
+            ("RSA", _) => Algorithm::Rs256,
+            ("EC", Some("P-256")) => Algorithm::Es256,
+            ("EC", Some("P-384")) => Algorithm::Es384,
+            ("EC", Some("P-521")) => Algorithm::Es512,
+            _ => return Ok(None),
         };
-        if self.alg.is_some_and(|name| Algorithm::from_name(&name) != Some(algorithm)) {
-            return None;
+        if !may_verify || self.alg.as_deref().is_some_and(|name| Algorithm::from_name(name) != Some(algorithm)) {
+            return Ok(None);
         }
-        Some(Key { kid: self.kid, algorithm, public })
+        let public = match algorithm {
+            Algorithm::Rs256 => self.rsa()?,
+            Algorithm::Es256 => self.point(&ECDSA_P256_SHA256_FIXED, 32)?,
+            Algorithm::Es384 => self.point(&ECDSA_P384_SHA384_FIXED, 48)?,
+            Algorithm::Es512 => self.point(&ECDSA_P521_SHA512_FIXED, 66)?,
+        };
+        Ok(Some(Key { kid: self.kid, algorithm, public }))
     }
 
-    fn rsa(&self) -> Option<ParsedPublicKey> {
-        let [n, e] = [decode(self.n.as_deref())?, decode(self.e.as_deref())?];
+    fn rsa(&self) -> Result<ParsedPublicKey, String> {
+        let [n, e] = [decode("n", self.n.as_deref())?, decode("e", self.e.as_deref())?];
         // Some encoders prepend the sign byte of an ASN.1 integer.
         let [n, e] = [&n, &e].map(|number| number.strip_prefix(&[0]).unwrap_or(number));
         if !(2048 / 8..=8192 / 8).contains(&n.len()) {
-            return None;
+            return Err(format!("an RSA key of {} bits; 2048 to 8192 are accepted", n.len() * 8));
         }
-        RsaPublicKeyComponents { n, e }.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256).ok()
+        let key = RsaPublicKeyComponents { n, e }.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256);
+        key.map_err(|_| "its `n` and `e` are no RSA key".to_owned())
     }
 
-    fn point(&self, algorithm: &'static dyn VerificationAlgorithm, coordinate: usize) -> Option<ParsedPublicKey> {
-        let [x, y] = [decode(self.x.as_deref())?, decode(self.y.as_deref())?];
+    fn point(&self, algorithm: &'static dyn VerificationAlgorithm, coordinate: usize) -> Result<ParsedPublicKey, String> {
+        let [x, y] = [decode("x", self.x.as_deref())?, decode("y", self.y.as_deref())?];
         if x.len() != coordinate || y.len() != coordinate {
-            return None;
+            return Err(format!("`x` and `y` have {} and {} bytes; on its curve they have {coordinate}", x.len(), y.len()));
         }
-        ParsedPublicKey::new(algorithm, [&[4], x.as_slice(), &y].concat()).ok()
+        let key = ParsedPublicKey::new(algorithm, [&[4], x.as_slice(), &y].concat());
+        key.map_err(|_| "its `x` and `y` are no point on its curve".to_owned())
     }
 }
 
@@ -162,6 +187,7 @@ impl fmt::Debug for Keyset {
     }
 }
 
-fn decode(field: Option<&str>) -> Option<Vec<u8>> {
-    URL_SAFE_NO_PAD.decode(field?).ok()
+fn decode(name: &str, field: Option<&str>) -> Result<Vec<u8>, String> {
+    let field = field.ok_or_else(|| format!("`{name}` is missing"))?;
+    URL_SAFE_NO_PAD.decode(field).map_err(|error| format!("`{name}` is no base64url: {error}"))
 }
