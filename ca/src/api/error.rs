@@ -1,5 +1,7 @@
 //! What a call can fail with, and the gRPC code of each. The one place where codes are chosen.
 
+use std::time::Duration;
+
 use chancery_identity::SpiffeId;
 use time::OffsetDateTime;
 use tonic::metadata::MetadataValue;
@@ -58,6 +60,23 @@ pub enum ApiError {
     /// The fleet refused.
     #[error(transparent)]
     Fleet(#[from] FleetError),
+    /// More watches at once than are served.
+    #[error("{0} watches are under way, which is the most: end one of them")]
+    TooManyWatches(usize),
+    /// A watch's reader that took nothing for too long.
+    #[error("the reader took nothing for {} s, and the watch ends; go on from entry {next}", waited.as_secs())]
+    SlowReader {
+        /// So long.
+        waited: Duration,
+        /// What follows what was sent.
+        next: u64,
+    },
+    /// A watch ends with the CA.
+    #[error("the CA is ending, and the watch with it; once it runs again, go on from entry {next}")]
+    Ending {
+        /// What follows what was sent.
+        next: u64,
+    },
     /// A session ended.
     #[error(transparent)]
     Session(#[from] SessionEnd),
@@ -69,18 +88,25 @@ impl ApiError {
             Self::Certificate(_) | Self::NoCertificate | Self::SvidExpired { .. } | Self::Session(SessionEnd::SvidExpired) => {
                 Code::Unauthenticated
             }
-            Self::TooManyCalls | Self::RateLimited | Self::Fleet(_) | Self::Ledger(LedgerError::Full(_)) => Code::ResourceExhausted,
+            Self::TooManyCalls
+            | Self::RateLimited
+            | Self::TooManyWatches(_)
+            | Self::SlowReader { .. }
+            | Self::Fleet(_)
+            | Self::Ledger(LedgerError::Full(_)) => Code::ResourceExhausted,
             Self::Invalid(_)
             | Self::Filter(_)
-            | Self::Ledger(LedgerError::PageSize(_) | LedgerError::PageToken(_) | LedgerError::Ambiguous { .. }) => Code::InvalidArgument,
+            | Self::Session(SessionEnd::Protocol(_))
+            | Self::Ledger(
+                LedgerError::PageSize(_) | LedgerError::PageToken(_) | LedgerError::Ambiguous { .. } | LedgerError::NotThere { .. },
+            ) => Code::InvalidArgument,
             Self::NotFound(_) => Code::NotFound,
             Self::Refused(refusal) if refusal.retryable => Code::Unavailable,
             Self::Refused(_) | Self::NotACaller(_) | Self::Session(SessionEnd::ClusterRemoved) => Code::PermissionDenied,
             Self::Ledger(error) if error.is_retryable() => Code::Unavailable,
             Self::Ledger(_) => Code::Internal,
-            Self::Session(SessionEnd::Protocol(_)) => Code::InvalidArgument,
             Self::Session(SessionEnd::Replaced) => Code::Aborted,
-            Self::Session(_) => Code::Unavailable,
+            Self::Session(_) | Self::Ending { .. } => Code::Unavailable,
         }
     }
 }

@@ -8,6 +8,7 @@ mod operator;
 mod peer;
 mod policy;
 mod unread;
+mod watch;
 
 pub use agent::AgentApi;
 pub use error::{ApiError, REASON_KEY};
@@ -16,3 +17,4 @@ pub use operator::{OperatorApi, Standing};
 pub use peer::{Limits, Peer, PeerSvid, Peers};
 pub use policy::test_policy;
 pub use unread::NoteUnread;
+pub use watch::Watches;

@@ -7,13 +7,14 @@ use chancery_proto::chancery::v1::operator_service_server::OperatorService;
 use chancery_proto::chancery::v1::{
     ExplainRequest, ExplainResponse, Finding, IdentityFilter as WireFilter, ListAgentsRequest, ListAgentsResponse, ListIdentitiesRequest,
     ListIdentitiesResponse, ListRefusalsRequest, ListRefusalsResponse, ShowIdentityRequest, ShowIdentityResponse, StatusRequest,
-    StatusResponse, TestPolicyRequest, TestPolicyResponse, show_identity_request::By,
+    StatusResponse, TestPolicyRequest, TestPolicyResponse, WatchIdentitiesRequest, show_identity_request::By,
 };
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use crate::api::certificate_text::certificate_text;
 use crate::api::error::ApiError;
+use crate::api::watch::{Watched, Watches};
 use crate::api::{CallMetrics, test_policy};
 use crate::attestation::Clusters;
 use crate::fleet::{Explanation, Fleet};
@@ -40,6 +41,8 @@ pub struct OperatorApi {
     pub issuance: Arc<Issuance>,
     /// How the whole stands.
     pub standing: Standing,
+    /// Who follows what is issued.
+    pub watches: Watches,
     /// Counts the calls.
     pub metrics: Arc<CallMetrics>,
 }
@@ -76,6 +79,12 @@ impl OperatorService for OperatorApi {
             Ok(ListIdentitiesResponse { identities, next_page_token: page.next.unwrap_or_default() })
         })
         .await
+    }
+
+    type WatchIdentitiesStream = Watched;
+
+    async fn watch_identities(&self, request: Request<WatchIdentitiesRequest>) -> Result<Response<Watched>, Status> {
+        self.answer("WatchIdentities", request, async |request| self.watches.begin(&self.ledger, request).await).await
     }
 
     async fn show_identity(&self, request: Request<ShowIdentityRequest>) -> Result<Response<ShowIdentityResponse>, Status> {

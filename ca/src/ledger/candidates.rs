@@ -62,6 +62,11 @@ impl Candidates {
         Ok(Self { store: store.clone(), source, others: others.into_iter().flatten().collect(), floor, before })
     }
 
+    /// Every entry in the range `floor..before`.
+    pub(super) fn all(store: &SharedStore, floor: u64, before: u64) -> Self {
+        Self { store: store.clone(), source: Source::All, others: Vec::new(), floor, before }
+    }
+
     /// Goes down to the next entry that has the filter's other terms, too. Worth its look-ups where candidates were found that do not match.
     pub(super) async fn skip(&mut self) -> Result<(), StoreError> {
         for term in &self.others {

@@ -157,6 +157,11 @@ impl Queue {
         *self.head.borrow()
     }
 
+    /// Word of every group that has become durable. Ends with the committing task.
+    pub(super) fn watch_head(&self) -> watch::Receiver<Head> {
+        self.head.clone()
+    }
+
     pub(super) fn health(&self) -> watch::Receiver<LedgerHealth> {
         self.health.clone()
     }

@@ -9,6 +9,7 @@ mod candidates;
 mod committer;
 pub mod entry;
 mod filter;
+mod follow;
 mod leaf;
 mod proof;
 mod query;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use self::committer::{Append, Committer, Queue};
 pub use self::entry::{Body, Entry, EntryError, Issuance};
 pub use self::filter::{FilterError, FingerprintFilter, IdentityFilter, PodFilter, ServiceAccountFilter};
+pub use self::follow::Watch;
 pub use self::leaf::Leaf;
 pub use self::query::{Identity, MAX_PAGE_SIZE, Page};
 pub use self::refusals::{Refusal, RefusalFilter, Refusals};
@@ -87,6 +89,14 @@ pub enum LedgerError {
     /// A page token that this ledger did not give, or gave for another filter.
     #[error("the page token {0}; start again without one")]
     PageToken(&'static str),
+    /// A place that the ledger has not come to.
+    #[error("there is no entry {index} to go on from: the ledger has {entries}. Is it the same ledger as before?")]
+    NotThere {
+        /// Which.
+        index: u64,
+        /// How many there are.
+        entries: u64,
+    },
     /// A beginning that more than one fingerprint has.
     #[error("the filter's {field} {beginning} fits more than one certificate ({}); give more of it", found.join(", "))]
     Ambiguous {

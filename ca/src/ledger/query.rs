@@ -172,7 +172,7 @@ impl Ledger {
     }
 
     /// The first entry below `end` that was recorded at or after `moment`, or `end`.
-    async fn first_since(&self, moment: OffsetDateTime, end: u64) -> Result<u64, LedgerError> {
+    pub(super) async fn first_since(&self, moment: OffsetDateTime, end: u64) -> Result<u64, LedgerError> {
         let (mut low, mut high) = (0, end);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -238,7 +238,8 @@ impl LongestLifetime {
     }
 }
 
-fn identity(index: u64, bytes: Bytes) -> Result<Option<Identity>, LedgerError> {
+/// The identity that an entry records; none if it is no issuance.
+pub(super) fn identity(index: u64, bytes: Bytes) -> Result<Option<Identity>, LedgerError> {
     let entry = decode(index, bytes)?;
     let time = entry.time();
     let Body::Issuance(issuance) = entry.body else { return Ok(None) };

@@ -33,7 +33,7 @@ use tracing::{error, info, warn};
 
 pub use error::ServeError;
 
-use crate::api::{AgentApi, CallMetrics, NoteUnread, OperatorApi, Peers};
+use crate::api::{AgentApi, CallMetrics, NoteUnread, OperatorApi, Peers, Watches};
 use crate::config::{Config, Mode};
 use crate::ledger::LedgerHealth;
 use crate::store::embedded::files::{LogFiles, SystemFiles};
@@ -269,6 +269,7 @@ fn serve_operators(
         clusters: Arc::clone(&parts.clusters),
         issuance: Arc::clone(&parts.issuance),
         standing: Arc::new(move || status.status()),
+        watches: Watches::new(stop.clone()),
         metrics: calls,
     };
     let server = Server::builder()

@@ -2,6 +2,7 @@
 
 mod commit;
 mod entries;
+mod follow;
 mod queries;
 mod refusals;
 

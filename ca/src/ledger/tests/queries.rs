@@ -239,7 +239,20 @@ impl Record {
                 None => break,
             }
         }
-        prop_assert_eq!(found, expected);
+        prop_assert_eq!(&found, &expected);
+        self.check_watch(filter, page_size as u64, expected).await
+    }
+
+    /// What a watch tells from the entry `from` on, of which `expected` had been recorded before, newest first.
+    async fn check_watch(&self, filter: IdentityFilter, from: u64, expected: Vec<u64>) -> TestCaseResult {
+        let expected: Vec<_> = expected.into_iter().rev().filter(|index| *index >= from).collect();
+        let from = from.min(self.ledger.entries());
+        let mut watch = self.ledger.watch(filter, Some(from)).await.unwrap();
+        let mut found = Vec::new();
+        while found.len() < expected.len() {
+            found.extend(watch.next().await.unwrap().into_iter().map(|identity| identity.index));
+        }
+        prop_assert_eq!(&found[..expected.len()], expected);
         Ok(())
     }
 }
