@@ -2,11 +2,15 @@
 //!
 //! JSON carries everything, under the names of the serialized type; a table shows the columns that the caller chose; CSV has the same.
 
+mod listing;
+
 use std::io::Write;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+pub use self::listing::{Json, Listing};
 
 /// `--output` of every command that lists or shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -39,31 +43,9 @@ pub enum OutputError {
 
 /// Prints a list. `columns` are field names of `T`; nested ones are written `outer.inner`.
 pub fn rows<T: Serialize>(out: &mut impl Write, format: Format, columns: &[&str], rows: &[T]) -> Result<(), OutputError> {
-    if format == Format::Json {
-        return json(out, rows);
-    }
-    let cells = rows.iter().map(|row| {
-        let row = serde_json::to_value(row)?;
-        if !row.is_object() {
-            return Err(OutputError::Shape(format));
-        }
-        Ok(columns.iter().map(|column| cell(lookup(&row, column))).collect::<Vec<_>>())
-    });
-    if format == Format::Csv {
-        let mut writer = csv::Writer::from_writer(out);
-        writer.write_record(columns)?;
-        for row in cells {
-            writer.write_record(row?)?;
-        }
-        writer.flush()?;
-        return Ok(());
-    }
-    let mut table = plain_table();
-    table.set_header(columns.iter().map(|column| column.replace(['_', '.'], " ").to_uppercase()));
-    for row in cells {
-        table.add_row(row?.iter().map(|cell| printable(cell)));
-    }
-    print_table(out, &table)
+    let mut listing = Listing::begin(out, format, Json::Array, columns)?;
+    listing.add(rows)?;
+    listing.finish()
 }
 
 /// Prints one object: a table has a line for each of its fields.
@@ -76,9 +58,13 @@ pub fn fields<T: Serialize>(out: &mut impl Write, format: Format, value: &T) -> 
         let columns: Vec<&str> = object.keys().map(String::as_str).collect();
         return rows(out, format, &columns, std::slice::from_ref(&object));
     }
-    let mut table = plain_table();
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     add_fields(&mut table, "", &object);
-    print_table(out, &table)
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim())?;
+    }
+    Ok(())
 }
 
 fn json<T: Serialize + ?Sized>(out: &mut impl Write, value: &T) -> Result<(), OutputError> {
@@ -96,19 +82,6 @@ fn add_fields(table: &mut Table, prefix: &str, object: &Map<String, Value>) {
             }
         }
     }
-}
-
-fn plain_table() -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table
-}
-
-fn print_table(out: &mut impl Write, table: &Table) -> Result<(), OutputError> {
-    for line in table.lines() {
-        writeln!(out, "{}", line.trim())?;
-    }
-    Ok(())
 }
 
 fn lookup<'v>(row: &'v Value, column: &str) -> Option<&'v Value> {
@@ -190,6 +163,36 @@ mod tests {
         let mut out = Vec::new();
         rows::<Row>(&mut out, Format::Table, &["serial"], &[]).unwrap();
         assert_eq!(out, b"SERIAL\n");
+    }
+
+    #[test]
+    fn a_list_that_comes_in_parts_is_one_list() {
+        let all = ROWS.map(|row| row());
+        let columns = ["spiffe_id", "pod.name"];
+        for format in [Format::Table, Format::Json, Format::Csv] {
+            let (mut whole, mut parts) = (Vec::new(), Vec::new());
+            rows(&mut whole, format, &columns, &all).unwrap();
+            let mut listing = Listing::begin(&mut parts, format, Json::Array, &columns).unwrap();
+            listing.add::<Row>(&[]).unwrap();
+            for row in &all {
+                listing.add(std::slice::from_ref(row)).unwrap();
+            }
+            listing.finish().unwrap();
+            // The first part of a table cannot know how wide the second one is.
+            let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            assert_eq!(words(&parts), words(&whole), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn each_json_line_is_an_object() {
+        let mut out = Vec::new();
+        let mut listing = Listing::begin(&mut out, Format::Json, Json::Lines, &[]).unwrap();
+        listing.add(&ROWS.map(|row| row())).unwrap();
+        listing.finish().unwrap();
+        let ids: Vec<Value> =
+            out.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).unwrap()).collect();
+        assert_eq!((ids.len(), &ids[1]["spiffe_id"]), (2, &"spiffe://a/longer".into()));
     }
 
     #[test]
