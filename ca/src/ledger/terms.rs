@@ -43,9 +43,9 @@ pub const DICTIONARY_DIMENSIONS: [u8; 4] =
 pub struct EntryTerms;
 
 impl Terms for EntryTerms {
-    fn terms(&self, entry: &[u8]) -> Vec<Term> {
+    fn terms(&self, entry: &Bytes) -> Vec<Term> {
         // An entry of a newer version has no terms here; the newer Chancery that reads it builds its index anew.
-        let Ok(entry) = Entry::decode(Bytes::copy_from_slice(entry)) else { return Vec::new() };
+        let Ok(entry) = Entry::decode(entry.clone()) else { return Vec::new() };
         match entry.body {
             Body::Issuance(issuance) => issuance_terms(&issuance),
             Body::Act(_) => vec![kind("act")],

@@ -15,7 +15,7 @@ pub const WORDS: u8 = 1;
 pub struct Words;
 
 impl Terms for Words {
-    fn terms(&self, entry: &[u8]) -> Vec<Term> {
+    fn terms(&self, entry: &Bytes) -> Vec<Term> {
         let words = entry.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
         words.flat_map(|word| [WORDS, 2].map(|dimension| Term { dimension, value: Bytes::copy_from_slice(word) })).collect()
     }

@@ -62,7 +62,7 @@ pub struct Term {
 /// Tells an entry's terms from its bytes, so that an engine can build its index anew.
 pub trait Terms: Debug + Send + Sync {
     /// All terms of `entry`; none for bytes that it does not understand.
-    fn terms(&self, entry: &[u8]) -> Vec<Term>;
+    fn terms(&self, entry: &Bytes) -> Vec<Term>;
 }
 
 /// Why the store refused or failed.

@@ -155,13 +155,15 @@ struct Extensions<'a> {
 
 impl<'a> Extensions<'a> {
     fn of(certificate: &'a X509Certificate<'_>) -> Result<Self, SvidError> {
-        let by_oid = certificate.extensions_map().map_err(|_| SvidError::Malformed("an extension comes twice".into()))?;
         macro_rules! find {
             ($oid:ident, $variant:ident) => {
-                match by_oid.get(&$oid).map(|extension| (extension.critical, extension.parsed_extension())) {
-                    None => None,
-                    Some((critical, ParsedExtension::$variant(value))) => Some((critical, value)),
-                    Some(_) => return Err(SvidError::Malformed(concat!("unreadable extension ", stringify!($variant)).into())),
+                match certificate.get_extension_unique(&$oid) {
+                    Err(_) => return Err(SvidError::Malformed("an extension comes twice".into())),
+                    Ok(None) => None,
+                    Ok(Some(extension)) => match extension.parsed_extension() {
+                        ParsedExtension::$variant(value) => Some((extension.critical, value)),
+                        _ => return Err(SvidError::Malformed(concat!("unreadable extension ", stringify!($variant)).into())),
+                    },
                 }
             };
         }

@@ -63,7 +63,7 @@ proptest! {
 
     #[test]
     fn garbage_is_no_entry_and_harms_nothing(bytes in any::<Vec<u8>>()) {
-        EntryTerms.terms(&bytes);
+        EntryTerms.terms(&bytes.clone().into());
         let _ = Entry::decode_time(&bytes);
         if let Ok(entry) = Entry::decode(bytes.clone().into()) {
             prop_assert_eq!(entry.bytes(), &bytes);

@@ -47,7 +47,7 @@ async fn measure() -> Result<bool> {
     let mut report = Report::new(&bare);
     memory::measure(&directory, &mut report).await?;
     svid::measure(&directory, size.first_svids, &mut report).await?;
-    issue::measure(&directory, size, &bare, &mut report).await?;
+    issue::measure(&directory, size, &mut report).await?;
     report.write(&directory.join("report.json"))?;
     Ok(report.good())
 }

@@ -16,7 +16,7 @@ const DICTIONARY: [u8; 1] = [1];
 struct Pairs;
 
 impl Terms for Pairs {
-    fn terms(&self, entry: &[u8]) -> Vec<Term> {
+    fn terms(&self, entry: &Bytes) -> Vec<Term> {
         entry.chunks_exact(2).map(|pair| letter(pair[0], pair[1])).collect()
     }
 }
