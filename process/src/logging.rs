@@ -62,10 +62,13 @@ impl From<LogLevel> for String {
     }
 }
 
+/// Libraries whose everyday work is of no interest; a directive of their own brings them back.
+const QUIET: &str = "fjall=warn,lsm_tree=warn";
+
 impl LogLevel {
     fn filter(&self) -> EnvFilter {
-        // Parsed before, so that the lossy form loses nothing.
-        EnvFilter::new(&self.0)
+        // Parsed before, so that the lossy form loses nothing. What is given for a library counts more than what stands in front of it.
+        EnvFilter::new(format!("{QUIET},{}", self.0))
     }
 }
 
@@ -121,6 +124,9 @@ mod tests {
         assert!(!tracing::enabled!(tracing::Level::DEBUG));
         handle.apply(&LogSettings { level: LogLevel::try_from("debug".to_owned()).unwrap(), ..LogSettings::default() });
         assert!(tracing::enabled!(tracing::Level::DEBUG));
+        assert!(!tracing::enabled!(target: "lsm_tree::tree", tracing::Level::INFO));
+        handle.apply(&LogSettings { level: LogLevel::try_from("info,lsm_tree=debug".to_owned()).unwrap(), ..LogSettings::default() });
+        assert!(tracing::enabled!(target: "lsm_tree::tree", tracing::Level::DEBUG));
         assert!(init(&LogSettings::default()).is_err());
     }
 }
