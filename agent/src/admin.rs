@@ -118,6 +118,12 @@ impl Status {
         if agent.trust_sequence == 0 {
             problems.push("no trust bundle yet: every proxy waits".to_owned());
         }
+        if let Some(alarm) = &agent.ledger.alarm {
+            let at = alarm.raised_at.replace_nanosecond(0).unwrap_or(alarm.raised_at);
+            problems.push(format!(
+                "{alarm} (at {at}); `--output json` shows both checkpoints; the alarm stays until `chancery-agent reset --ledger`"
+            ));
+        }
         let failing = agent.workloads.iter().filter(|workload| !workload.problem.is_empty());
         problems.extend(failing.map(|WorkloadStatus { workload, pod, problem, .. }| format!("{}/{pod}: {problem}", workload.namespace)));
         problems.extend(registry.problems());
@@ -177,6 +183,7 @@ struct Summary<'s> {
     expires_at: Option<OffsetDateTime>,
     ca_reachable: bool,
     trust_sequence: u64,
+    ledger_size: u64,
     workloads: usize,
     streams: usize,
     #[serde(with = "time::serde::rfc3339::option")]
@@ -195,6 +202,7 @@ impl<'s> Summary<'s> {
             expires_at: agent.expires_at,
             ca_reachable: agent.ca_reachable,
             trust_sequence: agent.trust_sequence,
+            ledger_size: agent.ledger.size,
             workloads: agent.workloads.len(),
             streams: status.streams,
             next_expiry: status.next_expiry,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use chancery_agent::admin;
+use chancery_agent::ca_client::LedgerFile;
 use chancery_agent::config::{self, Config};
 use chancery_agent::svids::StateFile;
 use chancery_process::output::Format;
@@ -39,7 +40,7 @@ enum Command {
     /// The proxies' streams: what each was sent, and what it said.
     Streams(AskArguments),
     /// Forget the kept state of a stopped agent: trust, its identity, and the workloads' certificates.
-    Reset(ConfigArgument),
+    Reset(ResetArguments),
     /// Print completions for a shell.
     Completions {
         /// Which shell.
@@ -58,6 +59,15 @@ struct ConfigArgument {
     /// The configuration file.
     #[arg(long, value_name = "FILE", env = "CHANCERY_AGENT_CONFIG", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct ResetArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Forget instead what the agent has seen of the CA's ledger, and the alarm about it: the next checkpoint is taken as the first.
+    #[arg(long)]
+    ledger: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -98,7 +108,7 @@ fn execute(command: Command) -> Outcome {
             let socket = arguments.socket()?;
             wait_for(admin::print_streams(&mut std::io::stdout(), &socket, arguments.output))
         }
-        Command::Reset(argument) => reset(&argument.config),
+        Command::Reset(arguments) => reset(&arguments.config.config, arguments.ledger),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "chancery-agent", &mut std::io::stdout());
             Ok(())
@@ -140,15 +150,16 @@ fn wait_for(answer: impl Future<Output = Result<(), admin::AdminError>>) -> Outc
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(answer)?)
 }
 
-fn reset(path: &Path) -> Outcome {
+fn reset(path: &Path, ledger: bool) -> Outcome {
     let config = Config::load(path)?;
     if std::os::unix::net::UnixStream::connect(&config.admin_socket).is_ok() {
         return Err("the agent is running and would write its state again; stop it first".into());
     }
     let state = StateFile::path_in(&config.state_dir);
-    match std::fs::remove_file(&state) {
-        Ok(()) => say(&format!("{}: forgotten\n", state.display())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => say(&format!("{}: there is none\n", state.display())),
-        Err(error) => Err(format!("{}: cannot remove: {error}", state.display()).into()),
+    let file = if ledger { LedgerFile::in_directory(&config.state_dir).path().to_owned() } else { state };
+    match std::fs::remove_file(&file) {
+        Ok(()) => say(&format!("{}: forgotten\n", file.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => say(&format!("{}: there is none\n", file.display())),
+        Err(error) => Err(format!("{}: cannot remove: {error}", file.display()).into()),
     }
 }

@@ -6,7 +6,8 @@ use chancery_process::http::Readiness;
 use crate::ca_client::CaClient;
 
 /// Ready means an own certificate that has not expired and a trust bundle that is not empty. A CA that cannot be reached degrades the agent
-/// but never takes it out of service: it goes on serving what it has. (The sockets are open before this is asked.)
+/// but never takes it out of service: it goes on serving what it has; nor does an alarm about the ledger. (The sockets are open before this
+/// is asked.)
 pub fn readiness(ca: &CaClient, clock: &dyn Clock) -> Readiness {
     let mut reasons = Vec::new();
     match &*ca.own().borrow() {
@@ -19,13 +20,16 @@ pub fn readiness(ca: &CaClient, clock: &dyn Clock) -> Readiness {
     if ca.trust().borrow().is_none() {
         reasons.push("the agent has no trust bundle yet".to_owned());
     }
-    let away = !*ca.reachable().borrow();
-    if away {
+    let unready = !reasons.is_empty();
+    if !*ca.reachable().borrow() {
         reasons.push(format!("the CA cannot be reached: {}", ca.problem()));
     }
-    match reasons.len() {
-        0 => Readiness::Ready,
-        1 if away => Readiness::Degraded(reasons),
-        _ => Readiness::NotReady(reasons),
+    reasons.extend(ca.ledger().borrow().alarm.as_ref().map(ToString::to_string));
+    if unready {
+        Readiness::NotReady(reasons)
+    } else if reasons.is_empty() {
+        Readiness::Ready
+    } else {
+        Readiness::Degraded(reasons)
     }
 }

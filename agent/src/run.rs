@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use chancery_agent::ca_client::CaClient;
+use chancery_agent::ca_client::{CaClient, LedgerFile};
 use chancery_agent::config::Config;
 use chancery_agent::reload::Reloader;
 use chancery_agent::sds::{self, Registry as Streams};
@@ -58,7 +58,8 @@ async fn serve(path: PathBuf, config: Config, log: LogHandle) -> Result<(), Fail
 
     // The proxies' streams end first, then the state is written, then the connection to the CA is given up.
     let (stop_svids, stop_ca) = (CancellationToken::new(), CancellationToken::new());
-    let (ca, ca_task) = CaClient::start(config.ca_client(), state.remembered, clock.clone(), metrics.clone(), stop_ca.clone());
+    let ledger = LedgerFile::in_directory(&config.state_dir);
+    let (ca, ca_task) = CaClient::start(config.ca_client(), state.remembered, ledger, clock.clone(), metrics.clone(), stop_ca.clone());
     let svids_settings = config.svids(state_file);
     let (svids, svids_task) = Svids::start(svids_settings, state.workloads, ca.clone(), clock.clone(), metrics.clone(), stop_svids.clone());
     let streams = Streams::new(config.max_streams(), metrics.clone());

@@ -60,6 +60,10 @@ pub struct Metrics {
     pub trust_sequence: Gauge,
     /// Trust states that the agent did not accept.
     pub trust_refused: Family<Reason, Counter>,
+    /// 1 while there is an alarm about the CA's ledger.
+    pub ledger_alarm: Gauge,
+    /// Entries of the ledger's newest checkpoint that was taken over.
+    pub ledger_size: Gauge,
     /// Failed writes of the state file.
     pub state_failed: Counter,
     /// Configuration files that were not taken over.
@@ -94,6 +98,8 @@ impl Metrics {
             ca_reachable: Gauge::default(),
             trust_sequence: Gauge::default(),
             trust_refused: Family::default(),
+            ledger_alarm: Gauge::default(),
+            ledger_size: Gauge::default(),
             state_failed: Counter::default(),
             config_refused: Counter::default(),
             config_reloaded: Gauge::default(),
@@ -117,6 +123,9 @@ impl Metrics {
         registry.register("ca_reachable", "1 while the CA can be reached", m.ca_reachable.clone());
         registry.register("trust_sequence", "Sequence of the trust state being served", m.trust_sequence.clone());
         registry.register("trust_refused", "Trust states that the agent did not accept", m.trust_refused.clone());
+        let alarm = "1 while the CA's ledger does not continue what the CA showed before, until an operator has looked at it";
+        registry.register("ledger_alarm", alarm, m.ledger_alarm.clone());
+        registry.register("ledger_size", "Entries of the ledger's newest checkpoint known here", m.ledger_size.clone());
         registry.register("state_failed", "Failed writes of the state file", m.state_failed.clone());
         registry.register("config_refused", "Configuration files that were not taken over", m.config_refused.clone());
         let reloaded = "1 if the configuration on disk is in force, 0 if it was refused";
@@ -133,6 +142,12 @@ impl Metrics {
     /// Notes the trust state being served.
     pub fn trust_sequence(&self, sequence: u64) {
         self.trust_sequence.set(i64::try_from(sequence).unwrap_or(i64::MAX));
+    }
+
+    /// Notes what is known of the ledger.
+    pub fn ledger(&self, known_size: u64, alarm: bool) {
+        self.ledger_size.set(i64::try_from(known_size).unwrap_or(i64::MAX));
+        self.ledger_alarm.set(i64::from(alarm));
     }
 
     /// Counts a trust state that was not taken over.

@@ -150,6 +150,7 @@ impl Keeper {
     async fn serve(&mut self, session: &mut Session) -> End {
         let mut holdings = self.client.published.holdings.subscribe();
         let mut proxies = self.client.published.proxies.subscribe();
+        let mut ledger = self.client.ledger();
         let mut tick = tokio::time::interval(self.client.settings.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut report_at = Instant::now() + REPORT_EVERY;
@@ -168,6 +169,7 @@ impl Keeper {
                 },
                 Ok(()) = holdings.changed() => changed = true,
                 Ok(()) = proxies.changed() => changed = true,
+                Ok(()) = ledger.changed() => changed = true,
                 () = tokio::time::sleep_until(report_at) => {
                     gathering = !session.report(&self.client);
                     report_at = Instant::now() + if gathering { REPORT_GATHER } else { REPORT_EVERY };
@@ -218,8 +220,7 @@ impl Keeper {
                 tracing::warn!("the CA orders the agent's own certificate to be renewed");
                 self.renew_at = Some(self.client.clock.now());
             }
-            // Not asked for: this version does not have the capability.
-            Down::LedgerCheckpoint(_) => {}
+            Down::LedgerCheckpoint(checkpoint) => self.client.published.ledger.offer(checkpoint),
             Down::Order(wire::Order { order: None }) => tracing::warn!("the CA sent an order that this version does not know"),
         }
         Ok(Taken::Nothing)

@@ -11,6 +11,7 @@ mod error;
 mod held;
 mod identity;
 mod keeper;
+mod ledger;
 mod session;
 mod token;
 pub mod trust;
@@ -33,10 +34,12 @@ pub use backoff::Backoff;
 pub use cluster_keys::ClusterKeys;
 pub use error::CaError;
 pub use held::Held;
+pub use ledger::{AlarmReason, KnownCheckpoint, LedgerAlarm, LedgerFile, LedgerMemory};
 pub use token::Token;
 pub use trust::Anchor;
 
 use crate::telemetry::Metrics;
+use ledger::{LedgerHandle, LedgerTask};
 
 /// Between two requests for newer keys of the cluster.
 const KEYS_PAUSE: Duration = Duration::from_secs(10);
@@ -144,20 +147,23 @@ struct Published {
     reissue: watch::Sender<u64>,
     holdings: watch::Sender<Holdings>,
     proxies: watch::Sender<ProxySummary>,
+    ledger: LedgerHandle,
     /// When the CA was asked for newer keys last.
     keys_asked: Mutex<Option<Instant>>,
 }
 
 impl CaClient {
-    /// Starts the task that connects; it ends with `shutdown`. Must be called within a tokio runtime.
+    /// Starts the tasks that connect, and that watch over the ledger; they end with `shutdown`. Must be called within a tokio runtime.
     pub fn start(
         settings: Settings,
         remembered: Remembered,
+        ledger: LedgerFile,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
         shutdown: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         metrics.trust_sequence(remembered.trust.as_ref().map_or(0, |trust| trust.sequence));
+        let (ledger_task, ledger) = LedgerTask::new(ledger, clock.clone(), metrics.clone());
         let published = Published {
             channel: watch::Sender::new(None),
             trust: watch::Sender::new(remembered.trust),
@@ -168,10 +174,14 @@ impl CaClient {
             reissue: watch::Sender::new(0),
             holdings: watch::Sender::new(Holdings::default()),
             proxies: watch::Sender::new(ProxySummary::default()),
+            ledger,
             keys_asked: Mutex::default(),
         };
         let client = Self { settings: Arc::new(settings), clock, metrics, published: Arc::new(published) };
-        let task = tokio::spawn(keeper::Keeper::new(client.clone(), shutdown).run());
+        let keeper = keeper::Keeper::new(client.clone(), shutdown.clone());
+        let task = tokio::spawn(async move {
+            tokio::join!(keeper.run(), ledger_task.run(shutdown));
+        });
         (client, task)
     }
 
@@ -253,6 +263,11 @@ impl CaClient {
         });
     }
 
+    /// What the agent knows of the CA's ledger.
+    pub fn ledger(&self) -> watch::Receiver<LedgerMemory> {
+        self.published.ledger.memory()
+    }
+
     /// What a restarted agent should still know.
     pub fn remembered(&self) -> Remembered {
         Remembered {
@@ -286,4 +301,9 @@ impl CaClient {
         self.metrics.rpc(method, code, started.elapsed());
         outcome.map(tonic::Response::into_inner).map_err(|status| CaError::from_status(method, &status))
     }
+}
+
+/// Unix milliseconds.
+fn milliseconds(moment: OffsetDateTime) -> i64 {
+    i64::try_from(moment.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }

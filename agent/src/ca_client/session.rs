@@ -13,11 +13,13 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::identity::VERSION;
-use super::{CaClient, CaError};
+use super::{CaClient, CaError, milliseconds};
 
 /// Reports on their way; one more is not queued but sent later, with newer numbers.
 const REPORTS_QUEUED: usize = 2;
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// What this agent can do on a session beyond its beginnings.
+const CAPABILITIES: [&str; 1] = ["ledger-checkpoints"];
 /// At most this many lagging proxies are named.
 const MAX_LAGGING: usize = 100;
 
@@ -34,7 +36,7 @@ impl Session {
         let (up, reports) = mpsc::channel(REPORTS_QUEUED);
         let hello = wire::Hello {
             version: VERSION.to_owned(),
-            capabilities: Vec::new(),
+            capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
             started_at_ms: milliseconds(started_at),
             report: Some(client.report()),
         };
@@ -91,11 +93,7 @@ impl CaClient {
             lagging: lagging.collect(),
             lagging_total: proxies.lagging_total,
             first_expiry_ms: holdings.first_expiry.map_or(0, milliseconds),
-            ledger: None,
+            ledger: Some(self.published.ledger.memory().borrow().report()),
         }
     }
-}
-
-fn milliseconds(moment: OffsetDateTime) -> i64 {
-    i64::try_from(moment.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }

@@ -18,7 +18,8 @@ mode = "node"
 token_file = "/var/run/secrets/chancery/token"
 # Of the workloads' keys and the agent's own: ecdsa-p256, ecdsa-p384, ed25519, rsa-2048, rsa-3072, rsa-4096.
 key_type = "ecdsa-p256"
-# Where trust, certificates and keys are kept for a restart; never a token. It must be on a memory-backed file system.
+# Where trust, certificates, keys and what was seen of the ledger are kept for a restart; never a token. It must be on a memory-backed file
+# system.
 state_dir = "/run/chancery/agent-state"
 # Accept a state_dir on a disk, which then holds private keys.
 allow_disk_state = false

@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 pub use crate::ca_client::{ProxyLag, ProxySummary, Token};
 pub use state::{RestoredWorkload, State, StateError, StateFile};
-pub use status::{AgentStatus, WorkloadStatus};
+pub use status::{AgentStatus, LedgerStatus, WorkloadStatus};
 
 use crate::ca_client::{CaClient, Role};
 use crate::telemetry::{Metrics, Reason};
@@ -258,6 +258,7 @@ impl Svids {
             ca_reachable: *self.ca.reachable().borrow(),
             ca_problem: self.ca.problem(),
             trust_sequence: self.ca.trust().borrow().as_ref().map_or(0, |trust| trust.sequence),
+            ledger: LedgerStatus::from(&*self.ca.ledger().borrow()),
             workloads,
         })
     }

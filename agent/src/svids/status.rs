@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::WorkloadKey;
+use crate::ca_client::{LedgerAlarm, LedgerMemory};
 
 /// A workload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +32,24 @@ pub struct WorkloadStatus {
     pub problem: String,
 }
 
+/// The CA's ledger, as the agent was shown it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LedgerStatus {
+    /// Entries of the newest checkpoint; 0 while none was shown.
+    pub size: u64,
+    /// The newest checkpoint, a signed note.
+    pub checkpoint: String,
+    /// What does not fit together, if anything.
+    pub alarm: Option<LedgerAlarm>,
+}
+
+impl From<&LedgerMemory> for LedgerStatus {
+    fn from(memory: &LedgerMemory) -> Self {
+        let checkpoint = memory.known.as_ref().map(|known| known.note.clone()).unwrap_or_default();
+        Self { size: memory.size(), checkpoint, alarm: memory.alarm.as_deref().cloned() }
+    }
+}
+
 /// The agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AgentStatus {
@@ -51,6 +70,9 @@ pub struct AgentStatus {
     pub ca_problem: String,
     /// Of the trust state being served; 0 while there is none.
     pub trust_sequence: u64,
+    /// What the agent knows of the CA's ledger.
+    #[serde(default)]
+    pub ledger: LedgerStatus,
     /// By namespace, service account and pod.
     pub workloads: Vec<WorkloadStatus>,
 }

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 mod binary;
+pub mod log;
 mod pki;
 mod service;
 mod tokens;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use chancery_agent::ca_client::{self, Anchor, CaClient, Role};
+use chancery_agent::ca_client::{self, Anchor, CaClient, LedgerFile, Role};
 use chancery_agent::svids::{self, StateFile, Subscription, SvidState, Svids, Token};
 use chancery_agent::telemetry::Metrics;
 use chancery_identity::csr::KeyType;
@@ -87,6 +88,8 @@ pub struct Behaviour {
     /// Found, and sent down, when a token names a key that is not known.
     pub new_keys: Mutex<Option<wire::ClusterKeys>>,
     pub reports: Mutex<Vec<wire::Report>>,
+    /// Of the last hello.
+    pub capabilities: Mutex<Vec<String>>,
     pub sessions: Mutex<Vec<mpsc::Sender<Result<wire::CaMessage, tonic::Status>>>>,
 }
 
@@ -120,6 +123,7 @@ impl FakeCa {
                 gate: tokio::sync::Mutex::default(),
                 new_keys: Mutex::default(),
                 reports: Mutex::default(),
+                capabilities: Mutex::default(),
                 sessions: Mutex::default(),
             }),
             clock: Arc::new(SetClock(AtomicI64::new(now))),
@@ -241,7 +245,14 @@ impl Place {
             tick: TICK,
         };
         let (stop_ca, stop_svids) = (CancellationToken::new(), CancellationToken::new());
-        let (client, ca_task) = CaClient::start(settings, state.remembered, clock.clone(), metrics.clone(), stop_ca.clone());
+        let (client, ca_task) = CaClient::start(
+            settings,
+            state.remembered,
+            LedgerFile::in_directory(&self.state_dir()),
+            clock.clone(),
+            metrics.clone(),
+            stop_ca.clone(),
+        );
         let settings = svids::Settings {
             key_type: KeyType::EcdsaP256,
             renew_from: 0.5,

@@ -178,7 +178,10 @@ impl AgentService for Service {
         tokio::spawn(async move {
             while let Some(Ok(wire::AgentMessage { message: Some(message) })) = up.next().await {
                 let report = match message {
-                    wire::agent_message::Message::Hello(hello) => hello.report.unwrap(),
+                    wire::agent_message::Message::Hello(hello) => {
+                        *behaviour.capabilities.lock().unwrap() = hello.capabilities;
+                        hello.report.unwrap()
+                    }
                     wire::agent_message::Message::Report(report) => report,
                 };
                 behaviour.reports.lock().unwrap().push(report);
