@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chancery_identity::checkpoint::{Hash, leaf_hash, root_of};
 
 use super::{Group, Head, MAX_CELL_BYTES, MAX_ENTRY_BYTES, MAX_GROUP_ENTRIES, SharedStore, StoreError, Term, Terms};
 
@@ -43,6 +44,7 @@ pub async fn passes(harness: &impl Harness) {
     reading_is_bounded(harness).await;
     look_ups_are_newest_first_and_paged(harness).await;
     values_are_in_order_and_paged(harness).await;
+    hashes_are_those_of_the_tree_over_the_entries(harness).await;
     cells_change_by_compare_and_swap(harness).await;
     a_lease_has_one_holder(harness).await;
     a_published_checkpoint_must_be_of_this_log(harness).await;
@@ -148,6 +150,26 @@ async fn look_ups_are_newest_first_and_paged(harness: &impl Harness) {
     for index in 4..50 {
         add(&store, &["late"]).await;
         assert_eq!(look_up(word("late"), u64::MAX, 1).await, [index], "a look-up sees what was committed before it");
+    }
+}
+
+async fn hashes_are_those_of_the_tree_over_the_entries(harness: &impl Harness) {
+    let store = harness.fresh().await;
+    let entries: Vec<Bytes> = (0..600).map(|number| Bytes::from(format!("entry {number}"))).collect();
+    let leaves: Vec<Hash> = entries.iter().map(|entry| leaf_hash(entry)).collect();
+    for entries in entries.chunks(70) {
+        let group = Group { entries: entries.to_vec(), raises_epoch: false };
+        let head = store.commit(store.head().await.unwrap(), group).await.unwrap().entries;
+        assert_eq!(store.hashes(0, head - 1..head).await.unwrap(), [leaf_hash(&entries[entries.len() - 1])], "it is waited for");
+    }
+    let store = harness.reopen(store).await;
+    assert_eq!(store.hashes(0, 0..600).await.unwrap(), leaves);
+    assert_eq!(store.hashes(0, 250..260).await.unwrap(), leaves[250..260]);
+    assert_eq!(store.hashes(1, 0..2).await.unwrap(), [root_of(&leaves[..256]), root_of(&leaves[256..512])]);
+    assert_eq!(store.hashes(1, 1..1).await.unwrap(), Vec::<Hash>::new());
+    for (level, beyond) in [(0, 599..601), (1, 1..3), (2, 0..1), (8, 0..1), (255, 0..1)] {
+        let refused = store.hashes(level, beyond).await;
+        assert!(matches!(refused, Err(StoreError::Invalid(_))), "{refused:?}");
     }
 }
 

@@ -8,18 +8,16 @@
 //! CRC-32C of all lines before it, one a line; bytes and checksum in hexadecimal.
 
 use std::fmt::Write as _;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::files::LogFiles;
+use super::files::{self, LogFiles};
 use super::segment::LogId;
 use super::{damaged, failed_in, remove_if_there};
 use crate::store::{Head, StoreError};
 
 const NAME: &str = "checkpoint";
 const CLOSED: &str = "closed";
-const TEMPORARY: &str = "checkpoint.tmp";
 const FIRST_LINE: &str = "chancery-log-checkpoint 1";
 const MAX_BYTES: usize = 1024;
 
@@ -58,45 +56,23 @@ impl Checkpoints {
 
     fn write(&self, name: &str, head: &Head) -> Result<(), StoreError> {
         let path = self.dir.join(name);
-        self.replace(&path, head).map_err(failed_in(&path))
-    }
-
-    fn replace(&self, path: &Path, head: &Head) -> io::Result<()> {
-        let temporary = self.dir.join(TEMPORARY);
-        // Always a new file: if its sync failed once, its content stays in doubt.
-        remove_if_there(self.files.as_ref(), &temporary)?;
-        let file = self.files.create(&temporary)?;
-        file.write_at(encode(self.id, head).as_bytes(), 0)?;
-        file.sync_all()?;
-        self.files.rename(&temporary, path)?;
-        self.files.sync_dir(&self.dir)
+        files::replace(self.files.as_ref(), &path, encode(self.id, head).as_bytes()).map_err(failed_in(&path))
     }
 }
 
 /// The published checkpoint in `dir` and the log it is of; nothing if none was published.
 pub(super) fn read(files: &dyn LogFiles, dir: &Path) -> Result<Option<(LogId, Head)>, StoreError> {
     let path = dir.join(NAME);
-    let text = read_text(files, &path).map_err(failed_in(&path))?;
+    let text = files::read_text(files, &path, MAX_BYTES).map_err(failed_in(&path))?;
     text.map(|text| parse(&text).ok_or_else(|| damaged(&path, 0, "it is not an intact checkpoint".into()))).transpose()
 }
 
 /// Where the log in `dir` was closed cleanly, if it was; takes the note away.
 pub(super) fn take_closed(files: &dyn LogFiles, dir: &Path) -> Result<Option<(LogId, Head)>, StoreError> {
     let path = dir.join(CLOSED);
-    let text = read_text(files, &path).map_err(failed_in(&path))?;
+    let text = files::read_text(files, &path, MAX_BYTES).map_err(failed_in(&path))?;
     remove_if_there(files, &path).map_err(failed_in(&path))?;
     Ok(text.and_then(|text| parse(&text)))
-}
-
-fn read_text(files: &dyn LogFiles, path: &Path) -> io::Result<Option<String>> {
-    let file = match files.open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        result => result?,
-    };
-    let mut bytes = vec![0; MAX_BYTES];
-    let len = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(len);
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn encode(id: LogId, head: &Head) -> String {

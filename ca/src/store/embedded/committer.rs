@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
 use super::directory::Directory;
-use super::indexer::Feed;
+use super::follower::Feed;
 use super::log::Log;
 use crate::store::{Group, Head, StoreError};
 
@@ -28,12 +28,12 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    /// Starts the thread, which tells `feed` what it committed and holds on to `directory` while it may write.
-    pub(super) fn start(log: Log, feed: Arc<Feed>, directory: Arc<Directory>) -> std::io::Result<Self> {
+    /// Starts the thread, which tells `feeds` what it committed and holds on to `directory` while it may write.
+    pub(super) fn start(log: Log, feeds: Vec<Arc<Feed>>, directory: Arc<Directory>) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (failed, failure) = watch::channel(None);
         let thread = Builder::new().name("ledger-commit".into()).spawn(move || {
-            run(log, queue, &feed, &failed);
+            run(log, queue, &feeds, &failed);
             drop(directory);
         })?;
         Ok(Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)), failure })
@@ -78,7 +78,7 @@ impl Committer {
     }
 }
 
-fn run(mut log: Log, mut queue: mpsc::Receiver<Job>, feed: &Feed, failed: &watch::Sender<Option<StoreError>>) {
+fn run(mut log: Log, mut queue: mpsc::Receiver<Job>, feeds: &[Arc<Feed>], failed: &watch::Sender<Option<StoreError>>) {
     while let Some(job) = queue.blocking_recv() {
         let (expected, group, answer) = match job {
             Job::Commit { expected, group, answer } => (expected, group, answer),
@@ -89,7 +89,7 @@ fn run(mut log: Log, mut queue: mpsc::Receiver<Job>, feed: &Feed, failed: &watch
         };
         let result = log.append(&expected, &group);
         match &result {
-            Ok(_) => feed.push(expected.entries, group.entries),
+            Ok(_) => feeds.iter().for_each(|feed| feed.push(expected.entries, group.entries.clone())),
             Err(_) => report(&log, failed),
         }
         // Nobody waits any more if the caller was cancelled; the group is in the log all the same.

@@ -63,6 +63,41 @@ pub trait LogFile: Debug + Send + Sync {
     fn preallocate(&self, len: u64) -> io::Result<()>;
 }
 
+/// Replaces the small file at `path` with `bytes`: after a crash the old content is there or the new, whole; once this has returned, the new.
+/// One writer at a time for each path.
+///
+/// # Errors
+/// If the system refuses; the old content or the new one is there then.
+pub fn replace(files: &dyn LogFiles, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let temporary = path.with_extension("tmp");
+    // Always a new file: if its sync failed once, its content stays in doubt.
+    match files.remove(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = files.create(&temporary)?;
+    file.write_at(bytes, 0)?;
+    file.sync_all()?;
+    files.rename(&temporary, path)?;
+    files.sync_dir(dir)
+}
+
+/// The content of a small file of text, up to `max_bytes` of it; nothing if there is none of that name.
+///
+/// # Errors
+/// If the system refuses.
+pub fn read_text(files: &dyn LogFiles, path: &Path, max_bytes: usize) -> io::Result<Option<String>> {
+    let file = match files.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        result => result?,
+    };
+    let mut bytes = vec![0; max_bytes];
+    let len = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(len);
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
 /// The file system of the machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemFiles;

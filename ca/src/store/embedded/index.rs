@@ -2,10 +2,10 @@
 //!
 //! Under the hash of each term are the indexes of the entries that have it, newest first. The last ones are in memory ([`staged`]); once they
 //! are many they become a table of an LSM tree ([`tree`]), which is durable and tells how far it goes. What a crash loses of them the log
-//! fills in: [`Index::indexed`] tells from where on.
+//! fills in: [`Derived::applied`] tells from where on.
 //!
 //! A tree that cannot be opened, or turns out to be damaged while it is read, is replaced by an empty one with a warning;
-//! [`Index::indexed`] then begins at 0 again, and questions are refused until it is where it was: an answer is never silently incomplete.
+//! [`Derived::applied`] then begins at 0 again, and questions are refused until it is where it was: an answer is never silently incomplete.
 
 mod postings;
 mod staged;
@@ -24,6 +24,7 @@ use bytes::Bytes;
 use self::postings::TermHash;
 use self::staged::Staged;
 use self::tree::{Failure, Tree};
+use super::follower::Derived;
 use crate::store::{StoreError, Term, Terms};
 
 /// How many values of the dictionaries are remembered as written, so that they are not written again.
@@ -62,37 +63,22 @@ impl Opened {
     }
 }
 
-impl Index {
-    /// Opens the index in `dir`; an unreadable one is replaced by an empty one. Keeps a dictionary of the values of `dictionary_dimensions`.
-    pub(crate) fn open(dir: &Path, terms: Arc<dyn Terms>, dictionary_dimensions: &[u8]) -> Result<Self, StoreError> {
-        let index = Self {
-            dir: dir.to_owned(),
-            terms,
-            dictionary_dimensions: dictionary_dimensions.to_vec(),
-            opened: RwLock::default(),
-            adding: Mutex::default(),
-            remembered: Mutex::default(),
-            reached: AtomicU64::default(),
-            reopened: AtomicU32::default(),
-        };
-        let indexed = index.with_opened(|opened| Ok(opened.indexed()))?;
-        index.reached.store(indexed, Ordering::Release);
-        Ok(index)
-    }
+impl Derived for Index {
+    const NAME: &'static str = "index";
 
     /// How many entries, from the first on, are indexed; applying goes on there. Smaller than before if the tree failed and had to be opened
     /// again or replaced.
-    pub(crate) fn indexed(&self) -> u64 {
+    fn applied(&self) -> u64 {
         self.with_opened(|opened| Ok(opened.indexed())).unwrap_or(0)
     }
 
     /// Indexes `entries`, whose first has the index `first`. They follow what was applied before without a gap. Visible at once to look-ups.
     ///
     /// # Errors
-    /// After one, ask [`Self::indexed`] where to go on.
-    pub(crate) fn apply(&self, first: u64, entries: &[Bytes]) -> Result<(), StoreError> {
+    /// After one, ask [`Derived::applied`] where to go on.
+    fn apply(&self, first: u64, entries: &[Bytes]) -> Result<(), StoreError> {
         let _adding = self.adding();
-        let next = self.indexed();
+        let next = self.applied();
         if next != first {
             return Err(StoreError::Invalid(format!("entry {next} is to be indexed next, not {first}")));
         }
@@ -115,7 +101,7 @@ impl Index {
     }
 
     /// Forgets everything, durably: the index had entries that the log has not.
-    pub(crate) fn clear(&self) -> Result<(), StoreError> {
+    fn clear(&self) -> Result<(), StoreError> {
         let _adding = self.adding();
         self.close(true)?;
         self.reached.store(0, Ordering::Release);
@@ -123,9 +109,28 @@ impl Index {
     }
 
     /// Makes what was applied durable; called before closing.
-    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+    fn flush(&self) -> Result<(), StoreError> {
         let _adding = self.adding();
         self.write_out()
+    }
+}
+
+impl Index {
+    /// Opens the index in `dir`; an unreadable one is replaced by an empty one. Keeps a dictionary of the values of `dictionary_dimensions`.
+    pub(crate) fn open(dir: &Path, terms: Arc<dyn Terms>, dictionary_dimensions: &[u8]) -> Result<Self, StoreError> {
+        let index = Self {
+            dir: dir.to_owned(),
+            terms,
+            dictionary_dimensions: dictionary_dimensions.to_vec(),
+            opened: RwLock::default(),
+            adding: Mutex::default(),
+            remembered: Mutex::default(),
+            reached: AtomicU64::default(),
+            reopened: AtomicU32::default(),
+        };
+        let indexed = index.with_opened(|opened| Ok(opened.indexed()))?;
+        index.reached.store(indexed, Ordering::Release);
+        Ok(index)
     }
 
     /// See [`Store::look_up`](crate::store::Store::look_up).

@@ -81,6 +81,11 @@ impl Log {
         Ok(Self { segments, checkpoints, spares, id, layout, head, file, first, size, data_end, buffer: Vec::new(), failed: None })
     }
 
+    /// What tells it from every other log.
+    pub(super) fn id(&self) -> LogId {
+        self.id
+    }
+
     /// What readers share with this writer.
     pub(super) fn segments(&self) -> &Arc<Segments> {
         &self.segments

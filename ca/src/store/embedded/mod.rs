@@ -7,10 +7,11 @@
 //! closed       where the log ended when it was closed cleanly; away while it is open
 //! log/         the segments, and the spare that becomes the next one; the only thing that cannot be rebuilt
 //! index/       finds entries by term; rebuilt from the log when it is missing or damaged
+//! tree/        the hashes of the Merkle tree over the entries; rebuilt likewise
 //! catalogue/   cells and leases; begun anew when it is damaged
 //! ```
 //!
-//! One thread writes the log ([`committer`]), another one the index ([`indexer`]); readers use neither.
+//! One thread writes the log ([`committer`]), one the index and one the tree ([`follower`]); readers use none of them.
 
 use std::io;
 use std::ops::Range;
@@ -28,9 +29,10 @@ use self::checkpoint::Checkpoints;
 use self::committer::Committer;
 use self::directory::Directory;
 use self::files::{LogFiles, SystemFiles};
+use self::follower::Follower;
 use self::index::Index;
-use self::indexer::{Feed, Indexer};
 use self::log::Layout;
+use self::merkle::HashTree;
 use self::reader::Segments;
 use super::{Group, Head, Lease, Store, StoreError, Term, Terms};
 
@@ -41,12 +43,15 @@ mod directory;
 #[cfg(any(test, feature = "testing"))]
 pub mod faulty;
 pub mod files;
+mod follower;
 mod frame;
 mod index;
-mod indexer;
 mod log;
 #[cfg(test)]
 mod log_tests;
+mod merkle;
+#[cfg(test)]
+mod merkle_tests;
 #[cfg(test)]
 mod properties;
 mod reader;
@@ -99,7 +104,8 @@ pub struct EmbeddedStore {
     segments: Arc<Segments>,
     checkpoints: Arc<Checkpoints>,
     committer: Arc<Committer>,
-    indexer: Arc<Indexer>,
+    index: Arc<Follower<Index>>,
+    tree: Arc<Follower<HashTree>>,
     catalogue: Arc<Catalogue>,
     is_closed: AtomicBool,
     _directory: Arc<Directory>,
@@ -121,16 +127,18 @@ impl EmbeddedStore {
         let layout = Layout { segment_bytes: options.segment_bytes, act_reserve_bytes: options.act_reserve_bytes };
         let (log, mut repairs) = recovery::open(options.files.clone(), dir, layout)?;
         let catalogue = Arc::new(Catalogue::open(&dir.join("catalogue"), options.clock.clone(), &mut repairs)?);
-        let index = Arc::new(Index::open(&dir.join("index"), options.terms.clone(), &options.dictionary_dimensions)?);
+        let index = Index::open(&dir.join("index"), options.terms.clone(), &options.dictionary_dimensions)?;
         let (segments, checkpoints) = (log.segments().clone(), log.checkpoints().clone());
-        let feed = Arc::new(Feed::new(segments.head().entries));
-        let indexer = Indexer::start(index, segments.clone(), feed.clone(), directory.clone()).map_err(failed_in(dir))?;
-        let committer = Committer::start(log, feed, directory.clone()).map_err(failed_in(dir))?;
+        let tree = HashTree::open(options.files.clone(), dir.join("tree"), log.id(), &segments)?;
+        let index = Follower::start(index, segments.clone(), directory.clone()).map_err(failed_in(dir))?;
+        let tree = Follower::start(tree, segments.clone(), directory.clone()).map_err(failed_in(dir))?;
+        let committer = Committer::start(log, vec![index.feed(), tree.feed()], directory.clone()).map_err(failed_in(dir))?;
         let store = Self {
             segments,
             checkpoints,
             committer: Arc::new(committer),
-            indexer: Arc::new(indexer),
+            index: Arc::new(index),
+            tree: Arc::new(tree),
             catalogue,
             is_closed: AtomicBool::new(false),
             _directory: directory,
@@ -147,11 +155,12 @@ impl EmbeddedStore {
         if self.is_closed.load(Ordering::Acquire) { Err(StoreError::Closed) } else { Ok(()) }
     }
 
-    /// Tells both threads to end.
+    /// Tells all threads to end.
     fn stop(&self) {
         self.is_closed.store(true, Ordering::Release);
         self.committer.stop();
-        self.indexer.stop();
+        self.index.stop();
+        self.tree.stop();
     }
 }
 
@@ -189,29 +198,21 @@ impl Store for EmbeddedStore {
     async fn look_up(&self, term: &Term, before: u64, limit: usize) -> Result<Vec<u64>, StoreError> {
         self.check_open()?;
         let term = term.clone();
-        self.indexer.ask(self.segments.head().entries, move |index| index.look_up(&term, before, limit)).await
+        self.index.ask(self.segments.head().entries, move |index| index.look_up(&term, before, limit)).await
     }
 
     async fn values(&self, dimension: u8, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Bytes>, StoreError> {
         self.check_open()?;
         let (prefix, after) = (prefix.to_owned(), after.map(<[u8]>::to_owned));
         let question = move |index: &Index| index.values(dimension, &prefix, after.as_deref(), limit);
-        self.indexer.ask(self.segments.head().entries, question).await
+        self.index.ask(self.segments.head().entries, question).await
     }
 
     async fn hashes(&self, level: u8, range: Range<u64>) -> Result<Vec<[u8; 32]>, StoreError> {
         self.check_open()?;
-        let segments = self.segments.clone();
-        blocking(move || {
-            let width = 1_u64 << (8 * u32::from(level));
-            let root = |index: u64| {
-                let entries = segments.read(index * width..(index + 1) * width, usize::MAX)?;
-                let leaves: Vec<_> = entries.iter().map(|entry| chancery_identity::checkpoint::leaf_hash(entry)).collect();
-                Ok(chancery_identity::checkpoint::root_of(&leaves))
-            };
-            range.map(root).collect()
-        })
-        .await
+        let needed = merkle::entries_below(level, range.end).filter(|needed| *needed <= self.segments.head().entries);
+        let needed = needed.ok_or_else(|| StoreError::Invalid(format!("the log does not reach to hash {} of level {level}", range.end)))?;
+        self.tree.ask(needed, move |tree| tree.hashes(level, range.clone())).await
     }
 
     async fn cell(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
@@ -250,10 +251,11 @@ impl Store for EmbeddedStore {
 
     async fn close(&self) -> Result<(), StoreError> {
         self.stop();
-        let (committer, indexer) = (self.committer.clone(), self.indexer.clone());
+        let (committer, index, tree) = (self.committer.clone(), self.index.clone(), self.tree.clone());
         blocking(move || {
             committer.join();
-            indexer.join();
+            index.join();
+            tree.join();
             Ok(())
         })
         .await
@@ -264,7 +266,8 @@ impl Drop for EmbeddedStore {
     fn drop(&mut self) {
         self.stop();
         self.committer.join();
-        self.indexer.join();
+        self.index.join();
+        self.tree.join();
     }
 }
 

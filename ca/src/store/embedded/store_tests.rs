@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 
 use super::faulty::FaultyFiles;
+use super::follower::Derived;
 use super::{EmbeddedStore, Opened, Options};
 use crate::store::contract::{self, Harness, WORDS, Words};
 use crate::store::{Group, Head, SharedStore, Store, StoreError, Term};
@@ -133,7 +134,7 @@ async fn an_index_that_is_lost_while_the_store_is_open_never_answers_with_less()
     add(&store, &["one", "two", "one"]).await;
     for _ in 0..4 {
         store.look_up(&word("one"), u64::MAX, 9).await.unwrap();
-        store.indexer.index().clear().unwrap();
+        store.index.derived().clear().unwrap();
         assert_eq!(store.look_up(&word("one"), u64::MAX, 9).await.unwrap(), [2, 0]);
     }
 }

@@ -47,7 +47,7 @@ fn expected_values(entries: &[Bytes], after: Option<&[u8]>, limit: usize) -> Vec
 /// Applies what is missing, as the log does, going on after failures.
 fn catch_up(index: &Index, entries: &[Bytes]) {
     for _ in 0..20 {
-        let next = index.indexed();
+        let next = index.applied();
         if index.apply(next, &entries[usize::try_from(next).unwrap()..]).is_ok() {
             return;
         }
@@ -98,7 +98,7 @@ proptest! {
                 index = open(dir.path());
                 catch_up(&index, &all);
             }
-            prop_assert_eq!(index.indexed(), all.len() as u64);
+            prop_assert_eq!(index.applied(), all.len() as u64);
         }
         for (dimension, value, before, limit) in questions {
             let term = letter(dimension, value);
@@ -141,7 +141,7 @@ fn a_cleared_index_is_empty_also_after_opening_again() {
     assert_complete(&index, &[]);
     drop(index);
     let index = open(dir.path());
-    assert_eq!(index.indexed(), 0);
+    assert_eq!(index.applied(), 0);
     // Values that were known before are written again.
     catch_up(&index, &sample(100));
     assert_complete(&index, &sample(100));
@@ -154,7 +154,7 @@ fn a_deleted_index_is_built_anew() {
     catch_up(&open(dir.path()), &entries);
     fs::remove_dir_all(dir.path()).unwrap();
     let index = open(dir.path());
-    assert_eq!(index.indexed(), 0);
+    assert_eq!(index.applied(), 0);
     catch_up(&index, &entries);
     assert_complete(&index, &entries);
 }
@@ -185,7 +185,7 @@ fn questions_are_refused_while_an_index_that_failed_is_built_anew() {
     drop(index);
     let index = open(dir.path());
     assert!(index.with_opened(|_| Err::<(), _>(Failure::Damaged("as a test wants it".into()))).is_err());
-    assert_eq!(index.indexed(), 0);
+    assert_eq!(index.applied(), 0);
     assert!(index.look_up(&letter(1, b'a'), u64::MAX, 1).is_err());
     index.apply(0, &entries[..50]).unwrap();
     assert!(index.values(1, b"", None, 1).is_err());
@@ -212,7 +212,7 @@ fn an_index_whose_process_was_killed_goes_on_at_its_last_table() {
         }
     };
     let survivor = open(copy.path());
-    assert_eq!(survivor.indexed(), 600);
+    assert_eq!(survivor.applied(), 600);
     catch_up(&survivor, &entries);
     assert_complete(&survivor, &entries);
 }
@@ -251,7 +251,7 @@ fn a_corrupted_index_is_built_anew() {
             fs::write(&target, content).unwrap();
 
             let index = open(copy.path());
-            let opened_at = index.indexed();
+            let opened_at = index.applied();
             // A question may be the one that finds the damage: it fails, and later ones are answered rightly.
             let failed = (0..3).take_while(|_| {
                 catch_up(&index, &entries);

@@ -1,4 +1,5 @@
-//! Drives the index behind the commits: its thread takes what was committed from memory, or, when it lags, from the log.
+//! Drives what is made of the entries, the index and the tree, behind the commits: each on a thread of its own, which takes what was committed
+//! from memory, or, when it lags, from the log.
 //!
 //! The path of a commit never waits for it: what does not fit into the memory between them is dropped there and read again.
 
@@ -13,19 +14,36 @@ use tracing::{error, info, warn};
 
 use super::blocking;
 use super::directory::Directory;
-use super::index::Index;
 use super::reader::Segments;
 use crate::store::StoreError;
 
 /// The most bytes of entries that wait in memory.
 const WAITING_BYTES: usize = 4 << 20;
-/// The most bytes of entries, and the most entries, that are indexed in one go.
+/// The most bytes of entries, and the most entries, that are applied in one go.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ENTRIES: u64 = 8192;
 /// How long to wait after an error before the next try.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Between the commits and the index.
+/// Something that is made of the entries, in their order, and can be made anew.
+pub(super) trait Derived: Send + Sync + 'static {
+    /// Of its thread, and in messages: the ledger's …
+    const NAME: &'static str;
+
+    /// How many entries, from the first on, are in it; smaller than before if it failed.
+    fn applied(&self) -> u64;
+
+    /// Adds `entries`, the first of which has the index `first`. They follow what was applied before without a gap.
+    fn apply(&self, first: u64, entries: &[Bytes]) -> Result<(), StoreError>;
+
+    /// Forgets everything, durably.
+    fn clear(&self) -> Result<(), StoreError>;
+
+    /// Makes what was applied durable; called before closing.
+    fn flush(&self) -> Result<(), StoreError>;
+}
+
+/// Between the commits and what is made of them.
 #[derive(Debug)]
 pub(super) struct Feed {
     state: Mutex<Waiting>,
@@ -38,17 +56,17 @@ struct Waiting {
     bytes: usize,
     /// How many entries are committed.
     head: u64,
-    /// The index may have gone back.
+    /// What is made of them may have gone back.
     recheck: bool,
     stop: bool,
 }
 
-/// What the index gets next.
+/// What is applied next.
 enum Next {
     Entries(Vec<Bytes>),
     /// Entries up to this one are in the log only.
     InLog(u64),
-    /// Nothing; the index has to be asked again how far it is.
+    /// Nothing; what is made of them has to be asked again how far it is.
     Recheck,
     Stop,
 }
@@ -135,57 +153,63 @@ fn bytes_of(entries: &[Bytes]) -> usize {
     entries.iter().map(|entry| entry.len() + size_of::<Bytes>()).sum()
 }
 
-/// How far the index is.
+/// How far it is.
 #[derive(Clone, Debug)]
 struct Progress {
     applied: u64,
     error: Option<StoreError>,
 }
 
-/// The thread that indexes.
+/// The thread that keeps a [`Derived`] up to date.
 #[derive(Debug)]
-pub(super) struct Indexer {
-    index: Arc<Index>,
+pub(super) struct Follower<D> {
+    derived: Arc<D>,
     feed: Arc<Feed>,
     progress: Arc<watch::Sender<Progress>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Indexer {
+impl<D: Derived> Follower<D> {
     /// Starts the thread, which holds on to `directory` while it may write.
-    pub(super) fn start(index: Arc<Index>, segments: Arc<Segments>, feed: Arc<Feed>, directory: Arc<Directory>) -> std::io::Result<Self> {
+    pub(super) fn start(derived: D, segments: Arc<Segments>, directory: Arc<Directory>) -> std::io::Result<Self> {
+        let (derived, feed) = (Arc::new(derived), Arc::new(Feed::new(segments.head().entries)));
         let progress = Arc::new(watch::Sender::new(Progress { applied: 0, error: None }));
-        let (its_index, its_feed, report) = (index.clone(), feed.clone(), progress.clone());
-        let thread = Builder::new().name("ledger-index".into()).spawn(move || {
-            run(&its_index, &segments, &its_feed, &report);
+        let (its_derived, its_feed, report) = (derived.clone(), feed.clone(), progress.clone());
+        let thread = Builder::new().name(format!("ledger-{}", D::NAME)).spawn(move || {
+            run(its_derived.as_ref(), &segments, &its_feed, &report);
             report.send_modify(|progress| progress.error = Some(StoreError::Closed));
             drop(directory);
         })?;
-        Ok(Self { index, feed, progress, thread: Mutex::new(Some(thread)) })
+        Ok(Self { derived, feed, progress, thread: Mutex::new(Some(thread)) })
     }
 
-    /// What `question` finds in the index once the first `entries` entries are in it; an error if they cannot be at the moment.
+    /// Where the committed entries are to be pushed.
+    pub(super) fn feed(&self) -> Arc<Feed> {
+        self.feed.clone()
+    }
+
+    /// What `question` finds once the first `entries` entries are in it; an error if they cannot be at the moment.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
         entries: u64,
-        question: impl Fn(&Index) -> Result<T, StoreError> + Clone + Send + 'static,
+        question: impl Fn(&D) -> Result<T, StoreError> + Clone + Send + 'static,
     ) -> Result<T, StoreError> {
         loop {
             self.wait_for(entries).await?;
-            let (index, question) = (self.index.clone(), question.clone());
-            let (answer, indexed) = blocking(move || Ok((question(&index), index.indexed()))).await?;
-            if indexed >= entries {
+            let (derived, question) = (self.derived.clone(), question.clone());
+            let (answer, applied) = blocking(move || Ok((question(&derived), derived.applied()))).await?;
+            if applied >= entries {
                 return answer;
             }
             // It failed and was opened again with less in it, or anew: the answer may lack entries.
-            self.progress.send_modify(|progress| progress.applied = indexed);
+            self.progress.send_modify(|progress| progress.applied = applied);
             self.feed.recheck();
         }
     }
 
     #[cfg(test)]
-    pub(super) fn index(&self) -> &Index {
-        &self.index
+    pub(super) fn derived(&self) -> &D {
+        &self.derived
     }
 
     async fn wait_for(&self, entries: u64) -> Result<(), StoreError> {
@@ -198,31 +222,31 @@ impl Indexer {
         }
     }
 
-    /// Indexes nothing more; what is not indexed yet is when the store is opened again.
+    /// Applies nothing more; what is not applied yet is when the store is opened again.
     pub(super) fn stop(&self) {
         self.feed.stop();
     }
 
-    /// Waits until the thread has ended; [`Indexer::stop`] was called.
+    /// Waits until the thread has ended; [`Follower::stop`] was called.
     pub(super) fn join(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Err(_)) = thread.map(JoinHandle::join) {
-            error!("the thread that indexes the ledger panicked");
+            error!("the thread of the ledger's {} panicked", D::NAME);
         }
     }
 }
 
-fn run(index: &Index, segments: &Segments, feed: &Feed, report: &watch::Sender<Progress>) {
-    let (indexed, head) = (index.indexed(), segments.head().entries);
-    if indexed < head {
-        info!(indexed, head, "the ledger's index catches up");
+fn run<D: Derived>(derived: &D, segments: &Segments, feed: &Feed, report: &watch::Sender<Progress>) {
+    let (applied, head) = (derived.applied(), segments.head().entries);
+    if applied < head {
+        info!(applied, head, "the ledger's {} catches up", D::NAME);
     }
     loop {
-        match step(index, segments, feed, report) {
+        match step(derived, segments, feed, report) {
             Ok(true) => {}
             Ok(false) => break,
             Err(error) => {
-                warn!(%error, "the ledger's index lags behind");
+                warn!(%error, "the ledger's {} lags behind", D::NAME);
                 report.send_modify(|progress| progress.error = Some(error));
                 if feed.pause(RETRY) {
                     break;
@@ -230,19 +254,19 @@ fn run(index: &Index, segments: &Segments, feed: &Feed, report: &watch::Sender<P
             }
         }
     }
-    if let Err(error) = index.flush() {
-        warn!(%error, "the ledger's index was not closed cleanly; it catches up at the next start");
+    if let Err(error) = derived.flush() {
+        warn!(%error, "the ledger's {} was not closed cleanly; it catches up at the next start", D::NAME);
     }
 }
 
-/// Indexes one batch, from where the index is: after an error it may have gone back. Tells whether there is another step.
-fn step(index: &Index, segments: &Segments, feed: &Feed, report: &watch::Sender<Progress>) -> Result<bool, StoreError> {
-    let from = index.indexed();
+/// Applies one batch, from where it is: after an error it may have gone back. Tells whether there is another step.
+fn step<D: Derived>(derived: &D, segments: &Segments, feed: &Feed, report: &watch::Sender<Progress>) -> Result<bool, StoreError> {
+    let from = derived.applied();
     let head = segments.head().entries;
     if from > head {
         // It was made from another log, or this log was restored from an older backup.
-        warn!(indexed = from, head, "the ledger's index knows more entries than there are; it is built anew");
-        index.clear()?;
+        warn!(applied = from, head, "the ledger's {} knows more entries than there are; it is built anew", D::NAME);
+        derived.clear()?;
         return Ok(true);
     }
     report.send_replace(Progress { applied: from, error: None });
@@ -252,6 +276,6 @@ fn step(index: &Index, segments: &Segments, feed: &Feed, report: &watch::Sender<
         Next::Entries(entries) => entries,
         Next::InLog(until) => segments.read(from..until.min(from + BATCH_ENTRIES), BATCH_BYTES)?,
     };
-    index.apply(from, &entries)?;
+    derived.apply(from, &entries)?;
     Ok(true)
 }
