@@ -13,7 +13,7 @@ mod watch;
 pub use agent::AgentApi;
 pub use error::{ApiError, REASON_KEY};
 pub use metrics::CallMetrics;
-pub use operator::{OperatorApi, Standing};
+pub use operator::{Diagnosis, OperatorApi, Standing};
 pub use peer::{Limits, Peer, PeerSvid, Peers};
 pub use policy::test_policy;
 pub use unread::NoteUnread;

@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use chancery_proto::chancery::v1::operator_service_server::OperatorService;
 use chancery_proto::chancery::v1::{
-    ExplainRequest, ExplainResponse, Finding, IdentityFilter as WireFilter, ListAgentsRequest, ListAgentsResponse, ListIdentitiesRequest,
-    ListIdentitiesResponse, ListRefusalsRequest, ListRefusalsResponse, ShowIdentityRequest, ShowIdentityResponse, StatusRequest,
-    StatusResponse, TestPolicyRequest, TestPolicyResponse, WatchIdentitiesRequest, show_identity_request::By,
+    DiagnoseRequest, DiagnoseResponse, ExplainRequest, ExplainResponse, Finding, IdentityFilter as WireFilter, ListAgentsRequest,
+    ListAgentsResponse, ListIdentitiesRequest, ListIdentitiesResponse, ListRefusalsRequest, ListRefusalsResponse, ShowIdentityRequest,
+    ShowIdentityResponse, StatusRequest, StatusResponse, TestPolicyRequest, TestPolicyResponse, WatchIdentitiesRequest,
+    show_identity_request::By,
 };
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
@@ -25,6 +26,8 @@ const DEFAULT_PAGE: usize = 100;
 
 /// How the whole CA stands; put together where all its parts are known.
 pub type Standing = Arc<dyn Fn() -> StatusResponse + Send + Sync>;
+/// What somebody should look at; likewise.
+pub type Diagnosis = Arc<dyn Fn() -> Vec<Finding> + Send + Sync>;
 
 /// Answers operators.
 #[derive(Clone)]
@@ -41,6 +44,8 @@ pub struct OperatorApi {
     pub issuance: Arc<Issuance>,
     /// How the whole stands.
     pub standing: Standing,
+    /// What is wrong.
+    pub diagnosis: Diagnosis,
     /// Who follows what is issued.
     pub watches: Watches,
     /// Counts the calls.
@@ -67,6 +72,10 @@ impl OperatorApi {
 impl OperatorService for OperatorApi {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         self.answer("Status", request, async |_| Ok((self.standing)())).await
+    }
+
+    async fn diagnose(&self, request: Request<DiagnoseRequest>) -> Result<Response<DiagnoseResponse>, Status> {
+        self.answer("Diagnose", request, async |_| Ok(DiagnoseResponse { findings: (self.diagnosis)() })).await
     }
 
     async fn list_identities(&self, request: Request<ListIdentitiesRequest>) -> Result<Response<ListIdentitiesResponse>, Status> {
@@ -154,7 +163,7 @@ fn page_size(asked: u32) -> Result<usize, ApiError> {
 
 impl From<Explanation> for ExplainResponse {
     fn from(explanation: Explanation) -> Self {
-        let finding = |(level, text): (crate::fleet::Level, String)| Finding { level: level.to_string(), text };
+        let finding = |(level, text): (crate::fleet::Level, String)| Finding { level: level.to_string(), text, next_step: String::new() };
         Self {
             verdict: explanation.verdict,
             next_step: explanation.next_step,

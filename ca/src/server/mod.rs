@@ -4,6 +4,7 @@
 //! accepted, what was accepted is answered, and the ledger is closed last. A ledger that could not be made durable ends the process: the
 //! next start recovers.
 
+mod doctor;
 mod error;
 mod listener;
 mod open;
@@ -261,7 +262,7 @@ fn serve_operators(
     calls: Arc<CallMetrics>,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
-    let status = Arc::clone(parts);
+    let (status, doctor) = (Arc::clone(parts), Arc::clone(parts));
     let api = OperatorApi {
         ledger: parts.ledger.clone(),
         refusals: Arc::clone(&parts.refusals),
@@ -269,6 +270,7 @@ fn serve_operators(
         clusters: Arc::clone(&parts.clusters),
         issuance: Arc::clone(&parts.issuance),
         standing: Arc::new(move || status.status()),
+        diagnosis: Arc::new(move || doctor.diagnose()),
         watches: Watches::new(stop.clone()),
         metrics: calls,
     };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use chancery_identity::Clock;
 use chancery_process::http::Readiness;
-use chancery_proto::chancery::v1::{AuthorityStatus, ClusterStatus, StatusResponse};
+use chancery_proto::chancery::v1::{AuthorityStatus, ClusterStatus, Finding, StatusResponse};
 use time::{Duration, OffsetDateTime};
 
 use crate::attestation::Clusters;
@@ -13,10 +13,13 @@ use crate::authority::{Authority, DataDirectory};
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::issuance::Issuance;
-use crate::ledger::{Ledger, LedgerHealth, Refusals};
+use crate::ledger::{Ledger, LedgerHealth, RefusalFilter, Refusals};
+use crate::server::doctor::Facts;
 use crate::server::scrub::Scrubs;
 use crate::telemetry::Reading;
 
+/// How many of the newest refusals the diagnosis counts.
+const JUDGED_REFUSALS: usize = 1000;
 const FIRST_EXPIRY: &str = "Until the first certificate that a connected agent holds expires if this CA goes away";
 
 /// Everything that answers questions.
@@ -80,6 +83,20 @@ impl Parts {
 
     pub(super) fn set_configuration_error(&self, error: Option<String>) {
         *self.configuration_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    /// What `chancery doctor` shows.
+    pub(super) fn diagnose(&self) -> Vec<Finding> {
+        let facts = Facts {
+            now: self.clock.now(),
+            obstacles: self.obstacles(),
+            flaws: self.flaws(),
+            certificates: self.authority.status(),
+            agents: self.fleet.agents(),
+            trust_sequence: self.trust_sequence(),
+            refusals: self.refusals.list_newest(&RefusalFilter::default(), JUDGED_REFUSALS),
+        };
+        facts.judge()
     }
 
     /// What `chancery status` shows.

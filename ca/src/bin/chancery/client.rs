@@ -28,6 +28,9 @@ pub(crate) enum CliError {
     /// The CA refused or failed.
     #[error("{}", .0.message())]
     Refused(#[from] Box<Status>),
+    /// The doctor found something bad, and has printed it.
+    #[error("{0} of these keep certificates from being issued or renewed, or will soon")]
+    Unwell(usize),
     /// The answer could not be printed.
     #[error(transparent)]
     Output(#[from] OutputError),

@@ -4,6 +4,7 @@
 
 mod agents;
 mod client;
+mod doctor;
 mod explain;
 mod identity;
 mod output;
@@ -38,6 +39,8 @@ struct Cli {
 enum Command {
     /// How the CA stands: ready or why not, its certificates, clusters, ledger.
     Status,
+    /// Everything that somebody should look at, worst first, with the next step; exit status 1 if something is bad.
+    Doctor,
     /// The identities that were issued, and those that were refused.
     #[command(subcommand)]
     Identity(identity::Command),
@@ -83,6 +86,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
     let connect = || client::connect(cli.socket.clone());
     match cli.command {
         Command::Status => status::run(connect().await?, out, format).await,
+        Command::Doctor => doctor::run(connect().await?, out, format).await,
         Command::Identity(command) => identity::run(connect().await?, command, out, format).await,
         Command::Explain { pod } => explain::run(connect().await?, pod, out, format).await,
         Command::Agent(command) => agents::run(connect().await?, command, out, format).await,

@@ -1,0 +1,252 @@
+//! `chancery doctor`: everything that somebody should look at, worst first, each with the next step.
+//!
+//! Judges what the other parts tell of themselves; holds nothing and changes nothing.
+
+use std::collections::BTreeMap;
+
+use chancery_proto::chancery::v1::{AgentRecord, Finding};
+use time::{Duration, OffsetDateTime};
+
+use crate::authority::CertificateStatus;
+use crate::fleet::Level;
+use crate::ledger::Refusal;
+
+/// A trust root has to be rotated in time: everybody must get the next one first.
+const ROOT_ENDS_SOON: Duration = Duration::days(30);
+const ROOT_ENDS_NOW: Duration = Duration::days(7);
+/// How long an agent may be away without a word: a restart, a drained connection.
+const AWAY: Duration = Duration::minutes(2);
+/// Clocks that differ by more make certificates look not yet valid or expired.
+const MAX_CLOCK_OFFSET: Duration = Duration::seconds(30);
+/// What was refused longer ago has been mended, or asked for again.
+const RECENT: Duration = Duration::minutes(10);
+/// How many of a kind are named.
+const NAMED: usize = 5;
+
+/// What the parts tell.
+pub(super) struct Facts {
+    pub(super) now: OffsetDateTime,
+    /// What keeps the CA from issuing.
+    pub(super) obstacles: Vec<String>,
+    /// What it issues in spite of.
+    pub(super) flaws: Vec<String>,
+    pub(super) certificates: Vec<CertificateStatus>,
+    pub(super) agents: Vec<AgentRecord>,
+    /// The newest trust state.
+    pub(super) trust_sequence: u64,
+    /// Newest first.
+    pub(super) refusals: Vec<Refusal>,
+}
+
+impl Facts {
+    /// Worst first.
+    pub(super) fn judge(&self) -> Vec<Finding> {
+        let mut findings: Vec<(Level, String, &str)> = Vec::new();
+        findings.extend(self.obstacles.iter().map(|obstacle| (Level::Bad, format!("nothing is issued: {obstacle}"), "")));
+        findings.extend(self.flaws.iter().map(|flaw| (Level::Warn, flaw.clone(), "")));
+        findings.extend(self.certificates.iter().filter_map(|certificate| self.on_certificate(certificate)));
+        findings.extend(self.on_agents());
+        findings.extend(self.on_refusals());
+        findings.sort_by_key(|(level, ..)| *level != Level::Bad);
+        findings.into_iter().map(|(level, text, next)| Finding { level: level.to_string(), text, next_step: next.into() }).collect()
+    }
+
+    fn on_certificate(&self, certificate: &CertificateStatus) -> Option<(Level, String, &'static str)> {
+        let CertificateStatus { root, subject, not_before, not_after, .. } = certificate;
+        let left = *not_after - self.now;
+        let ends = format!("{subject} ends at {not_after}");
+        match (root, left) {
+            (true, left) if left < ROOT_ENDS_NOW => {
+                Some((Level::Bad, ends, "bring in a new trust root now, before anything it signed ends with it"))
+            }
+            (true, left) if left < ROOT_ENDS_SOON => Some((Level::Warn, ends, "plan the next trust root")),
+            (false, left) if left < (*not_after - *not_before) / 4 => Some((
+                Level::Bad,
+                format!("{ends}, and was not renewed from half of its life on"),
+                "the CA's log says why it could not be renewed",
+            )),
+            _ => None,
+        }
+    }
+
+    fn on_agents(&self) -> Vec<(Level, String, &'static str)> {
+        let millis = Duration::milliseconds;
+        let now_ms = i64::try_from(self.now.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
+        let mut findings = Vec::new();
+        let mut find = |level, concerns: &dyn Fn(&AgentRecord) -> bool, what, next_step| {
+            let names: Vec<_> = self.agents.iter().filter(|agent| concerns(agent)).map(name).collect();
+            if !names.is_empty() {
+                findings.push((level, format!("{} {what}: {}", count(names.len(), "agent"), listed(&names)), next_step));
+            }
+        };
+        find(
+            Level::Warn,
+            &|agent| !agent.connected && millis(now_ms - agent.last_seen_ms) > AWAY && agent.svid_not_after_ms > now_ms,
+            "away although its certificate is good: nothing is renewed on its node",
+            "see its log, or whether its node is gone",
+        );
+        find(
+            Level::Bad,
+            &|agent| agent.connected && agent.svid_not_after_ms <= now_ms,
+            "connected with a certificate that has expired",
+            "see its log for why it was not renewed",
+        );
+        find(
+            Level::Warn,
+            &|agent| agent.connected && agent.trust_sequence < self.trust_sequence,
+            "without the newest trust state",
+            "see its log for why it refused it",
+        );
+        find(
+            Level::Warn,
+            &|agent| agent.connected && agent.lagging > 0,
+            "with proxies that have not acknowledged the newest trust bundle",
+            "`chancery-agent streams` on its node names them and their reasons",
+        );
+        find(
+            Level::Bad,
+            &|agent| agent.connected && millis(agent.clock_offset_ms).abs() > MAX_CLOCK_OFFSET,
+            "whose clock differs from the CA's by more than 30 s",
+            "set the clocks right: certificates look expired or not yet valid",
+        );
+        findings
+    }
+
+    fn on_refusals(&self) -> Option<(Level, String, &'static str)> {
+        let mut by_reason: BTreeMap<&str, usize> = BTreeMap::new();
+        for refusal in self.refusals.iter().take_while(|refusal| self.now - refusal.time < RECENT) {
+            *by_reason.entry(&refusal.reason).or_default() += 1;
+        }
+        let reasons: Vec<_> = by_reason.iter().map(|(reason, times)| format!("{reason} ({times})")).collect();
+        let total = by_reason.values().sum();
+        (total > 0).then(|| {
+            let text = format!("{} refused within {} min: {}", count(total, "certificate"), RECENT.whole_minutes(), listed(&reasons));
+            (Level::Warn, text, "`chancery identity refusals` says to whom and why")
+        })
+    }
+}
+
+fn name(agent: &AgentRecord) -> String {
+    if agent.node.is_empty() { agent.spiffe_id.clone() } else { format!("{}/{}", agent.cluster, agent.node) }
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chancery_identity::Fingerprint;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = time::macros::datetime!(2026-03-01 12:00 UTC);
+
+    fn well() -> Facts {
+        let agent = AgentRecord {
+            cluster: "east".into(),
+            node: "node-1".into(),
+            connected: true,
+            last_seen_ms: millis(NOW),
+            trust_sequence: 7,
+            svid_not_after_ms: millis(NOW + Duration::DAY),
+            ..AgentRecord::default()
+        };
+        Facts {
+            now: NOW,
+            obstacles: Vec::new(),
+            flaws: Vec::new(),
+            certificates: vec![certificate(true, Duration::days(300)), certificate(false, Duration::days(6))],
+            agents: vec![agent],
+            trust_sequence: 7,
+            refusals: Vec::new(),
+        }
+    }
+
+    fn millis(time: OffsetDateTime) -> i64 {
+        time.unix_timestamp() * 1000
+    }
+
+    fn certificate(root: bool, left: Duration) -> CertificateStatus {
+        let not_before = NOW - Duration::DAY;
+        CertificateStatus { root, fingerprint: Fingerprint([1; 32]), subject: "a certificate".into(), not_before, not_after: NOW + left }
+    }
+
+    /// What is found after `spoil`: one finding that says `words`.
+    fn finds(level: &str, words: &str, spoil: impl FnOnce(&mut Facts)) {
+        let mut facts = well();
+        spoil(&mut facts);
+        let findings = facts.judge();
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!(findings[0].level, level);
+        assert!(findings[0].text.contains(words), "{findings:?}");
+    }
+
+    #[test]
+    fn a_ca_that_is_well_has_nothing_to_look_at() {
+        assert_eq!(well().judge(), []);
+    }
+
+    #[test]
+    fn what_keeps_it_from_issuing_comes_first() {
+        let facts = Facts { obstacles: vec!["the disk is full".into()], flaws: vec!["a flaw".into()], ..well() };
+        let levels: Vec<_> = facts.judge().into_iter().map(|finding| finding.level).collect();
+        assert_eq!(levels, ["bad", "warn"]);
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_named() {
+        finds("warn", "a certificate ends at", |facts| facts.certificates = vec![certificate(true, Duration::days(29))]);
+        finds("bad", "a certificate ends at", |facts| facts.certificates = vec![certificate(true, Duration::days(6))]);
+        finds("bad", "was not renewed", |facts| facts.certificates = vec![certificate(false, Duration::hours(1))]);
+    }
+
+    #[test]
+    fn an_agent_that_is_not_as_it_should_be_is_named_by_its_node() {
+        finds("warn", "1 agent away although its certificate is good: nothing is renewed on its node: east/node-1", |facts| {
+            facts.agents[0].connected = false;
+            facts.agents[0].last_seen_ms -= 180_000;
+        });
+        finds("bad", "expired", |facts| facts.agents[0].svid_not_after_ms = millis(NOW));
+        finds("warn", "newest trust state", |facts| facts.agents[0].trust_sequence = 6);
+        finds("warn", "newest trust bundle", |facts| facts.agents[0].lagging = 1);
+        finds("bad", "clock", |facts| facts.agents[0].clock_offset_ms = -31_000);
+    }
+
+    #[test]
+    fn only_so_many_are_named() {
+        finds(
+            "warn",
+            "7 agents without the newest trust state: east/node-1, east/node-1, east/node-1, east/node-1, east/node-1 and 2 more",
+            |facts| {
+                facts.agents = vec![AgentRecord { trust_sequence: 6, ..facts.agents[0].clone() }; 7];
+            },
+        );
+    }
+
+    #[test]
+    fn recent_refusals_are_counted_by_reason() {
+        let refusal = |reason: &str, ago| Refusal {
+            time: NOW - Duration::minutes(ago),
+            agent: String::new(),
+            reason: reason.into(),
+            message: String::new(),
+            namespace: String::new(),
+            service_account: String::new(),
+            pod: String::new(),
+            pod_uid: None,
+            request_id: String::new(),
+        };
+        finds("warn", "3 certificates refused within 10 min: csr_signature (1), token_expired (2)", |facts| {
+            facts.refusals = vec![refusal("token_expired", 1), refusal("csr_signature", 2), refusal("token_expired", 9), refusal("x", 11)];
+        });
+    }
+}
