@@ -3,7 +3,7 @@
 //! Each folder is one idea, and imports run one way (`tests/` fails on one against the arrows):
 //!
 //! ```text
-//! api -> rotation -> { issuance, fleet } -> { attestation, authority } -> ledger -> store        config, telemetry, server: at the edge
+//! api -> rotation -> { issuance, fleet } -> { attestation, authority } -> ledger -> store        config, keys, telemetry, server: at the edge
 //! ```
 
 pub mod api;
@@ -12,6 +12,7 @@ pub mod authority;
 pub mod config;
 pub mod fleet;
 pub mod issuance;
+pub mod keys;
 pub mod ledger;
 pub mod server;
 pub mod store;

@@ -4,7 +4,8 @@
 //! kind         development or production; neither kind opens the other's directory
 //! version      of this layout; a newer one is refused
 //! lock         held while a CA has the directory open
-//! keys/        the file key manager's
+//! keys/        the CA's keys
+//! ledger-keys/ the keys that sign the ledger's acts and checkpoints, apart from the CA's
 //! authority/   roots and issuing certificates as PEM, for people
 //! bundle.pem   the trust bundle as PEM, for agents
 //! ledger/      the store's
@@ -122,6 +123,11 @@ impl DataDirectory {
     /// Where the file key manager keeps its keys.
     pub fn keys(&self) -> PathBuf {
         self.path.join("keys")
+    }
+
+    /// Where the keys that sign the ledger's acts and checkpoints are kept: apart from the CA's, and not where the ledger lies.
+    pub fn ledger_keys(&self) -> PathBuf {
+        self.path.join("ledger-keys")
     }
 
     /// Where the embedded store lies.

@@ -16,8 +16,8 @@ use time::OffsetDateTime;
 use x509_parser::asn1_rs::{FromDer, Header};
 use x509_parser::certificate::X509Certificate;
 
-use super::keys::{KeyError, KeyManager, PublicKey};
 use super::profiles;
+use crate::keys::{KeyError, KeyManager, PublicKey};
 
 /// How far certificates reach back, for peers whose clocks are behind.
 pub(super) const BACKDATE: Duration = Duration::from_secs(30);

@@ -13,7 +13,6 @@
 
 pub mod directory;
 mod issuer;
-pub mod keys;
 mod open;
 mod profiles;
 mod server;
@@ -37,11 +36,11 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::keys::{KeyError, KeyManager};
 use crate::ledger::{Ledger, LedgerError};
 
 pub use directory::{DataDirectory, DirectoryError, Kind};
 pub use issuer::{Issuer, IssuerError, LeafRequest, UnrecordedLeaf};
-use keys::{KeyError, KeyManager};
 use server::ServerCertificate;
 
 /// How often [`Authority::run`] looks whether something is to be renewed. Short against every lifetime, so that a machine that slept

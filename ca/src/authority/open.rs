@@ -20,9 +20,9 @@ use x509_parser::certificate::X509Certificate;
 
 use super::directory::{DataDirectory, Kind};
 use super::issuer::{Issuer, IssuerError, Signer, SubjectKey, public_key_of, validity};
-use super::keys::{KeyManager, PublicKey};
 use super::server::ServerCertificate;
 use super::{Authority, AuthorityError, Root, Settings, is_past_half, profiles};
+use crate::keys::{KeyManager, PublicKey};
 use crate::ledger::{Body, Ledger};
 
 /// What the CA's own certificates are signed with.

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use chancery_identity::{Clock, checkpoint};
 use time::OffsetDateTime;
 
-use super::keys::{FileKeyManager, KeyManager};
 use super::{Authority, AuthorityError, DataDirectory, Kind, Settings};
+use crate::keys::{FileKeyManager, KeyManager};
 use crate::ledger::{EntryTerms, Ledger, LedgerOptions};
 use crate::store::{Group, Head, Lease, Store, StoreError, Term, Terms};
 
@@ -66,6 +66,14 @@ impl MemoryStore {
 
 #[async_trait]
 impl Store for MemoryStore {
+    fn log_id(&self) -> [u8; 16] {
+        [7; 16]
+    }
+
+    fn sealed(&self) -> u64 {
+        0
+    }
+
     async fn head(&self) -> Result<Head, StoreError> {
         let entries = self.len() as u64;
         Ok(Head { entries, epoch: *self.epoch.lock().unwrap(), frame: [0; 32] })
@@ -184,7 +192,9 @@ impl TestCa {
     }
 
     pub(crate) async fn ledger(&self) -> Ledger {
-        Ledger::open(self.store.clone(), self.clock.clone(), LedgerOptions::default()).await.unwrap()
+        let keys = Arc::new(FileKeyManager::open(self.parent.path().join("ledger-keys")).unwrap());
+        let options = LedgerOptions::new("example.org".parse().unwrap(), keys);
+        Ledger::open(self.store.clone(), self.clock.clone(), options).await.unwrap()
     }
 
     pub(crate) async fn start(&self) -> Run {

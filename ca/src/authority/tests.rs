@@ -8,9 +8,9 @@ use time::Duration as Span;
 use x509_parser::asn1_rs::FromDer;
 use x509_parser::certificate::X509Certificate;
 
-use super::keys::{FileKeyManager, KeyManager};
 use super::testing::{Commits, Run, TestCa};
 use super::*;
+use crate::keys::{FileKeyManager, KeyManager};
 
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> X509Certificate<'a> {
     X509Certificate::from_der(certificate).unwrap().1

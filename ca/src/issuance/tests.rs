@@ -10,14 +10,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chancery_identity::csr::{self, KeyType};
 use chancery_identity::{PrivateKey, X509Svid};
-use chancery_proto::chancery::v1::{Act, Role};
+use chancery_proto::chancery::v1::Role;
 
 use super::policy::Lifetimes;
 use super::*;
 use crate::attestation::development::{DevelopmentIssuer, ISSUER, JWKS_FILE, TokenRequest, node_uid, pod_uid};
 use crate::attestation::{ClusterSettings, JwksSource};
-use crate::authority::keys::{KeyError, KeyManager, PublicKey};
 use crate::authority::testing::{Commits, TestCa};
+use crate::keys::{KeyError, KeyManager, PublicKey};
+use crate::ledger::acts::{Change, RefusedAct};
 use crate::ledger::{IdentityFilter, RefusalFilter};
 
 #[derive(Debug, Default)]
@@ -274,7 +275,9 @@ impl KeyManager for Interfering {
     }
     async fn sign(&self, name: &str, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         if self.armed.fetch_and(self.always, Ordering::SeqCst) {
-            self.ledger.append(Body::Act(Act { action: "agent.ban".into(), ..Act::default() })).await.unwrap();
+            let refused =
+                RefusedAct { action: "agent.ban".into(), target: String::new(), reason: "role".into(), message: String::new(), count: 1 };
+            self.ledger.act("local:uid=0", Change::Refused(refused), "a test wants it").await.unwrap();
         }
         self.inner.sign(name, message).await
     }

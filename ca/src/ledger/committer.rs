@@ -59,6 +59,7 @@ pub(super) struct Queue {
     sender: mpsc::UnboundedSender<Message>,
     room: Arc<Semaphore>,
     head: watch::Receiver<Head>,
+    sealed: watch::Receiver<u64>,
     health: watch::Receiver<LedgerHealth>,
     counters: Arc<Counters>,
 }
@@ -82,6 +83,7 @@ pub(super) struct Committer {
     end: Option<End>,
     prefix: Vec<u8>,
     head: watch::Sender<Head>,
+    sealed: watch::Sender<u64>,
     health: watch::Sender<LedgerHealth>,
     counters: Arc<Counters>,
 }
@@ -129,7 +131,9 @@ impl Append {
 impl Queue {
     /// Waits until `append` is durable, and returns the entries' indexes.
     pub(super) async fn append(&self, append: Append) -> Result<Range<u64>, LedgerError> {
-        let cost = u32::try_from(append.bytes() + REQUEST_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+        // There is one act at a time, and it must get through.
+        let cost = if append.act { 0 } else { append.bytes() + REQUEST_OVERHEAD_BYTES };
+        let cost = u32::try_from(cost).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).try_acquire_many_owned(cost).map_err(|error| match error {
             tokio::sync::TryAcquireError::Closed => LedgerError::Closed,
             tokio::sync::TryAcquireError::NoPermits => {
@@ -162,6 +166,11 @@ impl Queue {
         self.head.clone()
     }
 
+    /// How many entries lie in sealed segments, and word of every change.
+    pub(super) fn sealed(&self) -> watch::Receiver<u64> {
+        self.sealed.clone()
+    }
+
     pub(super) fn health(&self) -> watch::Receiver<LedgerHealth> {
         self.health.clone()
     }
@@ -184,6 +193,7 @@ impl Committer {
     pub(super) async fn start(store: SharedStore, clock: Arc<dyn Clock>, queue_bytes: usize) -> Result<Queue, LedgerError> {
         let end = read_end(&store).await?;
         let (head_sender, head) = watch::channel(end.head);
+        let (sealed_sender, sealed) = watch::channel(store.sealed());
         let (health_sender, health) = watch::channel(LedgerHealth::Ok);
         let (sender, receiver) = mpsc::unbounded_channel();
         let counters = Arc::new(Counters::default());
@@ -193,12 +203,13 @@ impl Committer {
             end: Some(end),
             prefix: Vec::with_capacity(MAX_PREFIX_BYTES),
             head: head_sender,
+            sealed: sealed_sender,
             health: health_sender,
             counters: Arc::clone(&counters),
         };
         tokio::spawn(committer.run(receiver));
         let room = Arc::new(Semaphore::new(queue_bytes.min(Semaphore::MAX_PERMITS)));
-        Ok(Queue { sender, room, head, health, counters })
+        Ok(Queue { sender, room, head, sealed, health, counters })
     }
 
     async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Message>) {
@@ -256,6 +267,8 @@ impl Committer {
                     self.count(&group, started.elapsed());
                     self.end = Some(End { head, time_ms });
                     self.head.send_replace(head);
+                    let sealed = self.store.sealed();
+                    self.sealed.send_if_modified(|before| std::mem::replace(before, sealed) != sealed);
                     self.tell(LedgerHealth::Ok);
                     return answer(group, end.head.entries);
                 }

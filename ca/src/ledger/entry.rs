@@ -93,6 +93,8 @@ pub enum Body {
     Configuration(wire::ConfigurationChange),
     /// A trust root or an issuing certificate came into being.
     Authority(wire::AuthorityCertificate),
+    /// What the acts before it lead to, or a part of that.
+    State(wire::State),
 }
 
 /// An entry as it was read.
@@ -118,6 +120,7 @@ impl Entry {
             Some(wire::entry::Body::Start(start)) => Body::Start(start),
             Some(wire::entry::Body::Configuration(change)) => Body::Configuration(change),
             Some(wire::entry::Body::Authority(authority)) => Body::Authority(authority),
+            Some(wire::entry::Body::State(state)) => Body::State(state),
             None => return Err(EntryError::Field { field: "body", problem: "is missing".into() }),
         };
         Ok(Self { time_ms: entry.time_ms, body, bytes })
@@ -174,6 +177,7 @@ impl Body {
             Self::Start(start) => wire::entry::Body::Start(start),
             Self::Configuration(change) => wire::entry::Body::Configuration(change),
             Self::Authority(authority) => wire::entry::Body::Authority(authority),
+            Self::State(state) => wire::entry::Body::State(state),
         };
         body.encode(buffer);
     }

@@ -1,10 +1,11 @@
 //! The append-only record of every issuance and every act, and the questions it answers.
 //!
 //! [`Ledger::append_all`] returns once its entries are durable: one durable write serves all requests that arrived meanwhile. Times never
-//! decrease. An act raises the epoch, and entries that were prepared under an older epoch are not recorded ([`LedgerError::EpochMoved`]):
-//! the caller checks and signs again. Questions ([`Ledger::list`], [`Ledger::show`]) read what is durable and never hold up an append.
+//! decrease. An act ([`Ledger::act`]) raises the epoch and changes the [`State`](acts::State); entries that were prepared under an older epoch
+//! are not recorded ([`LedgerError::EpochMoved`]): the caller checks and signs again. Questions ([`Ledger::list`], [`Ledger::show`]) read what is durable and never hold up an append.
 //! Refused issuances are no entries: [`Refusals`] keeps the last ones. Where the entries lie is the store's business.
 
+pub mod acts;
 mod candidates;
 mod committer;
 pub mod entry;
@@ -22,9 +23,10 @@ mod tree;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chancery_identity::Clock;
+use chancery_identity::{Clock, TrustDomain, checkpoint};
 use tokio::sync::watch;
 
+use self::acts::{ActError, Acts};
 use self::committer::{Append, Committer, Queue};
 pub use self::entry::{Body, Entry, EntryError, Issuance};
 pub use self::filter::{FilterError, FingerprintFilter, IdentityFilter, PodFilter, ServiceAccountFilter};
@@ -33,6 +35,7 @@ pub use self::leaf::Leaf;
 pub use self::query::{Identity, MAX_PAGE_SIZE, Page};
 pub use self::refusals::{Refusal, RefusalFilter, Refusals};
 pub use self::terms::{DICTIONARY_DIMENSIONS, EntryTerms};
+use crate::keys::KeyManager;
 use crate::store::{MAX_ENTRY_BYTES, SharedStore, StoreError};
 
 /// Why the ledger did not do what it was asked.
@@ -83,6 +86,37 @@ pub enum LedgerError {
         /// How many entries the tree has.
         size: u64,
     },
+    /// An act, or a recorded state, that this CA did not make. Nothing may go on: who is banned and what is revoked cannot be told.
+    #[error(
+        "ledger entry {index}, which decides about roots, bans and revocations, is not accepted: {problem}. Somebody or something changed the \
+         ledger: keep a copy of it, and restore the newest backup"
+    )]
+    Act {
+        /// Which.
+        index: u64,
+        /// What is wrong with it.
+        problem: ActError,
+    },
+    /// Acts that the log's head counts were not found.
+    #[error(
+        "the ledger's head counts {recorded} acts of operators, and {found} were found. Stop the CA, move the ledger's `index` directory away and \
+         start again, which builds it anew; if that does not help, restore the newest backup"
+    )]
+    ActsMissing {
+        /// So many.
+        found: u64,
+        /// So many should be there.
+        recorded: u64,
+    },
+    /// An act that the state does not allow; nothing was recorded.
+    #[error("{0}")]
+    Impossible(String),
+    /// The key that signs acts.
+    #[error("the ledger's keys: {0}")]
+    ActsKey(String),
+    /// An act or a state is recorded by [`Ledger::act`] alone, which signs it.
+    #[error("acts and states are not recorded unsigned")]
+    Unsigned,
     /// A page of no or too many identities.
     #[error("a page has 1 to {MAX_PAGE_SIZE} identities, not {0}")]
     PageSize(usize),
@@ -135,16 +169,20 @@ pub enum LedgerHealth {
 /// What a ledger is told when it is opened.
 #[derive(Clone, Debug)]
 pub struct LedgerOptions {
+    /// Part of the log's origin.
+    pub trust_domain: TrustDomain,
+    /// Where the key that signs acts lives; apart from the CA's keys.
+    pub keys: Arc<dyn KeyManager>,
     /// The longest lifetime that any certificate is issued with now. Questions for unexpired certificates stop at older entries.
     pub longest_lifetime: Duration,
     /// How many bytes of entries may wait for a durable write.
     pub queue_bytes: usize,
 }
 
-impl Default for LedgerOptions {
-    /// A day, and 8 MiB: about 10,000 issuances.
-    fn default() -> Self {
-        Self { longest_lifetime: Duration::from_secs(24 * 60 * 60), queue_bytes: 8 << 20 }
+impl LedgerOptions {
+    /// A lifetime of a day, and 8 MiB: about 10,000 issuances.
+    pub fn new(trust_domain: TrustDomain, keys: Arc<dyn KeyManager>) -> Self {
+        Self { trust_domain, keys, longest_lifetime: Duration::from_secs(24 * 60 * 60), queue_bytes: 8 << 20 }
     }
 }
 
@@ -171,18 +209,23 @@ pub struct Ledger {
     store: SharedStore,
     clock: Arc<dyn Clock>,
     queue: Arc<Queue>,
+    acts: Arc<Acts>,
+    origin: Arc<str>,
     longest_lifetime: Arc<query::LongestLifetime>,
 }
 
 impl Ledger {
-    /// Opens the ledger in `store`, which was told [`EntryTerms`] and [`DICTIONARY_DIMENSIONS`]. Starts a task that ends with the last clone.
+    /// Opens the ledger in `store`, which was told [`EntryTerms`] and [`DICTIONARY_DIMENSIONS`]. Starts tasks that end with the last clone.
     ///
     /// # Errors
-    /// If the store cannot be read, or its last entry is of a newer version.
+    /// If the store cannot be read, its last entry is of a newer version, or an act in it is not this CA's own.
     pub async fn open(store: SharedStore, clock: Arc<dyn Clock>, options: LedgerOptions) -> Result<Self, LedgerError> {
         let longest_lifetime = query::LongestLifetime::open(&store, options.longest_lifetime).await?;
-        let queue = Committer::start(Arc::clone(&store), Arc::clone(&clock), options.queue_bytes).await?;
-        Ok(Self { store, clock, queue: Arc::new(queue), longest_lifetime: Arc::new(longest_lifetime) })
+        let origin = checkpoint::origin(&options.trust_domain, store.log_id());
+        let acts = Arc::new(Acts::open(&store, options.keys, origin.clone()).await?);
+        let queue = Arc::new(Committer::start(Arc::clone(&store), Arc::clone(&clock), options.queue_bytes).await?);
+        tokio::spawn(acts::recorder::run(Arc::clone(&acts), Arc::clone(&store), Arc::downgrade(&queue), queue.sealed()));
+        Ok(Self { store, clock, queue, acts, origin: origin.into(), longest_lifetime: Arc::new(longest_lifetime) })
     }
 
     /// Records `body` durably, whatever the epoch, and returns its index.
@@ -201,12 +244,22 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::EpochMoved`] if one was: what `bodies` rest on (roots, bans) may have changed.
     pub async fn append_all_at(&self, epoch: u64, bodies: Vec<Body>) -> Result<Vec<u64>, LedgerError> {
-        self.enqueue(Some(epoch), bodies).await
+        let appended = self.enqueue(Some(epoch), bodies).await;
+        if let Err(LedgerError::EpochMoved { current }) = &appended {
+            // So that the caller, who tries again at once, finds the state of that epoch.
+            self.acts.catch_up(&self.store, *current).await?;
+        }
+        appended
     }
 
-    /// The epoch under which entries are to be prepared now.
+    /// The epoch under which entries are to be prepared now: the state's.
     pub fn epoch(&self) -> u64 {
-        self.queue.head().epoch
+        self.acts.epoch()
+    }
+
+    /// What tells this log from every other: `<trust domain>/chancery/<log ID>`.
+    pub fn origin(&self) -> &str {
+        &self.origin
     }
 
     /// How many entries are durable.
@@ -243,6 +296,9 @@ impl Ledger {
     async fn enqueue(&self, epoch: Option<u64>, bodies: Vec<Body>) -> Result<Vec<u64>, LedgerError> {
         if bodies.is_empty() {
             return Ok(Vec::new());
+        }
+        if bodies.iter().any(|body| matches!(body, Body::Act(_) | Body::State(_))) {
+            return Err(LedgerError::Unsigned);
         }
         let append = Append::encode(epoch, bodies)?;
         let indexes = self.queue.append(append).await?;

@@ -52,6 +52,7 @@ impl Terms for EntryTerms {
             Body::Start(_) => vec![kind("start")],
             Body::Configuration(_) => vec![kind("configuration")],
             Body::Authority(_) => vec![kind("authority")],
+            Body::State(_) => vec![kind("state")],
         }
     }
 }

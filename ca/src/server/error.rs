@@ -6,9 +6,9 @@ use chancery_process::watch::WatchError;
 
 use crate::attestation::ClusterSettingsError;
 use crate::attestation::development::DevelopmentError;
-use crate::authority::keys::KeyError;
 use crate::authority::{AuthorityError, DirectoryError};
 use crate::issuance::policy::PolicyError;
+use crate::keys::KeyError;
 use crate::ledger::LedgerError;
 use crate::store::StoreError;
 

@@ -13,12 +13,12 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::api::CallMetrics;
 use crate::attestation::Clusters;
 use crate::attestation::development::DevelopmentIssuer;
-use crate::authority::keys::FileKeyManager;
 use crate::authority::{Authority, DataDirectory, Kind};
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::issuance::Issuance;
 use crate::issuance::policy::Policy;
+use crate::keys::FileKeyManager;
 use crate::ledger::{Body, DICTIONARY_DIMENSIONS, EntryTerms, Ledger, LedgerOptions, Refusals};
 use crate::server::ServeError;
 use crate::server::parts::Parts;
@@ -120,6 +120,7 @@ async fn open_ledger(
     options.files = log_files;
     let opened = EmbeddedStore::open(&directory.ledger(), options).await?;
     let store: SharedStore = Arc::new(opened.store);
-    let options = LedgerOptions { longest_lifetime: config.longest_lifetime(), ..LedgerOptions::default() };
+    let keys = Arc::new(FileKeyManager::open(directory.ledger_keys())?);
+    let options = LedgerOptions { longest_lifetime: config.longest_lifetime(), ..LedgerOptions::new(config.trust_domain.clone(), keys) };
     Ok((Ledger::open(store, Arc::clone(clock), options).await?, opened.repairs))
 }

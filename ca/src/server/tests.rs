@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use chancery_process::http::Readiness;
-use chancery_proto::chancery::v1::Act;
+use chancery_proto::chancery::v1::Start;
 
 use super::*;
 use crate::ledger::Body;
@@ -26,8 +26,8 @@ async fn opened(directory: &Path, disk: &FaultyFiles) -> Parts {
     open::open(config, Arc::new(SystemClock), doors.directory, calls, Arc::new(disk.clone())).await.unwrap()
 }
 
-fn act() -> Body {
-    Body::Act(Act::default())
+fn start_entry() -> Body {
+    Body::Start(Start::default())
 }
 
 #[tokio::test]
@@ -36,7 +36,7 @@ async fn a_ca_whose_last_sync_failed_is_not_ready() {
     let parts = opened(directory.path(), &disk).await;
     assert_eq!(parts.readiness(), Readiness::Ready);
     disk.fail_sync_after(0);
-    parts.ledger.append(act()).await.unwrap_err();
+    parts.ledger.append(start_entry()).await.unwrap_err();
     let Readiness::NotReady(reasons) = parts.readiness() else { panic!("it says that it can issue") };
     assert!(reasons[0].contains("could not be made durable"), "{reasons:?}");
     assert!(!parts.status().ready);
@@ -99,5 +99,5 @@ async fn damage_that_a_scrub_finds_is_an_alarm_and_stops_no_issuance() {
     assert!(reasons[0].contains("the ledger is damaged at") && reasons[0].contains(&segment.display().to_string()), "{reasons:?}");
     let mut readings = parts.readings().into_iter();
     assert!(readings.any(|reading| reading == crate::telemetry::Reading::one("chancery_ledger_damaged", reading.help, 1.0)));
-    parts.ledger.append(act()).await.unwrap();
+    parts.ledger.append(start_entry()).await.unwrap();
 }

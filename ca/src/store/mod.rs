@@ -139,6 +139,12 @@ pub struct Lease {
 /// A store of entries. Implementations pass the same contract tests (`store/contract.rs`).
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
+    /// What tells this log from every other one: chosen at random when it is begun, and never changed.
+    fn log_id(&self) -> [u8; 16];
+
+    /// How many entries lie in parts of the log that are complete and never written again; 0 for an engine that knows no such parts.
+    fn sealed(&self) -> u64;
+
     /// The head as it is durable now.
     async fn head(&self) -> Result<Head, StoreError>;
 

@@ -36,7 +36,7 @@ async fn sixty_four_concurrent_appends_share_a_few_syncs() {
 async fn entries_of_one_request_follow_each_other_and_are_read_as_they_were_appended() {
     let place = Place::new();
     let ledger = place.ledger().await;
-    let bodies: Vec<Body> = vec![start("1"), issuance(5).into(), issuance(6).into(), act()];
+    let bodies: Vec<Body> = vec![start("1"), issuance(5).into(), issuance(6).into(), start("2")];
     assert_eq!(ledger.append_all(bodies.clone()).await.unwrap(), [0, 1, 2, 3]);
     assert_eq!(ledger.append_all(Vec::new()).await.unwrap(), [0; 0]);
     for (index, body) in (0..).zip(bodies) {
@@ -54,7 +54,7 @@ async fn an_entry_prepared_under_an_older_epoch_is_not_recorded() {
     let ledger = place.ledger().await;
     let epoch = ledger.epoch();
     ledger.append_all_at(epoch, vec![issuance(1).into()]).await.unwrap();
-    ledger.append(act()).await.unwrap();
+    act(&ledger).await.unwrap();
     let refused = ledger.append_all_at(epoch, vec![issuance(2).into()]).await.unwrap_err();
     assert!(matches!(refused, LedgerError::EpochMoved { current } if current == epoch + 1 && current == ledger.epoch()), "{refused}");
     assert!(refused.is_retryable());
@@ -62,18 +62,29 @@ async fn an_entry_prepared_under_an_older_epoch_is_not_recorded() {
     ledger.append_all_at(ledger.epoch(), vec![issuance(2).into()]).await.unwrap();
 }
 
-/// All three wait together: the act must not share a group with what comes after it.
+/// The act waits while the first entry is synced, and the last one waits behind the act: it must not share a group with it.
 #[tokio::test]
 async fn an_entry_that_waits_behind_an_act_is_not_recorded() {
     let place = Place::new();
     let ledger = place.ledger().await;
+    place.files.delay_syncs(Duration::from_millis(20));
     let epoch = ledger.epoch();
-    let (before, act, after) = tokio::join!(
-        ledger.append_all_at(epoch, vec![issuance(1).into()]),
-        ledger.append(act()),
-        ledger.append_all_at(epoch, vec![issuance(2).into()]),
-    );
-    assert_eq!((before.unwrap(), act.unwrap()), (vec![0], 1));
+    let until_queued = async |requests: u64| {
+        while ledger.stats().queued_requests != requests {
+            tokio::task::yield_now().await;
+        }
+    };
+    let acted = async {
+        until_queued(0).await;
+        act(&ledger).await
+    };
+    let after = async {
+        until_queued(0).await;
+        until_queued(1).await;
+        ledger.append_all_at(epoch, vec![issuance(2).into()]).await
+    };
+    let (before, acted, after) = tokio::join!(ledger.append_all_at(epoch, vec![issuance(1).into()]), acted, after);
+    assert_eq!((before.unwrap(), acted.unwrap()), (vec![0], 1));
     assert!(matches!(after, Err(LedgerError::EpochMoved { .. })));
 }
 
@@ -82,8 +93,8 @@ async fn two_replicas_of_one_store_record_one_after_the_other() {
     let place = Place::new();
     let store = place.store().await;
     let late = Arc::new(TestClock(Mutex::new(START - Duration::from_secs(60))));
-    let east = Ledger::open(store.clone(), place.clock.clone(), LedgerOptions::default()).await.unwrap();
-    let west = Ledger::open(store.clone(), late, LedgerOptions::default()).await.unwrap();
+    let east = Ledger::open(store.clone(), place.clock.clone(), place.options()).await.unwrap();
+    let west = Ledger::open(store.clone(), late, place.options()).await.unwrap();
     for index in 0..10 {
         let ledger = if index % 2 == 0 { &east } else { &west };
         assert_eq!(ledger.append(issuance(index).into()).await.unwrap(), index);
@@ -91,7 +102,7 @@ async fn two_replicas_of_one_store_record_one_after_the_other() {
         assert_eq!(ledger.entry(index).await.unwrap().unwrap().time(), START);
     }
     let epoch = west.epoch();
-    east.append(act()).await.unwrap();
+    act(&east).await.unwrap();
     assert!(matches!(west.append_all_at(epoch, vec![issuance(11).into()]).await, Err(LedgerError::EpochMoved { .. })));
     west.append_all_at(west.epoch(), vec![issuance(11).into()]).await.unwrap();
     assert_eq!(store.head().await.unwrap().entries, 12);
@@ -120,7 +131,7 @@ async fn time_stands_still_while_the_clock_is_set_back() {
 #[tokio::test]
 async fn a_full_queue_refuses_and_takes_more_once_it_has_room() {
     let place = Place::new();
-    let options = LedgerOptions { queue_bytes: 8 << 10, ..LedgerOptions::default() };
+    let options = LedgerOptions { queue_bytes: 8 << 10, ..place.options() };
     let ledger = Ledger::open(place.store().await, place.clock.clone(), options).await.unwrap();
     place.files.delay_syncs(Duration::from_millis(20));
     let results = append_at_once(&ledger, 64).await;
@@ -158,7 +169,7 @@ async fn a_full_disk_stops_issuances_but_not_acts_until_there_is_room() {
     };
     assert!(matches!(refused, LedgerError::Full(_)) && refused.is_retryable(), "{refused}");
     assert!(matches!(&*ledger.health().borrow(), LedgerHealth::Full(_)));
-    let (issuance_result, act_result) = tokio::join!(ledger.append(issuance(recorded).into()), ledger.append(act()));
+    let (issuance_result, act_result) = tokio::join!(ledger.append(issuance(recorded).into()), act(&ledger));
     assert!(matches!(issuance_result, Err(LedgerError::Full(_))));
     act_result.unwrap();
     place.files.set_capacity(None);

@@ -75,7 +75,8 @@ proptest! {
 fn every_kind_of_entry_is_read_as_it_was_written() {
     let bodies = [
         issuance(1).into(),
-        act(),
+        Body::Act(wire::Act { actor: "local:uid=0".into(), ..wire::Act::default() }),
+        Body::State(wire::State { epoch: 3, ..wire::State::default() }),
         start("1.2.3"),
         Body::Configuration(wire::ConfigurationChange { before: vec![1], after: vec![2], changed: vec!["policy".into()] }),
         Body::Authority(wire::AuthorityCertificate { certificate: vec![3], root: true }),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chancery_identity::Clock;
-use chancery_proto::chancery::v1::{Act, IssueReason, Role, Start};
+use chancery_proto::chancery::v1::{IssueReason, Role, Start};
 use rcgen::string::Ia5String;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType, SerialNumber};
 use tempfile::TempDir;
@@ -19,7 +19,9 @@ use time::OffsetDateTime;
 use time::macros::datetime;
 use uuid::Uuid;
 
+use super::acts::{Change, RefusedAct};
 use super::*;
+use crate::keys::FileKeyManager;
 use crate::store::embedded::faulty::FaultyFiles;
 use crate::store::embedded::{EmbeddedStore, Options};
 
@@ -47,6 +49,7 @@ impl Clock for TestClock {
 /// A store, its disk and a clock: what is left of a CA when it is restarted.
 struct Place {
     dir: TempDir,
+    keys: TempDir,
     files: FaultyFiles,
     clock: Arc<TestClock>,
     segment_bytes: u64,
@@ -55,7 +58,13 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let clock = Arc::new(TestClock(Mutex::new(START)));
-        Self { dir: tempfile::tempdir().unwrap(), files: FaultyFiles::new(1), clock, segment_bytes: 1 << 20 }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            keys: tempfile::tempdir().unwrap(),
+            files: FaultyFiles::new(1),
+            clock,
+            segment_bytes: 1 << 20,
+        }
     }
 
     async fn store(&self) -> SharedStore {
@@ -70,12 +79,23 @@ impl Place {
     }
 
     async fn ledger(&self) -> Ledger {
-        Ledger::open(self.store().await, self.clock.clone(), LedgerOptions::default()).await.unwrap()
+        Ledger::open(self.store().await, self.clock.clone(), self.options()).await.unwrap()
+    }
+
+    fn options(&self) -> LedgerOptions {
+        let keys = FileKeyManager::open(self.keys.path().join("ledger-keys")).unwrap();
+        LedgerOptions::new("example.org".parse().unwrap(), Arc::new(keys))
     }
 }
 
-fn act() -> Body {
-    Body::Act(Act { actor: "local:uid=0".into(), action: "agent.ban".into(), why: "a test wants it".into(), ..Act::default() })
+/// An act that is always possible.
+async fn act(ledger: &Ledger) -> Result<u64, LedgerError> {
+    ledger.act("local:uid=0", refused_act("agent.ban"), "a test wants it").await
+}
+
+fn refused_act(action: &str) -> Change {
+    let (action, reason) = (action.to_owned(), "role".to_owned());
+    Change::Refused(RefusedAct { action, target: String::new(), reason, message: "no".into(), count: 1 })
 }
 
 fn start(version: &str) -> Body {

@@ -113,7 +113,7 @@ impl Spec {
 
     fn body(&self, index: u64, now: OffsetDateTime) -> Body {
         if self.is_act {
-            return act();
+            return start("an act");
         }
         let lifetime = Duration::from_secs(60 * u64::from(self.lifetime_minutes));
         let pod_uid = pod_uid(self.namespace, self.pod);
@@ -201,7 +201,7 @@ struct Record {
 impl Record {
     async fn new() -> Self {
         let place = Place::new();
-        let options = LedgerOptions { longest_lifetime: Duration::from_secs(40 * 60), ..LedgerOptions::default() };
+        let options = LedgerOptions { longest_lifetime: Duration::from_secs(40 * 60), ..place.options() };
         let ledger = Ledger::open(place.store().await, place.clock.clone(), options).await.unwrap();
         Self { place, ledger, recorded: Vec::new(), minute: 0 }
     }

@@ -34,6 +34,7 @@ use self::index::Index;
 use self::log::Layout;
 use self::merkle::HashTree;
 use self::reader::Segments;
+use self::segment::LogId;
 use super::{Group, Head, Lease, Store, StoreError, Term, Terms};
 
 mod catalogue;
@@ -101,6 +102,7 @@ pub struct Opened {
 /// next opening a little slower.
 #[derive(Debug)]
 pub struct EmbeddedStore {
+    id: LogId,
     segments: Arc<Segments>,
     checkpoints: Arc<Checkpoints>,
     committer: Arc<Committer>,
@@ -128,12 +130,13 @@ impl EmbeddedStore {
         let (log, mut repairs) = recovery::open(options.files.clone(), dir, layout)?;
         let catalogue = Arc::new(Catalogue::open(&dir.join("catalogue"), options.clock.clone(), &mut repairs)?);
         let index = Index::open(&dir.join("index"), options.terms.clone(), &options.dictionary_dimensions)?;
-        let (segments, checkpoints) = (log.segments().clone(), log.checkpoints().clone());
-        let tree = HashTree::open(options.files.clone(), dir.join("tree"), log.id(), &segments)?;
+        let (id, segments, checkpoints) = (log.id(), log.segments().clone(), log.checkpoints().clone());
+        let tree = HashTree::open(options.files.clone(), dir.join("tree"), id, &segments)?;
         let index = Follower::start(index, segments.clone(), directory.clone()).map_err(failed_in(dir))?;
         let tree = Follower::start(tree, segments.clone(), directory.clone()).map_err(failed_in(dir))?;
         let committer = Committer::start(log, vec![index.feed(), tree.feed()], directory.clone()).map_err(failed_in(dir))?;
         let store = Self {
+            id,
             segments,
             checkpoints,
             committer: Arc::new(committer),
@@ -166,6 +169,14 @@ impl EmbeddedStore {
 
 #[async_trait]
 impl Store for EmbeddedStore {
+    fn log_id(&self) -> [u8; 16] {
+        self.id
+    }
+
+    fn sealed(&self) -> u64 {
+        self.segments.open_first()
+    }
+
     async fn head(&self) -> Result<Head, StoreError> {
         self.check_open()?;
         Ok(self.segments.head())

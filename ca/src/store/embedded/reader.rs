@@ -110,6 +110,11 @@ impl Segments {
         self.durable.read().unwrap_or_else(PoisonError::into_inner).firsts.clone()
     }
 
+    /// With which entry the open segment begins.
+    pub(super) fn open_first(&self) -> u64 {
+        self.durable.read().unwrap_or_else(PoisonError::into_inner).firsts.last().copied().unwrap_or(0)
+    }
+
     /// The entries of `range`, at most `max_bytes` of them but at least one.
     pub(super) fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
         let head = self.head();

@@ -8,7 +8,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 use super::{KeyError, KeyManager};
 
 /// Runs the whole contract on an empty manager.
-pub(in crate::authority) async fn check(keys: &dyn KeyManager) {
+pub(super) async fn check(keys: &dyn KeyManager) {
     names_are_checked(keys).await;
     a_signature_verifies_with_the_public_key(keys).await;
     a_key_is_never_overwritten(keys).await;

@@ -1,0 +1,218 @@
+//! The state that acts lead to: which roots are where, who is banned, what is revoked, which keys sign checkpoints.
+//!
+//! Nothing but acts changes it ([`State::apply`]), and it depends on nothing but them and their times: folding the same acts again gives the
+//! same state. It is bounded: what has expired is forgotten with the next act, and an act that would make it larger than
+//! [`MAX_STATE_BYTES`] is refused before it is recorded.
+
+use std::collections::BTreeMap;
+
+use chancery_identity::{Fingerprint, Serial, SpiffeId};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::ActError;
+use super::change::{Change, RootState, Subject};
+
+/// The most bytes that the state may take when it is recorded: it fits into one durable write.
+pub const MAX_STATE_BYTES: usize = 3 << 20;
+
+/// What the acts recorded so far lead to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The epoch that it belongs to, which is the number of acts.
+    pub epoch: u64,
+    /// The roots that acts have named.
+    pub roots: BTreeMap<Fingerprint, Root>,
+    /// What is revoked, and who is not issued to.
+    pub revocations: BTreeMap<Subject, Revocation>,
+    /// Agents that nothing is issued to, nor on their behalf.
+    pub bans: BTreeMap<SpiffeId, Ban>,
+    /// The keys that have signed checkpoints, oldest first; the last one does now.
+    pub checkpoint_keys: Vec<CheckpointKey>,
+}
+
+/// A trust root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// Where it is.
+    pub state: RootState,
+    /// Since when.
+    pub since: OffsetDateTime,
+    /// The act's entry.
+    pub entry: u64,
+}
+
+/// Certificates issued until `since` are revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// When they were revoked.
+    pub since: OffsetDateTime,
+    /// The act's entry.
+    pub entry: u64,
+    /// The last of them has expired then.
+    pub until: OffsetDateTime,
+    /// Issuance goes on since then; it does not if none.
+    pub allowed: Option<OffsetDateTime>,
+}
+
+/// An agent's ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// Since when.
+    pub since: OffsetDateTime,
+    /// The act's entry.
+    pub entry: u64,
+}
+
+/// A key that signs checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointKey {
+    /// Ed25519.
+    pub key: [u8; 32],
+    /// Since when.
+    pub since: OffsetDateTime,
+    /// The act's entry.
+    pub entry: u64,
+}
+
+/// Who asks for a certificate, as far as revocations tell them apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Applicant<'a> {
+    /// The ID that the certificate would have.
+    pub spiffe_id: &'a SpiffeId,
+    /// The pod that it would be for.
+    pub pod_uid: Option<Uuid>,
+    /// The agent's or sidecar's cluster.
+    pub cluster: &'a str,
+    /// The node's name; may be empty.
+    pub node: &'a str,
+    /// The agent or sidecar that asks.
+    pub agent: &'a SpiffeId,
+}
+
+impl State {
+    /// What the act in `entry`, recorded at `time`, makes of it. Also raises the epoch.
+    ///
+    /// # Errors
+    /// If the change is not one that this state can go through; the state is then unchanged.
+    pub(super) fn apply(&mut self, change: &Change, time: OffsetDateTime, entry: u64) -> Result<(), ActError> {
+        match change {
+            Change::Root { root, to, .. } => self.move_root(*root, *to, time, entry)?,
+            Change::Revoke { subject, until } => {
+                let until = self.revocations.get(subject).map_or(*until, |before| before.until.max(*until));
+                self.revocations.insert(subject.clone(), Revocation { since: time, entry, until, allowed: None });
+            }
+            Change::Allow(subject) => self.allow(subject, time)?,
+            Change::Ban(agent) => {
+                if self.is_banned(agent) {
+                    return Err(ActError::Impossible(format!("{agent} is banned already")));
+                }
+                self.bans.insert(agent.clone(), Ban { since: time, entry });
+            }
+            Change::Unban(agent) => {
+                self.bans.remove(agent).ok_or_else(|| ActError::Impossible(format!("{agent} is not banned")))?;
+            }
+            Change::CheckpointKey(key) => {
+                if self.checkpoint_keys.iter().any(|known| known.key == *key) {
+                    return Err(ActError::Impossible(format!("the key {} has signed checkpoints before", hex::encode(key))));
+                }
+                self.checkpoint_keys.push(CheckpointKey { key: *key, since: time, entry });
+            }
+            Change::Refused(_) | Change::AcceptedLoss { .. } => {}
+        }
+        self.revocations.retain(|subject, revocation| !revocation.is_over(subject, time));
+        self.epoch += 1;
+        Ok(())
+    }
+
+    fn move_root(&mut self, root: Fingerprint, to: RootState, since: OffsetDateTime, entry: u64) -> Result<(), ActError> {
+        use RootState::{Active, Distrusted, Draining, Prepared, Published, Retired};
+        let from = self.roots.get(&root).map(|root| root.state);
+        let active = self.active_root();
+        let possible = match to {
+            // A CA's first root is active from the beginning.
+            Active => from == Some(Published) || (from.is_none() && active.is_none()),
+            Prepared => from.is_none(),
+            Published => from == Some(Prepared),
+            // Follows from the activation of the next.
+            Draining => false,
+            // One that never became active is given up.
+            Retired => matches!(from, Some(Prepared | Published | Draining)),
+            Distrusted => from != Some(Distrusted),
+        };
+        if !possible {
+            let from = from.map_or_else(|| "not known".to_owned(), |from| from.to_string());
+            return Err(ActError::Impossible(format!("the root {root} is {from} and cannot become {to}")));
+        }
+        if to == Active
+            && let Some(before) = active
+        {
+            self.roots.insert(before, Root { state: Draining, since, entry });
+        }
+        self.roots.insert(root, Root { state: to, since, entry });
+        Ok(())
+    }
+
+    fn allow(&mut self, subject: &Subject, time: OffsetDateTime) -> Result<(), ActError> {
+        if let Subject::Serial(_) = subject {
+            return Err(ActError::Impossible(format!("{subject} is one certificate, and its revocation keeps nobody from another")));
+        }
+        match self.revocations.get_mut(subject) {
+            Some(revocation) if revocation.allowed.is_none() => {
+                revocation.allowed = Some(time);
+                Ok(())
+            }
+            _ => Err(ActError::Impossible(format!("{subject} is not kept from certificates"))),
+        }
+    }
+
+    /// The root that issuing certificates are signed with; none before an act has named one.
+    pub fn active_root(&self) -> Option<Fingerprint> {
+        self.roots.iter().find(|(_, root)| root.state == RootState::Active).map(|(fingerprint, _)| *fingerprint)
+    }
+
+    /// The roots that are trusted never again.
+    pub fn distrusted(&self) -> impl Iterator<Item = Fingerprint> + '_ {
+        self.roots.iter().filter(|(_, root)| root.state == RootState::Distrusted).map(|(fingerprint, _)| *fingerprint)
+    }
+
+    /// Whether nothing is issued to this agent, nor on its behalf.
+    pub fn is_banned(&self, agent: &SpiffeId) -> bool {
+        self.bans.contains_key(agent)
+    }
+
+    /// The key that signs checkpoints now; none before an act has named one.
+    pub fn checkpoint_key(&self) -> Option<&CheckpointKey> {
+        self.checkpoint_keys.last()
+    }
+
+    /// Why nothing may be issued to `applicant`; nothing if it may.
+    pub fn obstacle(&self, applicant: &Applicant<'_>) -> Option<String> {
+        let Applicant { spiffe_id, pod_uid, cluster, node, agent } = *applicant;
+        if let Some(ban) = self.bans.get(agent) {
+            return Some(format!("{agent} was banned by an operator (ledger entry {}); `chancery agent unban` takes it back", ban.entry));
+        }
+        if self.revocations.is_empty() {
+            return None;
+        }
+        let node = (!node.is_empty()).then(|| Subject::Node { cluster: cluster.to_owned(), node: node.to_owned() });
+        let subjects = [Subject::SpiffeId(spiffe_id.clone()), Subject::Agent(agent.clone())];
+        subjects.into_iter().chain(pod_uid.map(Subject::Pod)).chain(node).find_map(|subject| {
+            let revocation = self.revocations.get(&subject).filter(|revocation| revocation.allowed.is_none())?;
+            let entry = revocation.entry;
+            Some(format!("{subject} was revoked by an operator (ledger entry {entry}); `chancery identity allow` lets it go on"))
+        })
+    }
+
+    /// Whether the certificate with this serial is revoked by it; other revocations are by what the ledger holds about the certificate.
+    pub fn is_revoked(&self, serial: Serial) -> bool {
+        self.revocations.contains_key(&Subject::Serial(serial))
+    }
+}
+
+impl Revocation {
+    /// Whether nothing that it revoked is alive, nor anybody kept from certificates by it.
+    fn is_over(&self, subject: &Subject, now: OffsetDateTime) -> bool {
+        self.until <= now && (self.allowed.is_some() || matches!(subject, Subject::Serial(_)))
+    }
+}
