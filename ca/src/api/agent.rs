@@ -25,7 +25,7 @@ use crate::api::error::ApiError;
 use crate::api::{CallMetrics, Peer};
 use crate::attestation::{Caller, Clusters};
 use crate::authority::Authority;
-use crate::fleet::{CAPABILITIES, Fleet, Member, SessionEnd, Sources, trust_message};
+use crate::fleet::{CAPABILITIES, Fleet, LedgerSource, Member, SessionEnd, Sources, trust_message};
 use crate::issuance::{self, Issuance, Issued, MAX_REQUESTS, Refusal};
 use crate::ledger::{IdentityFilter, Ledger};
 
@@ -49,6 +49,8 @@ pub struct AgentApi {
     pub fleet: Arc<Fleet>,
     /// What was issued before.
     pub ledger: Ledger,
+    /// What agents are shown of it, if anything.
+    pub checkpoints: Option<LedgerSource>,
     /// Tells when certificates have expired.
     pub clock: Arc<dyn Clock>,
     /// Counts the calls.
@@ -156,6 +158,7 @@ impl AgentApi {
         let sources = Sources {
             trust: self.authority.trust(),
             clusters: Arc::clone(&self.clusters),
+            ledger: self.checkpoints.clone(),
             drain_at: peer.drain_at,
             shutdown: self.shutdown.clone(),
         };

@@ -5,6 +5,7 @@
 //! bounded: one session an agent, a fixed number of agents remembered, a short queue of orders each.
 
 mod explain;
+mod ledger;
 mod session;
 mod wire;
 
@@ -12,12 +13,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chancery_identity::{Clock, SpiffeId};
-use chancery_proto::chancery::v1::{AgentRecord, Hello, Order, Report};
+use chancery_proto::chancery::v1::{AgentRecord, Hello, LedgerAlarm, Order, Report};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use session::LineEnd;
+
 pub use explain::{Explanation, Level};
+pub use ledger::{LedgerSource, PublishedCheckpoint};
 pub use session::{Session, SessionEnd, Sources};
 pub use wire::trust_message;
 
@@ -29,8 +33,12 @@ const MAX_ORDERS: usize = 8;
 const MAX_LAGGING: usize = 100;
 /// The longest text that is kept of what an agent says of itself, in bytes.
 const MAX_TEXT: usize = 256;
+/// The longest note of a checkpoint that is kept in memory, in bytes: a few signatures.
+const MAX_NOTE: usize = 2048;
+/// How many agents with an alarm about the ledger are named one by one.
+const MAX_NAMED: usize = 5;
 /// What this CA can do on a session, named in its welcome.
-pub const CAPABILITIES: [&str; 2] = ["order.reissue_all", "order.renew_agent"];
+pub const CAPABILITIES: [&str; 3] = ["order.reissue_all", "order.renew_agent", session::LEDGER_CHECKPOINTS];
 
 /// Why the fleet refused something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +85,8 @@ pub struct Totals {
     pub first_expiry_ms: Option<i64>,
     /// Proxies that have not acknowledged the trust state that their agent has.
     pub lagging: u64,
+    /// Agents, connected or not, whose checkpoint of the ledger and this CA's do not belong together.
+    pub ledger_alarms: usize,
     /// Connected agents that have not taken over the newest trust state.
     pub behind: usize,
 }
@@ -104,6 +114,8 @@ struct Record {
     clock_offset_ms: i64,
     /// The sequence of the trust state that it was sent last.
     given: u64,
+    /// What this CA found when it compared the agent's checkpoint of the ledger with its own.
+    found: Option<LedgerAlarm>,
 }
 
 /// The way to a connected agent.
@@ -161,7 +173,7 @@ impl Fleet {
             record.take(report.clone(), now);
         }
         drop(agents);
-        Ok(Session::new(Arc::clone(self), member, number, orders_in, replaced))
+        Ok(Session::new(Arc::clone(self), member, number, LineEnd { orders: orders_in, replaced }, hello))
     }
 
     /// Gives one agent an order.
@@ -201,7 +213,8 @@ impl Fleet {
     /// How it stands, compared with the trust state of `sequence`.
     pub fn totals(&self, sequence: u64) -> Totals {
         let agents = self.lock();
-        let mut totals = Totals::default();
+        let ledger_alarms = agents.by_id.values().filter(|record| record.ledger_alarm().is_some()).count();
+        let mut totals = Totals { ledger_alarms, ..Totals::default() };
         for record in agents.by_id.values().filter(|record| record.line.is_some()) {
             totals.connected += 1;
             totals.workloads += u64::from(record.report.workloads);
@@ -214,6 +227,21 @@ impl Fleet {
             totals.behind += usize::from(record.report.trust_sequence < sequence);
         }
         totals
+    }
+
+    /// What agents say against this CA's ledger, a sentence each; most of them are counted, not named.
+    pub fn ledger_problems(&self) -> Vec<String> {
+        let agents = self.lock();
+        let alarmed = agents.by_id.iter().filter_map(|(id, record)| Some((id, record, record.ledger_alarm()?)));
+        let describe = |(id, record, alarm): (&SpiffeId, &Record, &LedgerAlarm)| {
+            format!("the ledger and agent {id}, which knows {} entries, contradict each other: {}", record.ledger_size(), alarm.message)
+        };
+        let mut problems: Vec<_> = alarmed.clone().take(MAX_NAMED).map(describe).collect();
+        let more = alarmed.count().saturating_sub(MAX_NAMED);
+        if more > 0 {
+            problems.push(format!("the ledger and {more} more agents contradict each other (`chancery agent list`)"));
+        }
+        problems
     }
 
     /// The sequence of the trust state that an agent was sent last; 0 if it was sent none since this CA started.
@@ -233,6 +261,22 @@ impl Fleet {
         if let Some(record) = agents.by_id.get_mut(id).filter(|record| record.is_session(number)) {
             record.take(report, now);
         }
+    }
+
+    /// Takes in what came of comparing an agent's checkpoint of the ledger with this CA's.
+    fn compared(&self, id: &SpiffeId, number: u64, mut alarm: Option<LedgerAlarm>) {
+        let now = wire::millis(self.clock.now());
+        let mut agents = self.lock();
+        let Some(record) = agents.by_id.get_mut(id).filter(|record| record.is_session(number)) else { return };
+        if let Some(alarm) = &mut alarm {
+            bound(alarm);
+            let known = record.found.as_ref().filter(|known| known.reason == alarm.reason && known.remembered == alarm.remembered);
+            alarm.raised_at_ms = known.map_or(now, |known| known.raised_at_ms);
+            if known.is_none() {
+                log_alarm(id, "an agent's checkpoint is not the beginning of this CA's ledger", alarm);
+            }
+        }
+        record.found = alarm;
     }
 
     fn detach(&self, id: &SpiffeId, number: u64) {
@@ -264,7 +308,16 @@ impl Agents {
 
 impl Record {
     fn new(member: Member, now: OffsetDateTime) -> Self {
-        Self { member, line: None, last_seen: now, version: String::new(), report: Report::default(), clock_offset_ms: 0, given: 0 }
+        Self {
+            member,
+            line: None,
+            last_seen: now,
+            version: String::new(),
+            report: Report::default(),
+            clock_offset_ms: 0,
+            given: 0,
+            found: None,
+        }
     }
 
     fn is_session(&self, number: u64) -> bool {
@@ -278,9 +331,31 @@ impl Record {
                 *text = shortened(text);
             }
         }
+        if let Some(view) = &mut report.ledger {
+            // Only the size is needed on; the session has compared the note itself.
+            view.checkpoint = shortened_to(&view.checkpoint, MAX_NOTE);
+            if let Some(alarm) = &mut view.alarm {
+                bound(alarm);
+            }
+        }
+        let reported = |report: &Report| report.ledger.as_ref().and_then(|view| view.alarm.clone());
+        let alarm = reported(&report);
+        if let Some(alarm) = alarm.as_ref().filter(|alarm| reported(&self.report).as_ref() != Some(alarm)) {
+            log_alarm(&self.member.id, "an agent was shown a ledger that does not continue the one it was shown before", alarm);
+        }
         self.last_seen = now;
         self.clock_offset_ms = report.clock_ms.saturating_sub(wire::millis(now));
         self.report = report;
+    }
+
+    /// What the agent reported, or this CA found.
+    fn ledger_alarm(&self) -> Option<&LedgerAlarm> {
+        self.found.as_ref().or_else(|| self.report.ledger.as_ref()?.alarm.as_ref())
+    }
+
+    fn ledger_size(&self) -> u64 {
+        let note = self.report.ledger.as_ref().map(|view| &*view.checkpoint);
+        note.and_then(ledger::read).map_or(0, |checkpoint| checkpoint.size)
     }
 
     fn describe(&self) -> AgentRecord {
@@ -297,12 +372,29 @@ impl Record {
             lagging: self.report.lagging_total,
             clock_offset_ms: self.clock_offset_ms,
             svid_not_after_ms: wire::millis(self.member.svid_not_after),
+            ledger_size: self.ledger_size(),
+            ledger_alarm: self.ledger_alarm().map(|alarm| format!("{}: {}", alarm.reason, alarm.message)).unwrap_or_default(),
         }
     }
 }
 
+/// The agent keeps the notes whole; here, as far as an honest one goes.
+fn bound(alarm: &mut LedgerAlarm) {
+    (alarm.reason, alarm.message) = (shortened(&alarm.reason), shortened(&alarm.message));
+    (alarm.remembered, alarm.offered) = (shortened_to(&alarm.remembered, MAX_NOTE), shortened_to(&alarm.offered, MAX_NOTE));
+}
+
+fn log_alarm(agent: &SpiffeId, what: &str, alarm: &LedgerAlarm) {
+    let LedgerAlarm { reason, message, remembered, offered, .. } = alarm;
+    tracing::error!(%agent, reason, message, remembered, offered, "{what}; see docs/ledger.md for what to do");
+}
+
 fn shortened(text: &str) -> String {
-    let mut end = text.len().min(MAX_TEXT);
+    shortened_to(text, MAX_TEXT)
+}
+
+fn shortened_to(text: &str, most: usize) -> String {
+    let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;
     }

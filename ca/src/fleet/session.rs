@@ -7,19 +7,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chancery_identity::TrustState;
-use chancery_proto::chancery::v1::{AgentMessage, CaMessage, ClusterKeys, Order, Report, Welcome, agent_message, ca_message};
+use chancery_proto::chancery::v1::{
+    AgentMessage, CaMessage, ClusterKeys, Hello, LedgerView, Order, Report, Welcome, agent_message, ca_message,
+};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::attestation::Clusters;
-use crate::fleet::{CAPABILITIES, Fleet, Member, wire};
+use crate::fleet::ledger::{Looked, Showing};
+use crate::fleet::{CAPABILITIES, Fleet, LedgerSource, Member, wire};
 
 /// An agent that takes no message for so long is let go.
 pub(super) const STUCK: Duration = Duration::from_secs(30);
 /// Agents report at least every 10 s; one that has been silent for so long is let go.
 pub(super) const SILENT: Duration = Duration::from_secs(60);
+/// The capability of agents that take checkpoints of the ledger, and of a CA that sends them.
+pub(super) const LEDGER_CHECKPOINTS: &str = "ledger-checkpoints";
 /// How often wall-clock deadlines are looked at.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -30,6 +35,8 @@ pub struct Sources {
     pub trust: watch::Receiver<Arc<TrustState>>,
     /// The clusters, whose keys the agent is told.
     pub clusters: Arc<Clusters>,
+    /// The ledger's checkpoints, if agents are to be shown them.
+    pub ledger: Option<LedgerSource>,
     /// When the connection is old enough to be drained.
     pub drain_at: Instant,
     /// Cancelled when the CA shuts down.
@@ -69,6 +76,13 @@ pub enum SessionEnd {
     Protocol(&'static str),
 }
 
+/// A session's end of the way to the agent.
+#[derive(Debug)]
+pub(super) struct LineEnd {
+    pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) replaced: CancellationToken,
+}
+
 /// A session that has begun; dropping it ends it.
 #[derive(Debug)]
 pub struct Session {
@@ -77,11 +91,16 @@ pub struct Session {
     number: u64,
     orders: mpsc::Receiver<Order>,
     replaced: CancellationToken,
+    /// What the agent said of the ledger in its hello; `None` if it takes no checkpoints.
+    ledger: Option<LedgerView>,
 }
 
 impl Session {
-    pub(super) fn new(fleet: Arc<Fleet>, member: Member, number: u64, orders: mpsc::Receiver<Order>, replaced: CancellationToken) -> Self {
-        Self { fleet, member, number, orders, replaced }
+    pub(super) fn new(fleet: Arc<Fleet>, member: Member, number: u64, line: LineEnd, hello: &Hello) -> Self {
+        let capable = hello.capabilities.iter().any(|capability| capability == LEDGER_CHECKPOINTS);
+        let view = hello.report.as_ref().and_then(|report| report.ledger.clone());
+        let ledger = capable.then(|| view.unwrap_or_default());
+        Self { fleet, member, number, orders: line.orders, replaced: line.replaced, ledger }
     }
 
     /// Serves the stream until it ends; tells why it did.
@@ -115,6 +134,11 @@ impl Session {
         let mut key_changes = sources.clusters.changes();
         key_changes.mark_changed();
         let mut told = None;
+        let mut showing = sources.ledger.clone().zip(self.ledger.take()).map(|(source, view)| {
+            let mut showing = Showing::new(source);
+            showing.heard(&view);
+            showing
+        });
         let mut tick = tokio::time::interval(TICK);
         let mut heard = Instant::now();
         loop {
@@ -122,6 +146,9 @@ impl Session {
                 message = inbound.next() => {
                     heard = Instant::now();
                     if let Some(report) = report_of(message)? {
+                        if let (Some(showing), Some(view)) = (&mut showing, &report.ledger) {
+                            showing.heard(view);
+                        }
                         self.fleet.report(&self.member.id, self.number, report);
                     }
                 }
@@ -135,6 +162,12 @@ impl Session {
                     if let Some(keys) = keys {
                         send(outbound, ca_message::Message::ClusterKeys(keys.clone())).await?;
                         told = Some(keys);
+                    }
+                }
+                looked = compared(&mut showing) => {
+                    self.fleet.compared(&self.member.id, self.number, looked.alarm);
+                    if let Some(offer) = looked.offer {
+                        send(outbound, ca_message::Message::LedgerCheckpoint(offer)).await?;
                     }
                 }
                 Some(order) = self.orders.recv() => send(outbound, ca_message::Message::Order(order)).await?,
@@ -165,6 +198,14 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.fleet.detach(&self.member.id, self.number);
+    }
+}
+
+/// The next outcome, if the agent is shown checkpoints. Safe to cancel.
+async fn compared(showing: &mut Option<Showing>) -> Looked {
+    match showing {
+        Some(showing) => showing.next().await,
+        None => std::future::pending().await,
     }
 }
 

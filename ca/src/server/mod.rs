@@ -236,6 +236,7 @@ fn serve_agents(
         clusters: Arc::clone(&parts.clusters),
         fleet: Arc::clone(&parts.fleet),
         ledger: parts.ledger.clone(),
+        checkpoints: None,
         clock: Arc::clone(&parts.clock),
         metrics: calls,
         shutdown: stop.clone(),

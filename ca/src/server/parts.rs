@@ -74,7 +74,7 @@ impl Parts {
             Some(format!("the public keys of cluster {} could not be loaded again, the last ones stay: {error}", cluster.name))
         });
         let refused = self.configuration_error().map(|error| format!("the configuration on disk is not in force: {error}"));
-        stale.chain(refused).chain(self.scrubs.standing().damage).collect()
+        stale.chain(refused).chain(self.scrubs.standing().damage).chain(self.fleet.ledger_problems()).collect()
     }
 
     pub(super) fn configuration_error(&self) -> Option<String> {
@@ -178,6 +178,7 @@ impl Parts {
                 count(self.authority.failed_renewals()),
             ),
             Reading::one("chancery_proxies_lagging", "Proxies without the newest trust bundle", count(fleet.lagging)),
+            Reading::one("chancery_ledger_agent_alarms", "Agents whose checkpoint contradicts the ledger", count(fleet.ledger_alarms)),
             Reading::one("chancery_ledger_entries", "Entries in the ledger", count(self.ledger.entries())),
             Reading::one("chancery_ledger_groups", "Durable writes since the start", count(ledger.groups)),
             Reading::one("chancery_ledger_commit_seconds", "Time spent in durable writes", ledger.commit_time.as_secs_f64()),

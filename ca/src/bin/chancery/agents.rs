@@ -30,6 +30,8 @@ struct AgentRow {
     lagging: u32,
     clock_offset_ms: i64,
     svid_not_after: String,
+    ledger_size: u64,
+    ledger_alarm: String,
 }
 
 pub(crate) async fn run(mut ca: Operator, Command::List: Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
@@ -44,11 +46,13 @@ pub(crate) async fn run(mut ca: Operator, Command::List: Command, out: &mut impl
         "lagging",
         "trust_sequence",
         "clock_offset_ms",
+        "ledger_size",
+        "ledger_alarm",
         "version",
         "svid_not_after",
         "spiffe_id",
     ];
-    let columns = if format == Format::Table { &all[..10] } else { &all[..] };
+    let columns = if format == Format::Table { &all[..12] } else { &all[..] };
     Ok(rows(out, format, columns, &found)?)
 }
 
@@ -67,6 +71,8 @@ impl AgentRow {
             lagging: record.lagging,
             clock_offset_ms: record.clock_offset_ms,
             svid_not_after: moment(record.svid_not_after_ms),
+            ledger_size: record.ledger_size,
+            ledger_alarm: record.ledger_alarm,
         }
     }
 }

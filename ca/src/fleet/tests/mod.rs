@@ -1,5 +1,7 @@
 //! Sessions over channels, with a clock that stands where the test puts it.
 
+mod ledger;
+
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Mutex as StdMutex;
@@ -60,6 +62,7 @@ struct Ca {
     clusters: Arc<Clusters>,
     shutdown: CancellationToken,
     max_age: Duration,
+    ledger: Option<LedgerSource>,
     _directory: tempfile::TempDir,
 }
 
@@ -78,14 +81,19 @@ impl Ca {
         DevelopmentIssuer::open_or_create(&keys).unwrap();
         let clusters = Clusters::new("example.org".parse().unwrap(), vec![east(&keys)], Arc::new(SystemClock)).unwrap();
         let (shutdown, max_age) = (CancellationToken::new(), Duration::from_secs(3600));
-        Self { trust: watch::Sender::new(trust(1)), clusters, shutdown, max_age, _directory: directory }
+        Self { trust: watch::Sender::new(trust(1)), clusters, shutdown, max_age, ledger: None, _directory: directory }
     }
 
     fn attach(&self, fleet: &Arc<Fleet>, member: Member) -> Agent {
-        let session = fleet.attach(member, &Hello { version: "0.1.0".into(), ..Hello::default() }).unwrap();
+        self.attach_with(fleet, member, &Hello { version: "0.1.0".into(), ..Hello::default() })
+    }
+
+    fn attach_with(&self, fleet: &Arc<Fleet>, member: Member, hello: &Hello) -> Agent {
+        let session = fleet.attach(member, hello).unwrap();
         let sources = Sources {
             trust: self.trust.subscribe(),
             clusters: Arc::clone(&self.clusters),
+            ledger: self.ledger.clone(),
             drain_at: Instant::now() + self.max_age,
             shutdown: self.shutdown.clone(),
         };

@@ -1,0 +1,197 @@
+//! The ledger's checkpoints as one agent is shown them, and what the agent's own say about this CA's ledger.
+//!
+//! An agent names the newest checkpoint that it knows. That one is compared with the ledger: if it is not the beginning of what the ledger
+//! is now, entries were lost or changed, or a backup was restored, whatever the CA itself believes. Then the agent is shown the newest
+//! checkpoint with a proof from its own, and judges for itself; the next one follows when it has reported and [`EVERY`] has passed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chancery_identity::checkpoint::{Checkpoint, CheckpointVerifier, MAX_NOTE_BYTES};
+use chancery_proto::chancery::v1::{LedgerAlarm, LedgerCheckpoint, LedgerView};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::fleet::shortened_to;
+use crate::ledger::{Ledger, LedgerError};
+
+/// Between two checkpoints for one agent. Each costs a proof; what a fork costs its author does not depend on how soon it is found.
+pub(super) const EVERY: Duration = Duration::from_secs(30);
+/// After a failure to read the ledger.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// A checkpoint as it was published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedCheckpoint {
+    /// The signed note.
+    pub note: String,
+    /// The key that signs now.
+    pub verifier: CheckpointVerifier,
+    /// What the note says.
+    pub checkpoint: Checkpoint,
+}
+
+/// Where agents' checkpoints come from.
+#[derive(Clone, Debug)]
+pub struct LedgerSource {
+    /// For proofs.
+    pub ledger: Ledger,
+    /// The newest one that was published.
+    pub newest: watch::Receiver<Option<Arc<PublishedCheckpoint>>>,
+}
+
+/// What came of comparing an agent's checkpoint with the ledger.
+#[derive(Debug)]
+pub(super) struct Looked {
+    /// Why the agent's checkpoint is not the beginning of this ledger; `None` if it is.
+    pub(super) alarm: Option<LedgerAlarm>,
+    /// What to show it.
+    pub(super) offer: Option<LedgerCheckpoint>,
+}
+
+/// One agent's side of it.
+#[derive(Debug)]
+pub(super) struct Showing {
+    source: LedgerSource,
+    /// The note that the agent reported; `None` before its first report.
+    reported: Option<String>,
+    /// The one that was compared last.
+    compared: Option<String>,
+    /// A report has come since the last offer, so that a proof can begin where the agent is.
+    answered: bool,
+    not_before: Instant,
+    work: Option<JoinHandle<Result<Looked, LedgerError>>>,
+}
+
+impl Showing {
+    pub(super) fn new(source: LedgerSource) -> Self {
+        Self { source, reported: None, compared: None, answered: false, not_before: Instant::now(), work: None }
+    }
+
+    /// Takes the agent's report in.
+    pub(super) fn heard(&mut self, view: &LedgerView) {
+        // What is longer is no note, and remains none.
+        self.reported = Some(shortened_to(&view.checkpoint, MAX_NOTE_BYTES));
+        self.answered = true;
+    }
+
+    /// Waits until the agent's checkpoint was compared. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Looked {
+        loop {
+            if let Some(work) = &mut self.work {
+                let looked = work.await;
+                self.work = None;
+                match looked {
+                    Ok(Ok(looked)) => {
+                        self.answered &= looked.offer.is_none();
+                        return looked;
+                    }
+                    Ok(Err(error)) => tracing::warn!(%error, "the ledger could not be read to compare the agent's checkpoint with it"),
+                    Err(error) => tracing::error!(%error, "the agent's checkpoint could not be compared with the ledger"),
+                }
+                self.not_before = Instant::now() + RETRY;
+            }
+            self.wait().await;
+            self.begin();
+        }
+    }
+
+    /// Until there is something to compare or to show.
+    async fn wait(&mut self) {
+        if !self.answered {
+            // Nothing changes that before `heard` is called, and then this future is made anew.
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep_until(self.not_before).await;
+        let reported = self.reported.as_deref();
+        let compared = self.compared.as_deref() == reported;
+        let news = |newest: &Option<Arc<PublishedCheckpoint>>| {
+            newest.as_ref().is_some_and(|newest| !compared || Some(newest.note.as_str()) != reported)
+        };
+        if self.source.newest.wait_for(news).await.is_err() {
+            // No more will be published: the CA is shutting down.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn begin(&mut self) {
+        let newest = self.source.newest.borrow_and_update().clone();
+        let (Some(newest), Some(reported)) = (newest, self.reported.clone()) else { return };
+        self.not_before = Instant::now() + EVERY;
+        self.compared = Some(reported.clone());
+        self.work = Some(tokio::spawn(look(self.source.ledger.clone(), newest, reported)));
+    }
+}
+
+impl Drop for Showing {
+    fn drop(&mut self) {
+        if let Some(work) = &self.work {
+            work.abort();
+        }
+    }
+}
+
+async fn look(ledger: Ledger, newest: Arc<PublishedCheckpoint>, reported: String) -> Result<Looked, LedgerError> {
+    if reported == newest.note {
+        return Ok(Looked { alarm: None, offer: None });
+    }
+    let theirs = read(&reported);
+    let alarm = match (&theirs, reported.is_empty()) {
+        (None, true) => None,
+        (None, false) => Some(("unreadable", "what the agent reports as its checkpoint is none".to_owned())),
+        (Some(theirs), _) => compare(&ledger, &newest, theirs, &reported).await?,
+    };
+    let ours = &newest.checkpoint;
+    let from = theirs.filter(|theirs| theirs.origin == ours.origin && theirs.size <= ours.size).map_or(0, |theirs| theirs.size);
+    let proof = if from == 0 { Vec::new() } else { ledger.consistency_proof(from, ours.size).await? };
+    let offer = LedgerCheckpoint {
+        note: newest.note.clone(),
+        verifier_key: newest.verifier.to_string(),
+        proof_from: from,
+        proof: proof.into_iter().map(|hash| hash.to_vec()).collect(),
+    };
+    let alarm = alarm.map(|(reason, message)| LedgerAlarm {
+        reason: reason.to_owned(),
+        message,
+        remembered: reported,
+        offered: newest.note.clone(),
+        raised_at_ms: 0,
+    });
+    Ok(Looked { alarm, offer: Some(offer) })
+}
+
+/// What an agent's note says, whoever signed it: if it fits the ledger, it does not matter, and after a change of keys an agent may have one
+/// of a key that is gone.
+pub(super) fn read(note: &str) -> Option<Checkpoint> {
+    let (text, _) = note.split_once("\n\n")?;
+    format!("{text}\n").parse().ok()
+}
+
+/// Why `theirs` is not the beginning of the ledger.
+async fn compare(
+    ledger: &Ledger,
+    newest: &PublishedCheckpoint,
+    theirs: &Checkpoint,
+    note: &str,
+) -> Result<Option<(&'static str, String)>, LedgerError> {
+    let (size, entries) = (theirs.size, ledger.entries());
+    if theirs.origin != newest.checkpoint.origin {
+        let (found, ours) = (&theirs.origin, &newest.checkpoint.origin);
+        return Ok(Some(("other_origin", format!("the agent knows the log {found}, with {size} entries; this CA's is {ours}"))));
+    }
+    let problem = if size > entries {
+        let lost = format!(
+            "the agent was shown a ledger of {size} entries, and this one has {entries}: a backup was restored, or entries are lost"
+        );
+        ("rolled_back", lost)
+    } else if ledger.tree_root(size).await? != theirs.root {
+        ("forked", format!("the agent was shown other entries: the first {size} of this ledger are not those of its checkpoint"))
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(match newest.verifier.verify(note) {
+        Ok(_) => problem,
+        Err(error) => ("other_key", format!("{} (but the agent's checkpoint is not proven to be this CA's: {error})", problem.1)),
+    }))
+}

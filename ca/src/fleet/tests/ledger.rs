@@ -1,0 +1,238 @@
+//! What agents are shown of the ledger, and what theirs says about this CA's.
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use chancery_identity::checkpoint::{self, Checkpoint, CheckpointVerifier, Hash, Signature};
+use chancery_proto::chancery::v1::{LedgerAlarm, LedgerCheckpoint, LedgerView, Start};
+
+use super::*;
+use crate::authority::testing::MemoryStore;
+use crate::fleet::session::LEDGER_CHECKPOINTS;
+use crate::ledger::{Body, Ledger, LedgerOptions};
+
+const ORIGIN: &str = "example.org/chancery/00000000000000000000000000000001";
+/// Longer than between two checkpoints.
+const LATER: Duration = Duration::from_secs(31);
+
+/// A ledger in memory, and the key that its checkpoints are signed with.
+struct Log {
+    ledger: Ledger,
+    key: Arc<Ed25519KeyPair>,
+    origin: &'static str,
+    newest: watch::Sender<Option<Arc<PublishedCheckpoint>>>,
+}
+
+impl Log {
+    async fn new(origin: &'static str, entries: usize) -> Self {
+        let key = Arc::new(Ed25519KeyPair::generate().unwrap());
+        Self::signed_by(key, origin, entries, "one").await
+    }
+
+    /// With entries that `what` makes different from others.
+    async fn signed_by(key: Arc<Ed25519KeyPair>, origin: &'static str, entries: usize, what: &str) -> Self {
+        let clock = Arc::new(SetClock(StdMutex::new(NOW)));
+        let ledger = Ledger::open(Arc::new(MemoryStore::default()), clock, LedgerOptions::default()).await.unwrap();
+        let log = Self { ledger, key, origin, newest: watch::Sender::new(None) };
+        log.grow(entries, what).await;
+        log
+    }
+
+    async fn grow(&self, entries: usize, what: &str) {
+        let body = Body::Start(Start { version: what.to_owned(), ..Start::default() });
+        self.ledger.append_all(vec![body; entries]).await.unwrap();
+        let size = self.ledger.entries();
+        let checkpoint =
+            Checkpoint { origin: self.origin.into(), size, root: self.ledger.tree_root(size).await.unwrap(), extensions: Vec::new() };
+        let verifier = CheckpointVerifier::new(self.origin, self.key.public_key().as_ref().try_into().unwrap()).unwrap();
+        let bytes = self.key.sign(checkpoint.to_string().as_bytes()).as_ref().to_vec();
+        let note = checkpoint::assemble(&checkpoint, &[Signature { key: verifier.clone(), bytes }]).unwrap();
+        self.newest.send_replace(Some(Arc::new(PublishedCheckpoint { note, verifier, checkpoint })));
+    }
+
+    fn published(&self) -> PublishedCheckpoint {
+        PublishedCheckpoint::clone(self.newest.borrow().as_ref().unwrap())
+    }
+
+    /// A CA with this ledger, and the agent of `node-1`, which knows the checkpoint `note`.
+    fn met_by(&self, fleet: &Arc<Fleet>, note: &str) -> (Ca, Agent) {
+        let mut ca = Ca::new();
+        ca.ledger = Some(LedgerSource { ledger: self.ledger.clone(), newest: self.newest.subscribe() });
+        let hello = Hello { capabilities: vec![LEDGER_CHECKPOINTS.into()], report: Some(report(note, None)), ..Hello::default() };
+        let agent = ca.attach_with(fleet, member(1), &hello);
+        (ca, agent)
+    }
+}
+
+fn report(note: &str, alarm: Option<LedgerAlarm>) -> Report {
+    Report { ledger: Some(LedgerView { checkpoint: note.to_owned(), alarm }), ..Report::default() }
+}
+
+impl Agent {
+    /// The next checkpoint that it is shown, whatever else it hears.
+    async fn is_shown(&mut self) -> LedgerCheckpoint {
+        let shown = async {
+            loop {
+                if let Some(ca_message::Message::LedgerCheckpoint(shown)) = self.down.recv().await.unwrap().message {
+                    return shown;
+                }
+            }
+        };
+        // By a clock that is paused: it passes at once when nothing else happens.
+        timeout(Duration::from_secs(60), shown).await.expect("a checkpoint")
+    }
+
+    /// Whether it is shown one within [`LATER`].
+    async fn hears_of_another(&mut self) -> bool {
+        timeout(LATER, self.is_shown()).await.is_ok()
+    }
+}
+
+fn alarm_of(fleet: &Fleet) -> String {
+    fleet.agents()[0].ledger_alarm.clone()
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    timeout(Duration::from_secs(300), async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("not seen: {what}"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_is_shown_the_newest_checkpoint_and_later_ones_with_a_proof_from_its_own() {
+    let (fleet, _) = fleet();
+    let log = Log::new(ORIGIN, 5).await;
+    let (_ca, mut agent) = log.met_by(&fleet, "");
+    let first = agent.is_shown().await;
+    let known = log.published();
+    assert_eq!((&first.note, &first.verifier_key), (&known.note, &known.verifier.to_string()));
+    assert_eq!((first.proof_from, first.proof.len()), (0, 0));
+
+    agent.says(agent_message::Message::Report(report(&first.note, None))).await;
+    log.grow(300, "more").await;
+    let second = agent.is_shown().await;
+    assert_eq!(second.proof_from, 5);
+    let proof: Vec<Hash> = second.proof.iter().map(|hash| hash.as_slice().try_into().unwrap()).collect();
+    checkpoint::verify_consistency(&known.checkpoint, &log.published().verifier.verify(&second.note).unwrap(), &proof).unwrap();
+    assert_eq!((alarm_of(&fleet), fleet.totals(1).ledger_alarms), (String::new(), 0));
+    assert_eq!(fleet.agents()[0].ledger_size, 5, "as it reported");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_has_not_answered_is_shown_no_other_checkpoint() {
+    let (fleet, _) = fleet();
+    let log = Log::new(ORIGIN, 5).await;
+    let (_ca, mut agent) = log.met_by(&fleet, "");
+    agent.is_shown().await;
+    log.grow(1, "more").await;
+    assert!(!agent.hears_of_another().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_with_the_newest_checkpoint_is_shown_none_until_there_is_a_newer_one() {
+    let (fleet, _) = fleet();
+    let log = Log::new(ORIGIN, 5).await;
+    let (_ca, mut agent) = log.met_by(&fleet, &log.published().note);
+    assert!(!agent.hears_of_another().await);
+    log.grow(1, "more").await;
+    assert_eq!(agent.is_shown().await.proof_from, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_agent_is_shown_none() {
+    let (fleet, _) = fleet();
+    let log = Log::new(ORIGIN, 5).await;
+    let mut ca = Ca::new();
+    ca.ledger = Some(LedgerSource { ledger: log.ledger.clone(), newest: log.newest.subscribe() });
+    let mut agent = ca.attach(&fleet, member(1));
+    assert!(!agent.hears_of_another().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_knows_more_than_this_ledger_has_gives_a_restored_backup_away() {
+    let (fleet, _) = fleet();
+    let before = Log::new(ORIGIN, 120).await;
+    let restored = Log::signed_by(before.key.clone(), ORIGIN, 100, "one").await;
+    let (_ca, mut agent) = restored.met_by(&fleet, &before.published().note);
+    let shown = agent.is_shown().await;
+    assert_eq!((shown.note, shown.proof_from), (restored.published().note, 0), "the agent is to see it, too");
+    until("the alarm", || alarm_of(&fleet).starts_with("rolled_back: ")).await;
+    assert!(alarm_of(&fleet).contains("120 entries, and this one has 100"), "{}", alarm_of(&fleet));
+    assert_eq!(fleet.totals(1).ledger_alarms, 1);
+    let problems = fleet.ledger_problems();
+    assert!(problems[0].contains("chancery/agent/east/node-1, which knows 120 entries"), "{problems:?}");
+
+    restored.grow(50, "after").await;
+    agent.says(agent_message::Message::Report(report(&before.published().note, None))).await;
+    until("it does not end when the ledger has outgrown it", || alarm_of(&fleet).starts_with("forked: ")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_knows_other_entries_gives_a_fork_away_until_it_knows_these() {
+    let (fleet, _) = fleet();
+    let log = Log::new(ORIGIN, 10).await;
+    let fork = Log::signed_by(log.key.clone(), ORIGIN, 7, "another").await;
+    let (_ca, mut agent) = log.met_by(&fleet, &fork.published().note);
+    agent.is_shown().await;
+    until("the alarm", || alarm_of(&fleet).starts_with("forked: ")).await;
+    agent.says(agent_message::Message::Report(report(&log.published().note, None))).await;
+    until("it knows these", || alarm_of(&fleet).is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fits_the_ledger_is_no_alarm_whichever_key_signed_it_and_what_does_not_says_so() {
+    let (fleet, _) = fleet();
+    let log = Log::new(ORIGIN, 10).await;
+    let of_an_older_key = Log::new(ORIGIN, 10).await;
+    log.grow(3, "more").await;
+    let (_ca, mut agent) = log.met_by(&fleet, &of_an_older_key.published().note);
+    assert_eq!(agent.is_shown().await.proof_from, 10);
+    assert_eq!(alarm_of(&fleet), "");
+
+    let claimed = Log::new(ORIGIN, 1000).await.published().note;
+    agent.says(agent_message::Message::Report(report(&claimed, None))).await;
+    until("the alarm", || alarm_of(&fleet).starts_with("other_key: ")).await;
+    assert!(alarm_of(&fleet).contains("not proven to be this CA's"), "{}", alarm_of(&fleet));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_of_another_log_and_what_is_none_are_alarms() {
+    let (fleet, _) = fleet();
+    let log = Log::new(ORIGIN, 10).await;
+    let other = Log::new("example.org/chancery/00000000000000000000000000000002", 4).await;
+    let (_ca, mut agent) = log.met_by(&fleet, &other.published().note);
+    assert_eq!(agent.is_shown().await.proof_from, 0);
+    until("the alarm", || alarm_of(&fleet).starts_with("other_origin: ")).await;
+    agent.says(agent_message::Message::Report(report(&"x".repeat(1 << 20), None))).await;
+    until("the alarm", || alarm_of(&fleet).starts_with("unreadable: ")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alarm_that_an_agent_reports_is_shown_until_it_reports_none() {
+    let (fleet, _) = fleet();
+    let log = Log::new(ORIGIN, 10).await;
+    let note = log.published().note;
+    let (_ca, agent) = log.met_by(&fleet, &note);
+    let alarm = LedgerAlarm { reason: "forked".into(), message: "ö".repeat(10_000), remembered: note.clone(), ..LedgerAlarm::default() };
+    agent.says(agent_message::Message::Report(report(&note, Some(alarm)))).await;
+    until("the alarm", || alarm_of(&fleet).starts_with("forked: öö")).await;
+    assert!(alarm_of(&fleet).len() < 1000, "what an agent says is kept short");
+    assert_eq!(fleet.totals(1).ledger_alarms, 1);
+    agent.says(agent_message::Message::Report(report(&note, None))).await;
+    until("it has ended", || alarm_of(&fleet).is_empty() && fleet.ledger_problems().is_empty()).await;
+}
+
+#[test]
+fn many_agents_with_an_alarm_are_counted_rather_than_named() {
+    let (fleet, _) = fleet();
+    for number in 0..8 {
+        let alarm = LedgerAlarm { reason: "forked".into(), message: "it differs".into(), ..LedgerAlarm::default() };
+        let hello = Hello { report: Some(report("", Some(alarm))), ..Hello::default() };
+        drop(fleet.attach(member(number), &hello).unwrap());
+    }
+    let problems = fleet.ledger_problems();
+    assert_eq!((problems.len(), fleet.totals(1).ledger_alarms), (6, 8));
+    assert!(problems[5].contains("3 more agents"), "{}", problems[5]);
+}
