@@ -5,9 +5,9 @@ use chancery_identity::checkpoint::{self, Checkpoint, CheckpointVerifier, Hash, 
 use chancery_proto::chancery::v1::{LedgerAlarm, LedgerCheckpoint, LedgerView, Start};
 
 use super::*;
-use crate::authority::testing::MemoryStore;
+use crate::authority::testing::TestCa;
 use crate::fleet::session::LEDGER_CHECKPOINTS;
-use crate::ledger::{Body, Ledger, LedgerOptions};
+use crate::ledger::{Body, Ledger};
 
 const ORIGIN: &str = "example.org/chancery/00000000000000000000000000000001";
 /// Longer than between two checkpoints.
@@ -15,6 +15,7 @@ const LATER: Duration = Duration::from_secs(31);
 
 /// A ledger in memory, and the key that its checkpoints are signed with.
 struct Log {
+    _place: TestCa,
     ledger: Ledger,
     key: Arc<Ed25519KeyPair>,
     origin: &'static str,
@@ -29,9 +30,9 @@ impl Log {
 
     /// With entries that `what` makes different from others.
     async fn signed_by(key: Arc<Ed25519KeyPair>, origin: &'static str, entries: usize, what: &str) -> Self {
-        let clock = Arc::new(SetClock(StdMutex::new(NOW)));
-        let ledger = Ledger::open(Arc::new(MemoryStore::default()), clock, LedgerOptions::default()).await.unwrap();
-        let log = Self { ledger, key, origin, newest: watch::Sender::new(None) };
+        let place = TestCa::new();
+        let ledger = place.ledger().await;
+        let log = Self { _place: place, ledger, key, origin, newest: watch::Sender::new(None) };
         log.grow(entries, what).await;
         log
     }
