@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chancery_agent::ca_client::{Anchor, CaClient, CaError, Remembered, Role, Settings};
+use chancery_agent::ca_client::{Anchor, CaClient, CaError, LedgerFile, Remembered, Role, Settings};
 use chancery_agent::telemetry::Metrics;
 use chancery_ca::attestation::development::DevelopmentIssuer;
 use chancery_identity::SystemClock;
@@ -48,6 +48,9 @@ impl Caller {
     }
 
     async fn join_as(role: Role, ca: &Ca, node: &str, token_file: PathBuf) -> Result<Self> {
+        let own = token_file.with_extension("ledger");
+        std::fs::create_dir_all(&own)?;
+        let ledger = LedgerFile::in_directory(&own);
         let settings = Settings {
             trust_domain: TRUST_DOMAIN.parse()?,
             cluster: CLUSTER.into(),
@@ -62,7 +65,7 @@ impl Caller {
         };
         let metrics = Metrics::new(&mut Registry::default());
         let clock = std::sync::Arc::new(SystemClock);
-        let (client, task) = CaClient::start(settings, Remembered::default(), clock, metrics, CancellationToken::new());
+        let (client, task) = CaClient::start(settings, Remembered::default(), ledger, clock, metrics, CancellationToken::new());
         let caller = Self { client, issuer: ca.issuer()?, node: node.to_owned(), _connection: AbortOnDropHandle::new(task) };
         caller.connected().await?;
         Ok(caller)

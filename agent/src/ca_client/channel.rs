@@ -19,6 +19,9 @@ use super::CaError;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much of an answer may be on its way unread: many certificates arrive in one go.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 512 << 10;
 /// Messages on their way into the connection; more wait at the caller.
 const CALLS_QUEUED: usize = 16;
 
@@ -50,6 +53,8 @@ async fn handshake(address: &str, tls: ClientConfig) -> Result<Channel, CaError>
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .buffer_size(CALLS_QUEUED)
         .connect_with_connector(connector)
         .await

@@ -46,6 +46,9 @@ use reload::Reloader;
 
 /// The largest message that is read: 512 requests with a token and a CSR of ordinary size each, several times over.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
+/// How much of a call, and of a connection, may be on its way unread: a call for many certificates arrives in one go.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 512 << 10;
 /// Calls of one connection that are worked on at the same time.
 const MAX_STREAMS: u32 = 256;
 /// A peer that does not answer a ping is gone.
@@ -246,6 +249,8 @@ fn serve_agents(
         .layer(NoteUnread(Arc::clone(&parts.issuance)))
         .max_connection_age(limits.max_connection_age)
         .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .add_service(service)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use chancery_agent::ca_client::{CaClient, Remembered};
+use chancery_agent::ca_client::{CaClient, LedgerFile, Remembered};
 use chancery_agent::config::Config;
 use chancery_agent::telemetry::Metrics;
 use chancery_ca::attestation::development::DevelopmentIssuer;
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Size;
-use crate::bare;
+use crate::bare::Bare;
 use crate::report::{Limit, Report};
 
 const LIFETIME: Duration = Duration::from_secs(3600);
@@ -40,7 +40,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// One agent plays a thousand.
 const LIMITS: &str = "\n[limits]\nrequests_per_second = 1000000\nrequest_burst = 1000000\n";
 
-pub(crate) async fn measure(directory: &Path, size: Size, report: &mut Report) -> Result<()> {
+pub(crate) async fn measure(directory: &Path, size: Size, bare: &Bare, report: &mut Report) -> Result<()> {
     let lab = Lab::new()?;
     let data = tempfile::tempdir_in(directory)?;
     let ca = Ca::start_in(&lab, &data.path().join("ca"), LIFETIME, LIMITS).await?;
@@ -48,11 +48,11 @@ pub(crate) async fn measure(directory: &Path, size: Size, report: &mut Report) -
     let requests = Arc::new(requests(&ca.issuer()?)?);
     drive(&client, &requests, BATCH * BATCH_CALLERS * 4, BATCH).await?;
 
-    let before = bare::issue()?.as_secs_f64();
+    let before = bare.issue()?.as_secs_f64();
     let unary = cost(&ca, &client, &requests, size.unary, 1).await?;
-    let between = bare::issue()?.as_secs_f64();
+    let between = bare.issue()?.as_secs_f64();
     let batched = cost(&ca, &client, &requests, size.batched, BATCH).await?;
-    let after = bare::issue()?.as_secs_f64();
+    let after = bare.issue()?.as_secs_f64();
     // The machine's speed drifts: each is held against what was bare just before and just after it.
     report.line("issue_cpu_unary", unary * 2.0 / (before + between), "ratio", Limit::AtMost(1.8))?;
     report.line("issue_cpu_batched", batched * 2.0 / (between + after), "ratio", Limit::AtMost(1.3))?;
@@ -64,7 +64,8 @@ async fn joined(lab: &Lab, ca: &Ca) -> Result<CaClient> {
     let agent = Agent::configure(lab, ca, NODE)?;
     let metrics = Metrics::new(&mut Registry::default());
     let settings = Config::load(agent.config())?.ca_client();
-    let (client, _) = CaClient::start(settings, Remembered::default(), Arc::new(SystemClock), metrics, CancellationToken::new());
+    let ledger = LedgerFile::in_directory(lab.path());
+    let (client, _) = CaClient::start(settings, Remembered::default(), ledger, Arc::new(SystemClock), metrics, CancellationToken::new());
     let reachable = client.reachable();
     let joined = async || if *reachable.borrow() { Ok(()) } else { Err(client.problem()) };
     wait::until("the client has joined", Duration::from_secs(20), joined).await?;

@@ -43,11 +43,11 @@ fn main() -> ExitCode {
 async fn measure() -> Result<bool> {
     let size = if std::env::var_os("QUICK").is_some_and(|quick| quick == "1") { QUICK } else { FULL };
     let directory = directory()?;
-    let bare = bare::Costs::measure(&directory)?;
-    let mut report = Report::new(&bare);
+    let bare = bare::Bare::new()?;
+    let mut report = Report::new(&bare::Costs::measure(&bare, &directory)?);
     memory::measure(&directory, &mut report).await?;
     svid::measure(&directory, size.first_svids, &mut report).await?;
-    issue::measure(&directory, size, &mut report).await?;
+    issue::measure(&directory, size, &bare, &mut report).await?;
     report.write(&directory.join("report.json"))?;
     Ok(report.good())
 }
