@@ -165,7 +165,9 @@ async fn a_proof_that_begins_elsewhere_is_asked_for_again_and_at_last_an_alarm()
 async fn a_note_of_both_keys_hands_over_from_the_old_key_to_the_new_one() {
     let (ca, _place, agent, log, old) = shown().await;
     let new = LogKey::new(ORIGIN);
-    show(&ca, log.offer(&[&old, &new], 10)).await;
+    let of_both = log.offer(&[&old, &new], 10);
+    show(&ca, of_both.clone()).await;
+    eventually("the note is reported as it is signed now", || reported(&ca).checkpoint == of_both.note).await;
     eventually("the new key counts", || agent.client.ledger().borrow().known.as_ref().unwrap().key == new.verifier).await;
     let grown = log.grown(20, "entry");
     show(&ca, grown.offer(&[&new], 10)).await;
@@ -244,7 +246,7 @@ async fn an_operator_sees_the_alarm_and_ends_it() {
     assert!(place.ask(&["reset", "--ledger"]).status.success());
     assert!(place.state_file().exists(), "what else the agent knows stays");
     let agent = place.run(&ca);
-    eventually("it is back", || agent.metric("ca_reachable") == "1").await;
+    agent.ready().await;
     assert_eq!((agent.metric("ledger_alarm"), agent.metric("ledger_size")), ("0".to_owned(), "0".to_owned()));
     show(&ca, Log::new(ORIGIN, 9).offer(&[&key], 0)).await;
     eventually("the next one is the first", || agent.metric("ledger_size") == "9").await;

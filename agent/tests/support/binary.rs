@@ -75,9 +75,9 @@ impl Process {
         kill_process(id, signal).unwrap();
     }
 
-    /// Waits until it answers that it is ready.
+    /// Waits until it is ready and has a session with the CA; without one it would be degraded.
     pub async fn ready(&self) {
-        eventually("the agent is ready", || self.get("/readyz").contains("200 OK")).await;
+        eventually("the agent is ready", || self.get("/readyz").contains("\r\n\r\nready")).await;
     }
 
     /// Waits until it has ended.

@@ -80,6 +80,12 @@ impl Facts {
             }
         };
         find(
+            Level::Bad,
+            &|agent| !agent.ledger_alarm.is_empty(),
+            "shown a ledger that does not belong to this one: a backup was restored, entries were lost or changed, or there are two histories",
+            "keep a copy of the data directory; `chancery agent list` says what each knows, `chancery-agent status` on its node has both checkpoints",
+        );
+        find(
             Level::Warn,
             &|agent| !agent.connected && millis(now_ms - agent.last_seen_ms) > AWAY && agent.svid_not_after_ms > now_ms,
             "away although its certificate is good: nothing is renewed on its node",
@@ -218,6 +224,7 @@ mod tests {
         finds("bad", "expired", |facts| facts.agents[0].svid_not_after_ms = millis(NOW));
         finds("warn", "newest trust state", |facts| facts.agents[0].trust_sequence = 6);
         finds("warn", "newest trust bundle", |facts| facts.agents[0].lagging = 1);
+        finds("bad", "does not belong to this one", |facts| facts.agents[0].ledger_alarm = "forked: other entries".into());
         finds("bad", "clock", |facts| facts.agents[0].clock_offset_ms = -31_000);
     }
 

@@ -47,7 +47,8 @@ impl Parts {
         if !obstacles.is_empty() {
             return Readiness::NotReady(obstacles);
         }
-        let flaws = self.flaws();
+        let mut flaws = self.flaws();
+        flaws.extend(self.fleet.ledger_problems());
         if flaws.is_empty() { Readiness::Ready } else { Readiness::Degraded(flaws) }
     }
 
@@ -74,7 +75,7 @@ impl Parts {
             Some(format!("the public keys of cluster {} could not be loaded again, the last ones stay: {error}", cluster.name))
         });
         let refused = self.configuration_error().map(|error| format!("the configuration on disk is not in force: {error}"));
-        stale.chain(refused).chain(self.scrubs.standing().damage).chain(self.fleet.ledger_problems()).collect()
+        stale.chain(refused).chain(self.scrubs.standing().damage).collect()
     }
 
     pub(super) fn configuration_error(&self) -> Option<String> {
@@ -109,7 +110,7 @@ impl Parts {
             trust_domain: config.trust_domain.to_string(),
             development: config.development,
             ready: obstacles.is_empty(),
-            problems: obstacles.into_iter().chain(self.flaws()).collect(),
+            problems: obstacles.into_iter().chain(self.fleet.ledger_problems()).chain(self.flaws()).collect(),
             ledger_entries: self.ledger.entries(),
             trust_sequence: sequence,
             authorities: self.authorities(),

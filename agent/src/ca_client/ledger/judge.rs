@@ -73,7 +73,7 @@ pub(super) fn judge(known: Option<&KnownCheckpoint>, offer: &wire::LedgerCheckpo
         }
         check_proof(&known.checkpoint, &checkpoint, &offer.proof)?;
     }
-    if checkpoint == known.checkpoint && key == known.key {
+    if offer.note == known.note && key == known.key {
         return Ok(Verdict::Same);
     }
     Ok(Verdict::Newer(KnownCheckpoint { note: offer.note.clone(), key, checkpoint }))
