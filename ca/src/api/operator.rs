@@ -100,7 +100,8 @@ impl OperatorService for OperatorApi {
         self.answer("ShowIdentity", request, async |request| {
             let identity = self.find(request.by).await?;
             let text = certificate_text(&identity.issuance.certificate)?;
-            Ok(ShowIdentityResponse { identity: Some(identity.into()), text })
+            let standing = self.ledger.standing(&identity).await?;
+            Ok(ShowIdentityResponse { identity: Some(identity.into()), text, standing: Some(standing.into()) })
         })
         .await
     }

@@ -94,17 +94,15 @@ impl Candidates {
             }
             Source::Terms(postings) => {
                 let ahead = (want / postings.len().max(1)).max(4);
-                let mut found = Vec::with_capacity(want);
-                while found.len() < want {
-                    let Some(index) = newest(&self.store, postings, ahead).await? else { break };
-                    if index < self.floor {
-                        break;
-                    }
+                let mut indexes = Vec::with_capacity(want);
+                while indexes.len() < want {
+                    let newest = newest(&self.store, postings, ahead).await?.filter(|newest| *newest >= self.floor);
+                    let Some(index) = newest else { break };
                     self.before = index;
-                    let mut entry = self.store.read(index..index + 1, READ_BYTES).await?;
-                    found.extend(entry.pop().map(|entry| (index, entry)));
+                    indexes.push(index);
                 }
-                Ok(found)
+                let entries = self.store.read_each(indexes.clone()).await?;
+                Ok(indexes.into_iter().zip(entries).collect())
             }
         }
     }

@@ -15,6 +15,7 @@ mod leaf;
 mod proof;
 mod query;
 mod refusals;
+mod standing;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use self::follow::Watch;
 pub use self::leaf::Leaf;
 pub use self::query::{Identity, MAX_PAGE_SIZE, Page};
 pub use self::refusals::{Refusal, RefusalFilter, Refusals};
+pub use self::standing::{IdentityStanding, OwnCertificate};
 pub use self::terms::{DICTIONARY_DIMENSIONS, EntryTerms};
 use crate::keys::KeyManager;
 use crate::store::{MAX_ENTRY_BYTES, SharedStore, StoreError};

@@ -42,6 +42,7 @@ pub async fn passes(harness: &impl Harness) {
     of_two_commits_at_one_head_one_wins(harness).await;
     an_invalid_group_changes_nothing(harness).await;
     reading_is_bounded(harness).await;
+    each_of_many_is_read_in_the_order_asked_for(harness).await;
     look_ups_are_newest_first_and_paged(harness).await;
     values_are_in_order_and_paged(harness).await;
     hashes_are_those_of_the_tree_over_the_entries(harness).await;
@@ -135,6 +136,15 @@ async fn reading_is_bounded(harness: &impl Harness) {
         let refused = store.read(beyond, 100).await;
         assert!(matches!(refused, Err(StoreError::Invalid(_))), "{refused:?}");
     }
+}
+
+async fn each_of_many_is_read_in_the_order_asked_for(harness: &impl Harness) {
+    let store = harness.fresh().await;
+    add(&store, &["a", "b"]).await;
+    add(&store, &["c"]).await;
+    assert_eq!(store.read_each(vec![2, 0, 2]).await.unwrap(), ["c", "a", "c"]);
+    assert_eq!(store.read_each(Vec::new()).await.unwrap(), Vec::<Bytes>::new());
+    assert!(matches!(store.read_each(vec![0, 3]).await, Err(StoreError::Invalid(_))));
 }
 
 async fn look_ups_are_newest_first_and_paged(harness: &impl Harness) {

@@ -161,6 +161,15 @@ pub trait Store: Debug + Send + Sync {
     /// The entries of `range`, at most `max_bytes` of them (but at least one), in order.
     async fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, StoreError>;
 
+    /// The entries of these indexes, in their order. For a few, far from each other.
+    async fn read_each(&self, indexes: Vec<u64>) -> Result<Vec<Bytes>, StoreError> {
+        let mut entries = Vec::with_capacity(indexes.len());
+        for index in indexes {
+            entries.extend(self.read(index..index + 1, MAX_ENTRY_BYTES).await?);
+        }
+        Ok(entries)
+    }
+
     /// Indexes of entries that have `term`, newest first, all smaller than `before`; at most `limit`. Waits until the index has caught up with
     /// the head at the time of the call.
     async fn look_up(&self, term: &Term, before: u64, limit: usize) -> Result<Vec<u64>, StoreError>;

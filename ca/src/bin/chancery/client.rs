@@ -34,6 +34,9 @@ pub(crate) enum CliError {
     /// The answer could not be printed.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// What was typed cannot be meant.
+    #[error("{0}")]
+    Usage(String),
     /// Anything else, with its next step.
     #[error("{0}")]
     Failed(String),

@@ -74,8 +74,8 @@ async fn main() -> ExitCode {
         // The reader of a pipe has seen enough.
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
-            output::complain(&error);
-            ExitCode::FAILURE
+            output::remark(&error);
+            error.exit_code()
         }
     }
 }
@@ -100,6 +100,10 @@ async fn run(cli: Cli) -> Result<(), CliError> {
 }
 
 impl CliError {
+    fn exit_code(&self) -> ExitCode {
+        if let Self::Usage(_) = self { ExitCode::from(2) } else { ExitCode::FAILURE }
+    }
+
     fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(chancery_process::output::OutputError::Write(error)) if error.kind() == ErrorKind::BrokenPipe)
     }

@@ -20,9 +20,9 @@ pub(crate) fn uuid(bytes: &[u8]) -> String {
     Uuid::from_slice(bytes).map_or_else(|_| String::from_utf8_lossy(bytes).into_owned(), |uuid| uuid.to_string())
 }
 
-/// Prints why a command failed. A closed standard error leaves nobody to tell.
-pub(crate) fn complain(error: &impl std::fmt::Display) {
-    let _closed = writeln!(io::stderr(), "chancery: {error}");
+/// Says something beside the answer, such as why there is none. A closed standard error leaves nobody to tell.
+pub(crate) fn remark(remark: impl std::fmt::Display) {
+    let _closed = writeln!(io::stderr(), "chancery: {remark}");
 }
 
 /// A word in colour, if somebody watches: green for good, yellow for a warning, red for bad.

@@ -399,3 +399,36 @@ fn a_filter_that_cannot_be_read_says_which_field() {
     let parsed = IdentityFilter::try_from(&wire::IdentityFilter { serial: colons.into(), ..filter() }).unwrap();
     assert_eq!(parsed.serial, Some(chancery_identity::Serial(serial(7).to_be_bytes())));
 }
+
+#[tokio::test]
+async fn an_identity_stands_by_its_dates_its_successor_and_what_signed_it() {
+    let place = Place::new();
+    let ledger = place.ledger().await;
+    let own = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    };
+    let (root, issuer) = (own("the root"), own("an issuer"));
+    let half = |der: &[u8]| first_half(chancery_identity::Fingerprint::of(&rustls_pki_types::CertificateDer::from(der)).0);
+    let under = |number| Issuance { root: half(&root), issuing_certificate: half(&issuer), ..issuance(number) };
+    let another_pod = Issuance { pod_uid: Some(uuid(9)), ..under(2) };
+    let own_svid = |number| Issuance { reason: entry::IssueReason::AgentRenewal, pod_uid: None, ..under(number) };
+    let authority = |der: &[u8], root| Body::Authority(wire::AuthorityCertificate { certificate: der.to_vec(), root });
+    let bodies = [authority(&root, true), authority(&issuer, false)].into_iter();
+    let issuances = [under(1), another_pod, Issuance { pod_uid: Some(uuid(1)), ..under(3) }, issuance(4), own_svid(5), own_svid(6)];
+    ledger.append_all(bodies.chain(issuances.map(Body::from)).collect()).await.unwrap();
+    let standing = async |index| ledger.standing(&ledger.show_entry(index).await.unwrap().unwrap()).await.unwrap();
+
+    let first = standing(2).await;
+    assert_eq!(first.root.as_ref().map(|root| root.subject.as_str()), Some("the root"));
+    assert_eq!(first.issuing_certificate.as_ref().map(|issuer| issuer.subject.as_str()), Some("an issuer"));
+    assert_eq!((first.begun, first.expired, first.superseded_by), (true, false, Some(4)));
+    assert_eq!((standing(3).await.superseded_by, standing(4).await.superseded_by), (None, None));
+    assert_eq!((standing(5).await.root, standing(5).await.issuing_certificate), (None, None));
+    assert_eq!((standing(6).await.superseded_by, standing(7).await.superseded_by), (Some(7), None));
+    place.clock.set(START - Duration::from_secs(1));
+    assert!(!standing(2).await.begun);
+    place.clock.set(START + Duration::from_secs(3601));
+    assert!(standing(2).await.expired);
+}

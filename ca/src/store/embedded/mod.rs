@@ -35,7 +35,7 @@ use self::log::Layout;
 use self::merkle::HashTree;
 use self::reader::Segments;
 use self::segment::LogId;
-use super::{Group, Head, Lease, Store, StoreError, Term, Terms};
+use super::{Group, Head, Lease, MAX_ENTRY_BYTES, Store, StoreError, Term, Terms};
 
 mod catalogue;
 mod checkpoint;
@@ -204,6 +204,20 @@ impl Store for EmbeddedStore {
         self.check_open()?;
         let segments = self.segments.clone();
         blocking(move || segments.read(range, max_bytes)).await
+    }
+
+    async fn read_each(&self, indexes: Vec<u64>) -> Result<Vec<Bytes>, StoreError> {
+        self.check_open()?;
+        let segments = self.segments.clone();
+        // One way to another thread and back for all of them, which costs more than to read one.
+        blocking(move || {
+            let mut entries = Vec::with_capacity(indexes.len());
+            for index in indexes {
+                entries.extend(segments.read(index..index + 1, MAX_ENTRY_BYTES)?);
+            }
+            Ok(entries)
+        })
+        .await
     }
 
     async fn look_up(&self, term: &Term, before: u64, limit: usize) -> Result<Vec<u64>, StoreError> {
