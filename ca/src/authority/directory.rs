@@ -9,6 +9,7 @@
 //! authority/   roots and issuing certificates as PEM, for people
 //! bundle.pem   the trust bundle as PEM, for agents
 //! ledger/      the store's
+//! checkpoint   the ledger's newest published checkpoint, apart from the ledger
 //! ```
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -128,6 +129,11 @@ impl DataDirectory {
     /// Where the keys that sign the ledger's acts and checkpoints are kept: apart from the CA's, and not where the ledger lies.
     pub fn ledger_keys(&self) -> PathBuf {
         self.path.join("ledger-keys")
+    }
+
+    /// The ledger's newest published checkpoint: not where the ledger lies, so that an old backup of that is recognised.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.path.join("checkpoint")
     }
 
     /// Where the embedded store lies.

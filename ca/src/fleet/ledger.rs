@@ -7,30 +7,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chancery_identity::checkpoint::{Checkpoint, CheckpointVerifier, MAX_NOTE_BYTES};
+use chancery_identity::checkpoint::{Checkpoint, MAX_NOTE_BYTES};
 use chancery_proto::chancery::v1::{LedgerAlarm, LedgerCheckpoint, LedgerView};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::fleet::shortened_to;
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, Published};
 
 /// Between two checkpoints for one agent. Each costs a proof; what a fork costs its author does not depend on how soon it is found.
 pub(super) const EVERY: Duration = Duration::from_secs(30);
 /// After a failure to read the ledger.
 const RETRY: Duration = Duration::from_secs(10);
-
-/// A checkpoint as it was published.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PublishedCheckpoint {
-    /// The signed note.
-    pub note: String,
-    /// The key that signs now.
-    pub verifier: CheckpointVerifier,
-    /// What the note says.
-    pub checkpoint: Checkpoint,
-}
 
 /// Where agents' checkpoints come from.
 #[derive(Clone, Debug)]
@@ -38,7 +27,7 @@ pub struct LedgerSource {
     /// For proofs.
     pub ledger: Ledger,
     /// The newest one that was published.
-    pub newest: watch::Receiver<Option<Arc<PublishedCheckpoint>>>,
+    pub newest: watch::Receiver<Arc<Published>>,
 }
 
 /// What came of comparing an agent's checkpoint with the ledger.
@@ -106,9 +95,7 @@ impl Showing {
         tokio::time::sleep_until(self.not_before).await;
         let reported = self.reported.as_deref();
         let compared = self.compared.as_deref() == reported;
-        let news = |newest: &Option<Arc<PublishedCheckpoint>>| {
-            newest.as_ref().is_some_and(|newest| !compared || Some(newest.note.as_str()) != reported)
-        };
+        let news = |newest: &Arc<Published>| !compared || Some(newest.note.as_str()) != reported;
         if self.source.newest.wait_for(news).await.is_err() {
             // No more will be published: the CA is shutting down.
             std::future::pending::<()>().await;
@@ -117,7 +104,7 @@ impl Showing {
 
     fn begin(&mut self) {
         let newest = self.source.newest.borrow_and_update().clone();
-        let (Some(newest), Some(reported)) = (newest, self.reported.clone()) else { return };
+        let Some(reported) = self.reported.clone() else { return };
         self.not_before = Instant::now() + EVERY;
         self.compared = Some(reported.clone());
         self.work = Some(tokio::spawn(look(self.source.ledger.clone(), newest, reported)));
@@ -132,7 +119,7 @@ impl Drop for Showing {
     }
 }
 
-async fn look(ledger: Ledger, newest: Arc<PublishedCheckpoint>, reported: String) -> Result<Looked, LedgerError> {
+async fn look(ledger: Ledger, newest: Arc<Published>, reported: String) -> Result<Looked, LedgerError> {
     if reported == newest.note {
         return Ok(Looked { alarm: None, offer: None });
     }
@@ -171,7 +158,7 @@ pub(super) fn read(note: &str) -> Option<Checkpoint> {
 /// Why `theirs` is not the beginning of the ledger.
 async fn compare(
     ledger: &Ledger,
-    newest: &PublishedCheckpoint,
+    newest: &Published,
     theirs: &Checkpoint,
     note: &str,
 ) -> Result<Option<(&'static str, String)>, LedgerError> {

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use session::LineEnd;
 
 pub use explain::{Explanation, Level};
-pub use ledger::{LedgerSource, PublishedCheckpoint};
+pub use ledger::LedgerSource;
 pub use session::{Session, SessionEnd, Sources};
 pub use wire::trust_message;
 

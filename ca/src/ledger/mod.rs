@@ -7,6 +7,7 @@
 
 pub mod acts;
 mod candidates;
+mod checkpoints;
 mod committer;
 pub mod entry;
 mod filter;
@@ -28,6 +29,7 @@ use chancery_identity::{Clock, TrustDomain, checkpoint};
 use tokio::sync::watch;
 
 use self::acts::{ActError, Acts};
+pub use self::checkpoints::{Checkpoints, PublishError, Published};
 use self::committer::{Append, Committer, Queue};
 pub use self::entry::{Body, Entry, EntryError, Issuance};
 pub use self::filter::{FilterError, FingerprintFilter, IdentityFilter, PodFilter, ServiceAccountFilter};
@@ -119,6 +121,9 @@ pub enum LedgerError {
     /// An act or a state is recorded by [`Ledger::act`] alone, which signs it.
     #[error("acts and states are not recorded unsigned")]
     Unsigned,
+    /// No checkpoint could be published; [`PublishError`] says more.
+    #[error("{0}")]
+    Unpublished(String),
     /// A page of no or too many identities.
     #[error("a page has 1 to {MAX_PAGE_SIZE} identities, not {0}")]
     PageSize(usize),

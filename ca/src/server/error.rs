@@ -9,7 +9,7 @@ use crate::attestation::development::DevelopmentError;
 use crate::authority::{AuthorityError, DirectoryError};
 use crate::issuance::policy::PolicyError;
 use crate::keys::KeyError;
-use crate::ledger::LedgerError;
+use crate::ledger::{LedgerError, PublishError};
 use crate::store::StoreError;
 
 /// Why a CA does not start, or ended.
@@ -37,6 +37,9 @@ pub enum ServeError {
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The ledger's checkpoints, or a ledger that does not continue them.
+    #[error(transparent)]
+    Checkpoint(#[from] PublishError),
     /// The CA's own certificates.
     #[error(transparent)]
     Authority(#[from] AuthorityError),

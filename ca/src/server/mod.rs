@@ -36,6 +36,7 @@ pub use error::ServeError;
 
 use crate::api::{AgentApi, CallMetrics, NoteUnread, OperatorApi, Peers, Watches};
 use crate::config::{Config, Mode};
+use crate::fleet::LedgerSource;
 use crate::ledger::LedgerHealth;
 use crate::store::embedded::files::{LogFiles, SystemFiles};
 use crate::telemetry::{Metrics, Readings};
@@ -148,6 +149,8 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     let (stop_clusters, stop_authority) = (stop.clone(), stop.clone());
     tasks.spawn(async move { clusters.run(stop_clusters).await });
     tasks.spawn(async move { authority.run(stop_authority).await });
+    let (checkpoints, stop_checkpoints) = (Arc::clone(&parts.checkpoints), stop.clone());
+    tasks.spawn(async move { checkpoints.run(stop_checkpoints).await });
     tasks.spawn(scrub::run(Arc::clone(&parts), stop.clone()));
 
     announce(&parts, address, http_address);
@@ -239,7 +242,7 @@ fn serve_agents(
         clusters: Arc::clone(&parts.clusters),
         fleet: Arc::clone(&parts.fleet),
         ledger: parts.ledger.clone(),
-        checkpoints: None,
+        checkpoints: Some(LedgerSource { ledger: parts.ledger.clone(), newest: parts.checkpoints.watch() }),
         clock: Arc::clone(&parts.clock),
         metrics: calls,
         shutdown: stop.clone(),

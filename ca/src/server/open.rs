@@ -18,8 +18,8 @@ use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::issuance::Issuance;
 use crate::issuance::policy::Policy;
-use crate::keys::FileKeyManager;
-use crate::ledger::{Body, DICTIONARY_DIMENSIONS, EntryTerms, Ledger, LedgerOptions, Refusals};
+use crate::keys::{FileKeyManager, KeyManager};
+use crate::ledger::{Body, Checkpoints, DICTIONARY_DIMENSIONS, EntryTerms, Ledger, LedgerOptions, Refusals};
 use crate::server::ServeError;
 use crate::server::parts::Parts;
 use crate::server::scrub::Scrubs;
@@ -72,7 +72,7 @@ pub(super) async fn open(
     let clusters = Clusters::new(config.trust_domain.clone(), config.clusters.clone(), Arc::clone(&clock))?;
     let policy = Policy::new(config.trust_domain.clone(), config.policy.clone(), &config.clusters)?;
     let keys = Arc::new(FileKeyManager::open(directory.keys())?);
-    let (ledger, repairs) = open_ledger(&config, &clock, &directory, log_files).await?;
+    let (ledger, checkpoints, repairs) = open_ledger(&config, &clock, &directory, log_files).await?;
     let start = Start {
         version: env!("CARGO_PKG_VERSION").into(),
         configuration: config.digest.to_vec(),
@@ -99,6 +99,7 @@ pub(super) async fn open(
         clock,
         config: ArcSwap::from_pointee(config),
         ledger,
+        checkpoints: Arc::new(checkpoints),
         refusals,
         authority,
         clusters,
@@ -114,13 +115,16 @@ async fn open_ledger(
     clock: &Arc<dyn Clock>,
     directory: &DataDirectory,
     log_files: Arc<dyn LogFiles>,
-) -> Result<(Ledger, Vec<String>), ServeError> {
+) -> Result<(Ledger, Checkpoints, Vec<String>), ServeError> {
     let mut options = StoreOptions::new(Arc::new(EntryTerms), Arc::clone(clock));
     options.dictionary_dimensions = DICTIONARY_DIMENSIONS.to_vec();
-    options.files = log_files;
+    options.files = Arc::clone(&log_files);
     let opened = EmbeddedStore::open(&directory.ledger(), options).await?;
     let store: SharedStore = Arc::new(opened.store);
-    let keys = Arc::new(FileKeyManager::open(directory.ledger_keys())?);
-    let options = LedgerOptions { longest_lifetime: config.longest_lifetime(), ..LedgerOptions::new(config.trust_domain.clone(), keys) };
-    Ok((Ledger::open(store, Arc::clone(clock), options).await?, opened.repairs))
+    let keys: Arc<dyn KeyManager> = Arc::new(FileKeyManager::open(directory.ledger_keys())?);
+    let options =
+        LedgerOptions { longest_lifetime: config.longest_lifetime(), ..LedgerOptions::new(config.trust_domain.clone(), Arc::clone(&keys)) };
+    let ledger = Ledger::open(store, Arc::clone(clock), options).await?;
+    let checkpoints = Checkpoints::open(ledger.clone(), keys, log_files, directory.checkpoint(), Arc::clone(clock)).await?;
+    Ok((ledger, checkpoints, opened.repairs))
 }

@@ -13,7 +13,7 @@ use crate::authority::{Authority, DataDirectory};
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::issuance::Issuance;
-use crate::ledger::{Ledger, LedgerHealth, RefusalFilter, Refusals};
+use crate::ledger::{Checkpoints, Ledger, LedgerHealth, RefusalFilter, Refusals};
 use crate::server::doctor::Facts;
 use crate::server::scrub::Scrubs;
 use crate::telemetry::Reading;
@@ -28,6 +28,7 @@ pub(super) struct Parts {
     pub(super) started_at: OffsetDateTime,
     pub(super) config: ArcSwap<Config>,
     pub(super) ledger: Ledger,
+    pub(super) checkpoints: Arc<Checkpoints>,
     pub(super) refusals: Arc<Refusals>,
     pub(super) authority: Arc<Authority>,
     pub(super) clusters: Arc<Clusters>,
@@ -75,7 +76,8 @@ impl Parts {
             Some(format!("the public keys of cluster {} could not be loaded again, the last ones stay: {error}", cluster.name))
         });
         let refused = self.configuration_error().map(|error| format!("the configuration on disk is not in force: {error}"));
-        stale.chain(refused).chain(self.scrubs.standing().damage).collect()
+        let unpublished = self.checkpoints.problem().map(|problem| format!("no newer checkpoint of the ledger is published: {problem}"));
+        stale.chain(refused).chain(unpublished).chain(self.scrubs.standing().damage).collect()
     }
 
     pub(super) fn configuration_error(&self) -> Option<String> {
@@ -157,6 +159,7 @@ impl Parts {
         let keys = self.clusters.status().into_iter().map(|cluster| (cluster.name, count(cluster.keys)));
         let fleet = self.fleet.totals(self.trust_sequence());
         let ledger = self.ledger.stats();
+        let checkpoint = self.checkpoints.newest();
         let scrub = self.scrubs.standing();
         // As the agents say it: 0 if there is none.
         let first_expiry = fleet.first_expiry_ms.map_or(0.0, |expiry| Duration::milliseconds(expiry - millis(now)).as_seconds_f64());
@@ -181,6 +184,16 @@ impl Parts {
             Reading::one("chancery_proxies_lagging", "Proxies without the newest trust bundle", count(fleet.lagging)),
             Reading::one("chancery_ledger_agent_alarms", "Agents whose checkpoint contradicts the ledger", count(fleet.ledger_alarms)),
             Reading::one("chancery_ledger_entries", "Entries in the ledger", count(self.ledger.entries())),
+            Reading::one(
+                "chancery_ledger_checkpoint_entries",
+                "Entries in the newest published checkpoint",
+                count(checkpoint.checkpoint.size),
+            ),
+            Reading::one(
+                "chancery_ledger_checkpoint_age_seconds",
+                "Since the newest checkpoint was published; it grows while there are no new entries",
+                (now - checkpoint.time).as_seconds_f64(),
+            ),
             Reading::one("chancery_ledger_groups", "Durable writes since the start", count(ledger.groups)),
             Reading::one("chancery_ledger_commit_seconds", "Time spent in durable writes", ledger.commit_time.as_secs_f64()),
             Reading::one(

@@ -7,7 +7,7 @@ use chancery_proto::chancery::v1::{LedgerAlarm, LedgerCheckpoint, LedgerView, St
 use super::*;
 use crate::authority::testing::TestCa;
 use crate::fleet::session::LEDGER_CHECKPOINTS;
-use crate::ledger::{Body, Ledger};
+use crate::ledger::{Body, Ledger, Published};
 
 const ORIGIN: &str = "example.org/chancery/00000000000000000000000000000001";
 /// Longer than between two checkpoints.
@@ -19,7 +19,21 @@ struct Log {
     ledger: Ledger,
     key: Arc<Ed25519KeyPair>,
     origin: &'static str,
-    newest: watch::Sender<Option<Arc<PublishedCheckpoint>>>,
+    newest: watch::Sender<Arc<Published>>,
+}
+
+async fn record(ledger: &Ledger, entries: usize, what: &str) {
+    let body = Body::Start(Start { version: what.to_owned(), ..Start::default() });
+    ledger.append_all(vec![body; entries]).await.unwrap();
+}
+
+async fn publish(ledger: &Ledger, key: &Ed25519KeyPair, origin: &str) -> Arc<Published> {
+    let size = ledger.entries();
+    let checkpoint = Checkpoint { origin: origin.into(), size, root: ledger.tree_root(size).await.unwrap(), extensions: Vec::new() };
+    let verifier = CheckpointVerifier::new(origin, key.public_key().as_ref().try_into().unwrap()).unwrap();
+    let bytes = key.sign(checkpoint.to_string().as_bytes()).as_ref().to_vec();
+    let note = checkpoint::assemble(&checkpoint, &[Signature { key: verifier.clone(), bytes }]).unwrap();
+    Arc::new(Published { checkpoint, note, signed_by: vec![verifier.clone()], verifier, time: NOW })
 }
 
 impl Log {
@@ -32,25 +46,18 @@ impl Log {
     async fn signed_by(key: Arc<Ed25519KeyPair>, origin: &'static str, entries: usize, what: &str) -> Self {
         let place = TestCa::new();
         let ledger = place.ledger().await;
-        let log = Self { _place: place, ledger, key, origin, newest: watch::Sender::new(None) };
-        log.grow(entries, what).await;
-        log
+        record(&ledger, entries, what).await;
+        let newest = watch::Sender::new(publish(&ledger, &key, origin).await);
+        Self { _place: place, ledger, key, origin, newest }
     }
 
     async fn grow(&self, entries: usize, what: &str) {
-        let body = Body::Start(Start { version: what.to_owned(), ..Start::default() });
-        self.ledger.append_all(vec![body; entries]).await.unwrap();
-        let size = self.ledger.entries();
-        let checkpoint =
-            Checkpoint { origin: self.origin.into(), size, root: self.ledger.tree_root(size).await.unwrap(), extensions: Vec::new() };
-        let verifier = CheckpointVerifier::new(self.origin, self.key.public_key().as_ref().try_into().unwrap()).unwrap();
-        let bytes = self.key.sign(checkpoint.to_string().as_bytes()).as_ref().to_vec();
-        let note = checkpoint::assemble(&checkpoint, &[Signature { key: verifier.clone(), bytes }]).unwrap();
-        self.newest.send_replace(Some(Arc::new(PublishedCheckpoint { note, verifier, checkpoint })));
+        record(&self.ledger, entries, what).await;
+        self.newest.send_replace(publish(&self.ledger, &self.key, self.origin).await);
     }
 
-    fn published(&self) -> PublishedCheckpoint {
-        PublishedCheckpoint::clone(self.newest.borrow().as_ref().unwrap())
+    fn published(&self) -> Published {
+        Published::clone(&self.newest.borrow())
     }
 
     /// A CA with this ledger, and the agent of `node-1`, which knows the checkpoint `note`.

@@ -1,10 +1,12 @@
 //! The ledger on the embedded store, whose log lies on a faulty disk in memory.
 
+mod checkpoints;
 mod commit;
 mod entries;
 mod follow;
 mod queries;
 mod refusals;
+mod tree;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -68,6 +70,10 @@ impl Place {
     }
 
     async fn store(&self) -> SharedStore {
+        self.try_store().await.unwrap()
+    }
+
+    async fn try_store(&self) -> Result<SharedStore, StoreError> {
         let options = Options {
             dictionary_dimensions: DICTIONARY_DIMENSIONS.to_vec(),
             segment_bytes: self.segment_bytes,
@@ -75,7 +81,7 @@ impl Place {
             files: Arc::new(self.files.clone()),
             ..Options::new(Arc::new(EntryTerms), self.clock.clone())
         };
-        Arc::new(EmbeddedStore::open(self.dir.path(), options).await.unwrap().store)
+        Ok(Arc::new(EmbeddedStore::open(self.dir.path(), options).await?.store))
     }
 
     async fn ledger(&self) -> Ledger {

@@ -1,0 +1,357 @@
+//! The ledger's published checkpoints: signed, durable apart from the log, and each one the beginning of the next.
+//!
+//! Publishing is a compare-and-swap on the last one: before a new checkpoint is signed, the tree of the last one must be shown to be the
+//! beginning of the new tree, and before it is shown to anybody, the log's floor is moved up to it and the note is in its file. So whatever
+//! happens to the log, this CA never signs a second history: opening refuses a log that ends before the published checkpoint or has other
+//! entries, which is what an old backup looks like.
+//!
+//! A checkpoint is published at most once a second while entries arrive ([`Checkpoints::run`]), and on demand ([`Checkpoints::publish`]).
+
+mod file;
+mod keys;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use chancery_identity::Clock;
+use chancery_identity::checkpoint::{Checkpoint, CheckpointError, CheckpointVerifier, ProofError, empty_root, verify, verify_consistency};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use self::file::CheckpointFile;
+use self::keys::SigningKeys;
+use super::{Ledger, LedgerError};
+use crate::keys::{KeyError, KeyManager};
+use crate::store::embedded::files::LogFiles;
+
+/// How often [`Checkpoints::run`] looks whether there are new entries.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Why a checkpoint is not published, or the ledger does not fit the one that was.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A key, or the key manager.
+    #[error("the keys that sign the ledger's checkpoints: {0}")]
+    Key(String),
+    /// A signature that does not fit, or a key of another kind.
+    #[error("the signature of the ledger's checkpoint: {0}")]
+    Signature(#[from] CheckpointError),
+    /// The file cannot be read or written.
+    #[error("the ledger's checkpoint {}: {problem}", path.display())]
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// What the system said.
+        problem: String,
+    },
+    /// What is in the file is not a checkpoint of this CA's.
+    #[error(
+        "the ledger's checkpoint {} is not accepted: {problem}. Restore the ledger, this file and `ledger-keys` from the same backup",
+        path.display()
+    )]
+    Unreadable {
+        /// Where it is.
+        path: PathBuf,
+        /// Why not.
+        problem: CheckpointError,
+    },
+    /// Entries that were published are missing.
+    #[error(
+        "the ledger has {entries} entries, and a checkpoint with {published} was published ({}): entries are missing, as after restoring an old \
+         backup. Restore the newest backup; or accept the loss with `chancery-ca restore --accept-loss`, which begins a new ledger",
+        path.display()
+    )]
+    EntriesMissing {
+        /// In the log.
+        entries: u64,
+        /// In the checkpoint.
+        published: u64,
+        /// Of the checkpoint.
+        path: PathBuf,
+    },
+    /// The entries are others than those that were published.
+    #[error(
+        "the ledger's first {size} entries have the root {found}, and a checkpoint with the root {published} was published ({}): this is another \
+         history. Keep a copy of it, and restore the newest backup of the published one",
+        path.display()
+    )]
+    OtherHistory {
+        /// Entries in the checkpoint.
+        size: u64,
+        /// Of the log; hexadecimal.
+        found: String,
+        /// Of the checkpoint; hexadecimal.
+        published: String,
+        /// Of the checkpoint.
+        path: PathBuf,
+    },
+    /// The tree does not continue the last checkpoint.
+    #[error("nothing is published, since the ledger does not continue its last checkpoint: {0}. Stop the CA and keep a copy of the ledger")]
+    Fork(ProofError),
+    /// Only one rotation at a time.
+    #[error("the key of the checkpoints is not being rotated")]
+    NoRotation,
+}
+
+/// A checkpoint as it was shown to everybody.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// What it says.
+    pub checkpoint: Checkpoint,
+    /// It, signed: a C2SP signed note.
+    pub note: String,
+    /// What verifies it: the newest of the keys that have signed it.
+    pub verifier: CheckpointVerifier,
+    /// The keys that have signed it, the oldest first: two while the key is being rotated.
+    pub signed_by: Vec<CheckpointVerifier>,
+    /// When it was published; for one that an earlier process published, when this one read it.
+    pub time: OffsetDateTime,
+}
+
+impl Published {
+    fn new(checkpoint: Checkpoint, note: String, signed_by: Vec<CheckpointVerifier>, time: OffsetDateTime) -> Result<Self, PublishError> {
+        let verifier = signed_by.last().cloned().ok_or_else(|| PublishError::Key("there is none".into()))?;
+        Ok(Self { checkpoint, note, verifier, signed_by, time })
+    }
+}
+
+/// Publishes the checkpoints of one ledger.
+#[derive(Debug)]
+pub struct Checkpoints {
+    ledger: Ledger,
+    clock: Arc<dyn Clock>,
+    file: CheckpointFile,
+    keys: RwLock<SigningKeys>,
+    newest: watch::Sender<Arc<Published>>,
+    /// Held by who publishes or changes keys.
+    publishing: tokio::sync::Mutex<()>,
+    problem: Mutex<Option<String>>,
+}
+
+impl Checkpoints {
+    /// Compares the ledger with the checkpoint in the file `path`, and publishes one if there is none or entries were added. Nothing is to be
+    /// recorded before. A first key is made where there is neither key nor checkpoint.
+    ///
+    /// # Errors
+    /// If the ledger is not one that continues the published checkpoint: the CA must not start then.
+    pub async fn open(
+        ledger: Ledger,
+        keys: Arc<dyn KeyManager>,
+        files: Arc<dyn LogFiles>,
+        path: PathBuf,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, PublishError> {
+        let file = CheckpointFile::new(files, path);
+        let mut keys = SigningKeys::load(keys, ledger.origin().to_owned()).await?;
+        let (checkpoint, note) = match file.read().await? {
+            Some(note) => check(&ledger, &keys, &file, note).await?,
+            None => begin(&ledger, &mut keys, &file).await?,
+        };
+        let signed_by = keys.verifiers().into_iter().filter(|key| key.verify(&note).is_ok()).collect();
+        let newest = watch::Sender::new(Arc::new(Published::new(checkpoint, note, signed_by, clock.now())?));
+        let checkpoints = Self {
+            ledger,
+            clock,
+            file,
+            keys: RwLock::new(keys),
+            newest,
+            publishing: tokio::sync::Mutex::default(),
+            problem: Mutex::default(),
+        };
+        checkpoints.publish().await?;
+        Ok(checkpoints)
+    }
+
+    /// The newest published checkpoint.
+    pub fn newest(&self) -> Arc<Published> {
+        Arc::clone(&self.newest.borrow())
+    }
+
+    /// The newest one, and word of every newer one.
+    pub fn watch(&self) -> watch::Receiver<Arc<Published>> {
+        self.newest.subscribe()
+    }
+
+    /// What verifies the checkpoints that are published now, the oldest key first: two while the key is being rotated.
+    pub fn verifiers(&self) -> Vec<CheckpointVerifier> {
+        self.keys().verifiers()
+    }
+
+    /// Why no newer one could be published the last time that [`Self::run`] tried.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Publishes a checkpoint of everything that is durable now, unless the newest one is that, and returns it.
+    ///
+    /// # Errors
+    /// If nothing newer could be published; the newest one stays.
+    pub async fn publish(&self) -> Result<Arc<Published>, PublishError> {
+        let _publishing = self.publishing.lock().await;
+        let keys = self.keys();
+        self.publish_with(&keys).await
+    }
+
+    /// Publishes what is new, at most once a second, until `shutdown`; and then once more. Failures are logged and tried again.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.publish_and_tell().await;
+        }
+        self.publish_and_tell().await;
+    }
+
+    /// Makes a new key, has it recorded, and signs with both keys from then on. While a rotation is under way already, its key is recorded
+    /// once more: the process may have ended before.
+    ///
+    /// # Errors
+    /// If `record` fails, and else as [`Self::publish`]; the rotation may be under way then, and is gone on with by the next call.
+    pub async fn rotate_key<E, F>(&self, record: impl FnOnce(CheckpointVerifier) -> F) -> Result<CheckpointVerifier, E>
+    where
+        E: From<PublishError>,
+        F: Future<Output = Result<(), E>>,
+    {
+        let _publishing = self.publishing.lock().await;
+        let mut keys = self.keys();
+        let new = match keys.verifiers().as_slice() {
+            [_, .., newest] => newest.clone(),
+            _ => keys.add().await?,
+        };
+        record(new.clone()).await?;
+        self.set_keys(keys.clone());
+        self.publish_with(&keys).await?;
+        Ok(new)
+    }
+
+    /// Ends a rotation: the older key signs nothing more, and is destroyed. Before, everybody who verifies must have the newer one.
+    ///
+    /// # Errors
+    /// [`PublishError::NoRotation`] if none is under way; if `record` fails; and else as [`Self::publish`].
+    pub async fn retire_old_key<E, F>(&self, record: impl FnOnce() -> F) -> Result<(), E>
+    where
+        E: From<PublishError>,
+        F: Future<Output = Result<(), E>>,
+    {
+        let _publishing = self.publishing.lock().await;
+        let mut keys = self.keys();
+        if keys.verifiers().len() < 2 {
+            return Err(PublishError::NoRotation.into());
+        }
+        record().await?;
+        // First, so that there is never a checkpoint in the file that none of the keys has signed.
+        self.publish_with(&keys.newest_alone()).await?;
+        self.set_keys(keys.newest_alone());
+        Ok(keys.destroy_older().await?)
+    }
+
+    async fn publish_with(&self, keys: &SigningKeys) -> Result<Arc<Published>, PublishError> {
+        let head = self.ledger.queue.head();
+        let on_disk = self.file.read().await?;
+        let last = self.newest();
+        let is_newest = last.checkpoint.size == head.entries && last.signed_by == keys.verifiers();
+        if is_newest && on_disk.as_deref() == Some(last.note.as_str()) {
+            return Ok(last);
+        }
+        let last = match on_disk {
+            // Written by this process, which was then told that it failed. (Or by somebody else; then it does not pass.)
+            Some(note) if note != last.note => check(&self.ledger, &self.keys(), &self.file, note).await?.0,
+            _ => last.checkpoint.clone(),
+        };
+        let root = self.ledger.tree_root(head.entries).await?;
+        let checkpoint = Checkpoint { origin: self.ledger.origin().to_owned(), size: head.entries, root, extensions: Vec::new() };
+        let proof = self.ledger.consistency_proof(last.size, checkpoint.size).await?;
+        verify_consistency(&last, &checkpoint, &proof).map_err(PublishError::Fork)?;
+        self.ledger.store.publish_checkpoint(head).await.map_err(LedgerError::from)?;
+        let note = keys.sign(&checkpoint).await?;
+        self.file.write(note.clone()).await?;
+        let published = Arc::new(Published::new(checkpoint, note, keys.verifiers(), self.clock.now())?);
+        self.newest.send_replace(Arc::clone(&published));
+        Ok(published)
+    }
+
+    async fn publish_and_tell(&self) {
+        let result = self.publish().await;
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        match (result, problem.as_ref()) {
+            (Ok(_), None) => {}
+            (Ok(_), Some(_)) => {
+                info!("the ledger's checkpoints are published again");
+                *problem = None;
+            }
+            (Err(failure), before) => {
+                let failure = failure.to_string();
+                // Once for each problem, not every second.
+                if before != Some(&failure) {
+                    error!(error = %failure, "no checkpoint of the ledger was published; trying again");
+                }
+                *problem = Some(failure);
+            }
+        }
+    }
+
+    fn keys(&self) -> SigningKeys {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_keys(&self, keys: SigningKeys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+}
+
+/// A checkpoint of no entries, where none was published, and a key if there is none.
+async fn begin(ledger: &Ledger, keys: &mut SigningKeys, file: &CheckpointFile) -> Result<(Checkpoint, String), PublishError> {
+    let entries = ledger.entries();
+    if entries > 0 {
+        warn!(file = %file.path().display(), entries, "no checkpoint of the ledger was published yet; the first one is made of what is there");
+    }
+    if keys.verifiers().is_empty() {
+        keys.add().await?;
+    }
+    let checkpoint = Checkpoint { origin: ledger.origin().to_owned(), size: 0, root: empty_root(), extensions: Vec::new() };
+    let note = keys.sign(&checkpoint).await?;
+    Ok((checkpoint, note))
+}
+
+/// The checkpoint in `note`, if `ledger` continues it.
+async fn check(ledger: &Ledger, keys: &SigningKeys, file: &CheckpointFile, note: String) -> Result<(Checkpoint, String), PublishError> {
+    let path = || file.path().to_owned();
+    let unreadable = |problem| PublishError::Unreadable { path: path(), problem };
+    let found = note.lines().next().unwrap_or_default();
+    if found != ledger.origin() {
+        return Err(unreadable(CheckpointError::OtherOrigin { found: found.to_owned(), wanted: ledger.origin().to_owned() }));
+    }
+    let checkpoint = verify(&note, &keys.verifiers()).map_err(unreadable)?;
+    let entries = ledger.entries();
+    if checkpoint.size > entries {
+        return Err(PublishError::EntriesMissing { entries, published: checkpoint.size, path: path() });
+    }
+    let root = ledger.tree_root(checkpoint.size).await?;
+    if root != checkpoint.root {
+        let (found, published) = (hex::encode(root), hex::encode(checkpoint.root));
+        return Err(PublishError::OtherHistory { size: checkpoint.size, found, published, path: path() });
+    }
+    Ok((checkpoint, note))
+}
+
+impl From<PublishError> for LedgerError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Ledger(error) => error,
+            error => Self::Unpublished(error.to_string()),
+        }
+    }
+}
+
+impl From<KeyError> for PublishError {
+    fn from(error: KeyError) -> Self {
+        Self::Key(error.to_string())
+    }
+}
