@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
+use crate::api::Person;
 use crate::attestation::NotACaller;
 use crate::fleet::{FleetError, SessionEnd};
 use crate::issuance::Refusal;
@@ -25,6 +26,18 @@ pub enum ApiError {
     /// No client certificate where one is needed.
     #[error("this call needs the certificate of an agent or sidecar: join first")]
     NoCertificate,
+    /// Nobody is known at the other end of an operator's call.
+    #[error("this call is for operators and auditors: come through the CA's admin socket, or with an SVID that the configuration names")]
+    NobodyKnown,
+    /// Somebody without a role.
+    #[error("{0} is neither an admin nor an auditor of this CA; whoever configures it can name it under [roles]")]
+    Stranger(SpiffeId),
+    /// An auditor who wants to act.
+    #[error("{0} is an auditor, who may read everything and change nothing; ask an admin")]
+    MayNotAct(Person),
+    /// An act without a reason.
+    #[error("an act needs a reason, which is recorded with it: give one with --reason")]
+    ReasonMissing,
     /// A certificate of somebody else's.
     #[error(transparent)]
     NotACaller(#[from] NotACaller),
@@ -83,6 +96,16 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// The stable word for a refused act in the ledger; none for what is no refusal.
+    pub(super) fn refused_act(&self) -> Option<&'static str> {
+        match self {
+            Self::MayNotAct(_) => Some("role"),
+            Self::ReasonMissing => Some("reason_missing"),
+            Self::Ledger(LedgerError::Impossible(_)) => Some("impossible"),
+            _ => None,
+        }
+    }
+
     fn code(&self) -> Code {
         match self {
             Self::Certificate(_) | Self::NoCertificate | Self::SvidExpired { .. } | Self::Session(SessionEnd::SvidExpired) => {
@@ -95,6 +118,7 @@ impl ApiError {
             | Self::Fleet(_)
             | Self::Ledger(LedgerError::Full(_)) => Code::ResourceExhausted,
             Self::Invalid(_)
+            | Self::ReasonMissing
             | Self::Filter(_)
             | Self::Session(SessionEnd::Protocol(_))
             | Self::Ledger(
@@ -102,7 +126,13 @@ impl ApiError {
             ) => Code::InvalidArgument,
             Self::NotFound(_) => Code::NotFound,
             Self::Refused(refusal) if refusal.retryable => Code::Unavailable,
-            Self::Refused(_) | Self::NotACaller(_) | Self::Session(SessionEnd::ClusterRemoved) => Code::PermissionDenied,
+            Self::Refused(_)
+            | Self::NotACaller(_)
+            | Self::NobodyKnown
+            | Self::Stranger(_)
+            | Self::MayNotAct(_)
+            | Self::Session(SessionEnd::ClusterRemoved) => Code::PermissionDenied,
+            Self::Ledger(LedgerError::Impossible(_)) => Code::FailedPrecondition,
             Self::Ledger(error) if error.is_retryable() => Code::Unavailable,
             Self::Ledger(_) => Code::Internal,
             Self::Session(SessionEnd::Replaced) => Code::Aborted,

@@ -1,25 +1,27 @@
-//! For operators and auditors, on the local admin socket. Whoever can open the socket (mode 0600) may ask; who it was is logged.
+//! For operators and auditors: on the local admin socket, and on the TLS port for those whom the configuration names ([`People`]).
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use chancery_identity::{SpiffeId, TrustDomain};
 use chancery_proto::chancery::v1::operator_service_server::OperatorService;
 use chancery_proto::chancery::v1::{
-    DiagnoseRequest, DiagnoseResponse, ExplainRequest, ExplainResponse, Finding, IdentityFilter as WireFilter, ListAgentsRequest,
-    ListAgentsResponse, ListIdentitiesRequest, ListIdentitiesResponse, ListRefusalsRequest, ListRefusalsResponse, ShowIdentityRequest,
-    ShowIdentityResponse, StatusRequest, StatusResponse, TestPolicyRequest, TestPolicyResponse, WatchIdentitiesRequest,
-    show_identity_request::By,
+    ActResponse, BanRequest, DiagnoseRequest, DiagnoseResponse, ExplainRequest, ExplainResponse, Finding, IdentityFilter as WireFilter,
+    ListActsRequest, ListActsResponse, ListAgentsRequest, ListAgentsResponse, ListIdentitiesRequest, ListIdentitiesResponse,
+    ListRefusalsRequest, ListRefusalsResponse, ShowIdentityRequest, ShowIdentityResponse, StatusRequest, StatusResponse, TestPolicyRequest,
+    TestPolicyResponse, UnbanRequest, WatchIdentitiesRequest, show_identity_request::By,
 };
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use crate::api::certificate_text::certificate_text;
 use crate::api::error::ApiError;
+use crate::api::people::{Admitted, People};
 use crate::api::watch::{Watched, Watches};
 use crate::api::{CallMetrics, test_policy};
-use crate::attestation::Clusters;
+use crate::attestation::{Caller, Clusters};
 use crate::fleet::{Explanation, Fleet};
 use crate::issuance::Issuance;
+use crate::ledger::acts::Change;
 use crate::ledger::{Identity, IdentityFilter, Ledger, MAX_PAGE_SIZE, RefusalFilter, Refusals};
 
 const DEFAULT_PAGE: usize = 100;
@@ -48,6 +50,10 @@ pub struct OperatorApi {
     pub diagnosis: Diagnosis,
     /// Who follows what is issued.
     pub watches: Watches,
+    /// Whose agents may be named.
+    pub trust_domain: TrustDomain,
+    /// Who may ask, and who may act.
+    pub people: Arc<People>,
     /// Counts the calls.
     pub metrics: Arc<CallMetrics>,
 }
@@ -59,10 +65,23 @@ impl OperatorApi {
         request: Request<Q>,
         work: impl AsyncFnOnce(Q) -> Result<A, ApiError>,
     ) -> Result<Response<A>, Status> {
+        self.answer_to(method, request, async |_, request| work(request).await).await
+    }
+
+    /// Like [`Self::answer`], for work that depends on who asks.
+    async fn answer_to<Q, A>(
+        &self,
+        method: &'static str,
+        request: Request<Q>,
+        work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
+    ) -> Result<Response<A>, Status> {
         let started = Instant::now();
-        let uid = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred).map(|peer| peer.uid());
-        tracing::debug!(method, uid, "an operator asks");
-        let answer = work(request.into_inner()).await;
+        let answer = async {
+            let admitted = self.people.admit(&request)?;
+            tracing::debug!(method, person = %admitted.person, "an operator asks");
+            work(&admitted, request.into_inner()).await
+        };
+        let answer = answer.await;
         self.metrics.answered(method, answer.is_ok(), started.elapsed());
         Ok(Response::new(answer?))
     }
@@ -133,9 +152,43 @@ impl OperatorService for OperatorApi {
     async fn test_policy(&self, request: Request<TestPolicyRequest>) -> Result<Response<TestPolicyResponse>, Status> {
         self.answer("TestPolicy", request, async |request| test_policy(&self.issuance.policy(), &self.clusters.settings(), &request)).await
     }
+
+    async fn list_acts(&self, request: Request<ListActsRequest>) -> Result<Response<ListActsResponse>, Status> {
+        self.answer("ListActs", request, async |request| {
+            let size = page_size(request.page_size)?;
+            let token = (!request.page_token.is_empty()).then_some(request.page_token.as_str());
+            let page = self.ledger.list_acts(&request.filter.unwrap_or_default().into(), size, token).await?;
+            let acts = page.acts.into_iter().map(Into::into).collect();
+            Ok(ListActsResponse { acts, next_page_token: page.next.unwrap_or_default() })
+        })
+        .await
+    }
+
+    async fn ban(&self, request: Request<BanRequest>) -> Result<Response<ActResponse>, Status> {
+        self.answer_to("Ban", request, async |who, request| {
+            let entry = self.people.act(who, Change::Ban(self.agent(&request.agent)?), &request.reason).await?;
+            Ok(ActResponse { entry })
+        })
+        .await
+    }
+
+    async fn unban(&self, request: Request<UnbanRequest>) -> Result<Response<ActResponse>, Status> {
+        self.answer_to("Unban", request, async |who, request| {
+            let entry = self.people.act(who, Change::Unban(self.agent(&request.agent)?), &request.reason).await?;
+            Ok(ActResponse { entry })
+        })
+        .await
+    }
 }
 
 impl OperatorApi {
+    /// The ID of an agent or sidecar, whether or not it was ever seen: one may be banned before it comes.
+    fn agent(&self, text: &str) -> Result<SpiffeId, ApiError> {
+        let id: SpiffeId = text.parse().map_err(|error| ApiError::Invalid(format!("{text:?} is no SPIFFE ID: {error}")))?;
+        Caller::from_peer(&id, &self.trust_domain)?;
+        Ok(id)
+    }
+
     async fn find(&self, by: Option<By>) -> Result<Identity, ApiError> {
         match by {
             Some(By::Entry(index)) => {

@@ -21,6 +21,7 @@ use chancery_process::logging::LogSettings;
 
 pub use limits::LimitSettings;
 
+use crate::api::RoleSettings;
 use crate::attestation::development::{self, JWKS_FILE};
 use crate::attestation::{ClusterSettings, ClusterSettingsError, JwksSource, check_clusters, check_keys};
 use crate::authority::Settings as AuthoritySettings;
@@ -100,6 +101,8 @@ pub struct Config {
     pub authority: AuthoritySettings,
     /// What each peer may take.
     pub limits: LimitSettings,
+    /// Which people may ask and act.
+    pub roles: RoleSettings,
     /// Whose tokens count.
     pub clusters: Vec<ClusterSettings>,
 }
@@ -182,6 +185,7 @@ impl Config {
             policy: settings.policy,
             authority: settings.authority,
             limits: settings.limits,
+            roles: settings.roles,
             clusters: settings.clusters,
         }
     }
@@ -192,6 +196,9 @@ impl Config {
         }
         if let Some((key, problem)) = self.limits.problem() {
             return Err(source.problem(&["limits", key], problem));
+        }
+        if let Some((key, problem)) = self.roles.problem(&self.trust_domain) {
+            return Err(source.problem(&["roles", key], &problem));
         }
         let shortest = self.policy.lifetimes.min.min(self.policy.lifetimes.agent);
         if !self.development && shortest < MIN_LIFETIME {
@@ -252,6 +259,7 @@ impl Config {
             ("log", self.log.level != new.log.level),
             ("policy", self.policy != new.policy),
             ("authority", self.authority != new.authority),
+            ("roles", self.roles != new.roles),
         ];
         changed.extend(sections.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()));
         let names = self.clusters.iter().chain(&new.clusters).map(|cluster| cluster.name.as_str());

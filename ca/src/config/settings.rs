@@ -7,6 +7,7 @@ use chancery_identity::TrustDomain;
 use chancery_process::logging::LogSettings;
 use serde::Deserialize;
 
+use crate::api::RoleSettings;
 use crate::attestation::ClusterSettings;
 use crate::authority::Settings as AuthoritySettings;
 use crate::config::LimitSettings;
@@ -25,6 +26,7 @@ pub(super) struct Settings {
     pub(super) policy: PolicySettings,
     pub(super) authority: AuthoritySettings,
     pub(super) limits: LimitSettings,
+    pub(super) roles: RoleSettings,
     #[serde(rename = "cluster")]
     pub(super) clusters: Vec<ClusterSettings>,
 }

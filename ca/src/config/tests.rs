@@ -42,7 +42,7 @@ fn the_example_of_a_cluster_says_the_defaults() {
 #[test]
 fn the_example_names_every_key() {
     let document: toml::Table = example_with_cluster().parse().unwrap();
-    for section in ["", "log", "policy", "policy.lifetimes", "authority", "limits", "[cluster]"] {
+    for section in ["", "log", "policy", "policy.lifetimes", "authority", "roles", "limits", "[cluster]"] {
         let table = section.trim_matches(['[', ']']).split('.').filter(|name| !name.is_empty()).fold(&document, |table, name| {
             let inner = &table[name];
             inner.as_table().or_else(|| inner[0].as_table()).unwrap()
@@ -108,6 +108,24 @@ fn a_missing_file_of_keys_is_refused_with_its_line() {
         "[[cluster]]\nname = \"east\"\nissuer = \"https://k\"\nservice_accounts = [\"*\"]\njwks = { file = \"/missing/jwks.json\" }\n";
     let error = refused(cluster);
     assert!(error.starts_with("ca.toml:7: cluster.0.jwks: /missing/jwks.json: "), "{error}");
+}
+
+#[test]
+fn a_role_for_somebody_who_cannot_have_it_is_refused_with_its_line() {
+    let admins = |ids: &str| refused(&format!("[roles]\nadmin = [{ids}]\nauditor = [\"spiffe://example.org/ns/ops/sa/audit\"]\n"));
+    for (ids, problem) in [
+        ("\"spiffe://other.org/ns/ops/sa/alice\"", "another trust domain"),
+        ("\"spiffe://example.org/chancery/agent/east/7\"", "/chancery/"),
+        ("\"example.org/alice\"", "spiffe://"),
+    ] {
+        let error = admins(ids);
+        assert!(error.starts_with("ca.toml:4:") && error.contains(problem), "{error}");
+    }
+    let twice = admins("\"spiffe://example.org/ns/ops/sa/audit\"");
+    assert!(twice.starts_with("ca.toml:5: roles.auditor: ") && twice.contains("name it once"), "{twice}");
+    let fine = "[roles]\nadmin = [\"spiffe://example.org/ns/ops/sa/alice\"]\n";
+    let config = parse(&format!("{MINIMAL}{fine}"), &Mode::Production).unwrap();
+    assert_eq!(parse(MINIMAL, &Mode::Production).unwrap().changed(&config), ["roles"]);
 }
 
 #[test]

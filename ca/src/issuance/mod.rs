@@ -5,13 +5,14 @@
 //! 1. **Attest.** The token is verified with the keys of the caller's cluster, and its pod must be on the caller's node (or be the
 //!    sidecar's own). This comes first: about a request whose token is not good, nothing else is told.
 //! 2. **Read the CSR.** Well-formed, signed by its own key, of a known type, asking for nothing but names.
-//! 3. **Decide.** The policy derives the SPIFFE ID from the token, and holds what the CSR asks for against what it grants.
+//! 3. **Decide.** The policy derives the SPIFFE ID from the token, and holds what the CSR asks for against what it grants. Nobody whom an
+//!    operator banned or revoked gets any.
 //! 4. **Sign** a certificate made of the decision and the CSR's public key; nothing else of the CSR is in it.
 //! 5. **Check** the finished certificate against the profile and the decision.
 //!
 //! and for all requests of a call together:
 //!
-//! 6. **Record** them in the ledger, in one durable write, at the epoch that was read before step 1. If an act was recorded meanwhile, what
+//! 6. **Record** them in the ledger, in one durable write, at the epoch of the state that was read before step 1. If an act was recorded meanwhile, what
 //!    was decided may rest on what it changed: nothing was recorded, and the cycle begins again.
 //! 7. **Answer.** A certificate that was not recorded never leaves this module: [`Issued`] is made from the ledger's index alone.
 //!
@@ -38,6 +39,7 @@ use zeroize::Zeroizing;
 
 use crate::attestation::{AttestedAgent, AttestedWorkload, Caller, Clusters, Holder};
 use crate::authority::{Authority, Issuer, LeafRequest, UnrecordedLeaf};
+use crate::ledger::acts::{Applicant, State};
 use crate::ledger::{Body, IdentityFilter, Issuance as Entry, Ledger, LedgerError, Refusals};
 
 use policy::{Asked, Decision, Workload};
@@ -167,15 +169,15 @@ impl Issuance {
         }
         let mut attempt = 1;
         loop {
-            let epoch = self.ledger.epoch();
+            let state = self.ledger.current_state();
             let mut outcomes = Vec::with_capacity(requests.len());
             for (number, request) in requests.iter().enumerate() {
                 if number % CHUNK == CHUNK - 1 {
                     tokio::task::yield_now().await;
                 }
-                outcomes.push(self.sign_workload(caller, trust_sequence, request).await);
+                outcomes.push(self.sign_workload(&state, caller, trust_sequence, request).await);
             }
-            match self.record(epoch, outcomes).await {
+            match self.record(state.epoch, outcomes).await {
                 Recorded::EpochMoved if attempt < MAX_ATTEMPTS => attempt += 1,
                 Recorded::EpochMoved => {
                     let refusal = Refusal::from(LedgerError::EpochMoved { current: self.ledger.epoch() });
@@ -221,9 +223,9 @@ impl Issuance {
         let subject = Subject { caller, token, known_node, request_id, reason, trust_sequence };
         let mut attempt = 1;
         let outcome = loop {
-            let epoch = self.ledger.epoch();
-            let signed = self.sign_own(&subject, csr).await;
-            match self.record(epoch, vec![signed]).await {
+            let state = self.ledger.current_state();
+            let signed = self.sign_own(&state, &subject, csr).await;
+            match self.record(state.epoch, vec![signed]).await {
                 Recorded::EpochMoved if attempt < MAX_ATTEMPTS => attempt += 1,
                 Recorded::EpochMoved => break Err(LedgerError::EpochMoved { current: self.ledger.epoch() }.into()),
                 Recorded::Outcomes(mut outcomes) => break outcomes.pop().unwrap_or_else(|| Err(LedgerError::Closed.into())),
@@ -247,7 +249,7 @@ impl Issuance {
     }
 
     /// Steps 1 to 5 for a workload.
-    async fn sign_workload(&self, caller: &Caller, trust_sequence: u64, request: &Request) -> Result<Signed, Refusal> {
+    async fn sign_workload(&self, state: &State, caller: &Caller, trust_sequence: u64, request: &Request) -> Result<Signed, Refusal> {
         let workload = self.clusters.attest_workload(caller, &request.token).await?;
         let refused = |refusal: Refusal| refusal.about(workload.token());
         let csr = VerifiedCsr::from_der(&request.csr).map_err(|error| refused(error.into()))?;
@@ -260,11 +262,11 @@ impl Issuance {
             reason: workload_reason(request.reason),
             trust_sequence,
         };
-        self.sign(&subject, &csr, &decision).await.map_err(refused)
+        self.sign(state, &subject, &csr, &decision).await.map_err(refused)
     }
 
     /// Steps 2 to 5 for an agent's or a sidecar's own SVID.
-    async fn sign_own(&self, subject: &Subject<'_>, csr: &[u8]) -> Result<Signed, Refusal> {
+    async fn sign_own(&self, state: &State, subject: &Subject<'_>, csr: &[u8]) -> Result<Signed, Refusal> {
         let refused = |refusal: Refusal| match subject.token {
             Some(token) => refusal.about(token),
             None => refusal,
@@ -272,7 +274,7 @@ impl Issuance {
         let csr = VerifiedCsr::from_der(csr).map_err(|error| refused(error.into()))?;
         let asked = Asked { key_type: csr.key_type, spiffe_id: csr.spiffe_id.as_ref(), dns_names: &csr.dns_names, lifetime: None };
         let decision = self.policy.load().evaluate_agent(subject.caller.id(), &asked).map_err(|error| refused(error.into()))?;
-        self.sign(subject, &csr, &decision).await.map_err(refused)
+        self.sign(state, subject, &csr, &decision).await.map_err(refused)
     }
 
     fn decide(&self, workload: &AttestedWorkload, csr: &VerifiedCsr) -> Result<Decision, policy::PolicyRefusal> {
@@ -283,7 +285,10 @@ impl Issuance {
     }
 
     /// Steps 4 and 5.
-    async fn sign(&self, subject: &Subject<'_>, csr: &VerifiedCsr, decision: &Decision) -> Result<Signed, Refusal> {
+    async fn sign(&self, state: &State, subject: &Subject<'_>, csr: &VerifiedCsr, decision: &Decision) -> Result<Signed, Refusal> {
+        if let Some(obstacle) = state.obstacle(&subject.applicant(&decision.spiffe_id)) {
+            return Err(Refusal::forbidden(obstacle));
+        }
         let issuer = self.authority.issuer();
         let leaf = LeafRequest {
             id: &decision.spiffe_id,
@@ -357,6 +362,17 @@ fn workload_reason(reason: IssueReason) -> IssueReason {
 }
 
 impl Subject<'_> {
+    /// As operators' bans and revocations tell it apart, with the ID that it would get.
+    fn applicant<'a>(&'a self, spiffe_id: &'a SpiffeId) -> Applicant<'a> {
+        Applicant {
+            spiffe_id,
+            pod_uid: self.token.map(|token| token.pod.uid),
+            cluster: self.caller.cluster(),
+            node: self.token.map_or(&self.known_node, |token| &token.node.name),
+            agent: self.caller.id(),
+        }
+    }
+
     fn entry(&self, issuer: &Issuer, leaf: &UnrecordedLeaf) -> Entry {
         let Self { caller, token, ref known_node, request_id, reason, trust_sequence } = *self;
         let (node_of_agent, pod_of_sidecar) = match caller.holder() {

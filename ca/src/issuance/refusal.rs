@@ -50,6 +50,11 @@ impl Refusal {
         AttestationError::UnknownCluster(cluster.to_owned()).into()
     }
 
+    /// Whom an operator banned, or revoked without allowing more.
+    pub(super) fn forbidden(obstacle: String) -> Self {
+        Self::new("forbidden", obstacle, false)
+    }
+
     /// Says whose certificate it was.
     pub(super) fn about(mut self, token: &VerifiedToken) -> Self {
         self.workload = Some(Box::new(RefusedWorkload {

@@ -261,7 +261,7 @@ impl Ledger {
 
     /// The epoch under which entries are to be prepared now: the state's.
     pub fn epoch(&self) -> u64 {
-        self.acts.epoch()
+        self.acts.current().epoch
     }
 
     /// What tells this log from every other: `<trust domain>/chancery/<log ID>`.

@@ -140,14 +140,17 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     // Ends everything, whether it was asked for or a part failed.
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    tasks.spawn(serve_agents(&parts, doors.tls, Arc::clone(&metrics), Arc::clone(&calls), stop.clone())?);
-    tasks.spawn(serve_operators(&parts, doors.admin, calls, stop.clone()));
+    let operators = operators(&parts, Arc::clone(&calls), stop.clone());
+    tasks.spawn(serve_tls(&parts, doors.tls, operators.clone(), Arc::clone(&metrics), calls, stop.clone())?);
+    tasks.spawn(serve_admin(doors.admin, operators, stop.clone()));
     tasks.spawn(serve_http(Arc::clone(&parts), doors.http, registry, stop.clone()));
     let reloader = Reloader { parts: Arc::clone(&parts), mode, log, metrics, watch };
     tasks.spawn(reloader.run(stop.clone()));
     let (clusters, authority) = (Arc::clone(&parts.clusters), Arc::clone(&parts.authority));
     let (stop_clusters, stop_authority) = (stop.clone(), stop.clone());
     tasks.spawn(async move { clusters.run(stop_clusters).await });
+    let (refused_acts, stop_refused) = (Arc::clone(parts.people.refused_acts()), stop.clone());
+    tasks.spawn(async move { refused_acts.run(stop_refused).await });
     tasks.spawn(async move { authority.run(stop_authority).await });
     let (checkpoints, stop_checkpoints) = (Arc::clone(&parts.checkpoints), stop.clone());
     tasks.spawn(async move { checkpoints.run(stop_checkpoints).await });
@@ -215,9 +218,10 @@ async fn ledger_failed(parts: &Parts) -> ServeError {
     }
 }
 
-fn serve_agents(
+fn serve_tls(
     parts: &Arc<Parts>,
     listener: tokio::net::TcpListener,
+    operators: OperatorServiceServer<OperatorApi>,
     metrics: Arc<Metrics>,
     calls: Arc<CallMetrics>,
     stop: CancellationToken,
@@ -257,6 +261,7 @@ fn serve_agents(
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .add_service(service)
+        .add_service(operators)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
     Ok(async move {
         if let Err(error) = server.await {
@@ -265,14 +270,10 @@ fn serve_agents(
     })
 }
 
-fn serve_operators(
-    parts: &Arc<Parts>,
-    listener: tokio::net::UnixListener,
-    calls: Arc<CallMetrics>,
-    stop: CancellationToken,
-) -> impl Future<Output = ()> + Send + use<> {
+/// What answers people, on either door.
+fn operators(parts: &Arc<Parts>, calls: Arc<CallMetrics>, stop: CancellationToken) -> OperatorServiceServer<OperatorApi> {
     let (status, doctor) = (Arc::clone(parts), Arc::clone(parts));
-    let api = OperatorApi {
+    OperatorServiceServer::new(OperatorApi {
         ledger: parts.ledger.clone(),
         refusals: Arc::clone(&parts.refusals),
         fleet: Arc::clone(&parts.fleet),
@@ -280,12 +281,21 @@ fn serve_operators(
         issuance: Arc::clone(&parts.issuance),
         standing: Arc::new(move || status.status()),
         diagnosis: Arc::new(move || doctor.diagnose()),
-        watches: Watches::new(stop.clone()),
+        watches: Watches::new(stop),
+        trust_domain: parts.authority.trust_domain().clone(),
+        people: Arc::clone(&parts.people),
         metrics: calls,
-    };
+    })
+}
+
+fn serve_admin(
+    listener: tokio::net::UnixListener,
+    operators: OperatorServiceServer<OperatorApi>,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send {
     let server = Server::builder()
         .concurrency_limit_per_connection(16)
-        .add_service(OperatorServiceServer::new(api))
+        .add_service(operators)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned());
     async move {
         if let Err(error) = server.await {

@@ -10,7 +10,7 @@ use chancery_process::http;
 use chancery_proto::chancery::v1::Start;
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::api::CallMetrics;
+use crate::api::{CallMetrics, People};
 use crate::attestation::Clusters;
 use crate::attestation::development::DevelopmentIssuer;
 use crate::authority::{Authority, DataDirectory, Kind};
@@ -84,6 +84,7 @@ pub(super) async fn open(
         Authority::open(config.trust_domain.clone(), config.authority.clone(), &directory, keys, ledger.clone(), Arc::clone(&clock))
             .await?;
     let refusals = Arc::new(Refusals::new());
+    let people = People::new(config.roles.clone(), ledger.clone(), Arc::clone(&clock));
     let issuance = Issuance::new(
         Arc::clone(&authority),
         Arc::clone(&clusters),
@@ -96,6 +97,7 @@ pub(super) async fn open(
     Ok(Parts {
         started_at: clock.now(),
         fleet: Fleet::new(Arc::clone(&clock)),
+        people: Arc::new(people),
         clock,
         config: ArcSwap::from_pointee(config),
         ledger,

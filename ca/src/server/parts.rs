@@ -8,6 +8,7 @@ use chancery_process::http::Readiness;
 use chancery_proto::chancery::v1::{AuthorityStatus, ClusterStatus, Finding, StatusResponse};
 use time::{Duration, OffsetDateTime};
 
+use crate::api::People;
 use crate::attestation::Clusters;
 use crate::authority::{Authority, DataDirectory};
 use crate::config::Config;
@@ -34,6 +35,7 @@ pub(super) struct Parts {
     pub(super) clusters: Arc<Clusters>,
     pub(super) issuance: Arc<Issuance>,
     pub(super) fleet: Arc<Fleet>,
+    pub(super) people: Arc<People>,
     pub(super) scrubs: Scrubs,
     /// Locked as long as this exists.
     pub(super) _directory: DataDirectory,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail wherever it likes")]
 
 mod reload;
+mod roles;
 mod serving;
 mod standing;
 mod starting;

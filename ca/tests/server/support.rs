@@ -140,6 +140,11 @@ impl Ca {
     }
 
     pub(crate) async fn try_connect(&self, svid: Option<&X509Svid>) -> Result<AgentServiceClient<Channel>, tonic::transport::Error> {
+        Ok(AgentServiceClient::new(self.channel(svid).await?))
+    }
+
+    /// A connection to the TLS port.
+    pub(crate) async fn channel(&self, svid: Option<&X509Svid>) -> Result<Channel, tonic::transport::Error> {
         let connector = tokio_rustls::TlsConnector::from(Arc::new(self.tls(svid)));
         let address = self.running.address;
         let dial = tower::service_fn(move |_| {
@@ -149,7 +154,7 @@ impl Ca {
                 connector.connect(ServerName::from(address.ip()), stream).await.map(TokioIo::new)
             }
         });
-        Ok(AgentServiceClient::new(Endpoint::from_static("http://ca").connect_with_connector(dial).await?))
+        Endpoint::from_static("http://ca").connect_with_connector(dial).await
     }
 
     /// Joins as the agent of `node`.

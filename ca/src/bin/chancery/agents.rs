@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
-use chancery_process::output::{Format, rows};
-use chancery_proto::chancery::v1::{AgentRecord, ListAgentsRequest};
-use clap::Subcommand;
+use chancery_process::output::{Format, fields, rows};
+use chancery_proto::chancery::v1::{AgentRecord, BanRequest, ListAgentsRequest, UnbanRequest};
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::client::{CliError, Operator};
@@ -14,6 +14,19 @@ use crate::output::moment;
 pub(crate) enum Command {
     /// Every agent that was seen since the CA started.
     List,
+    /// Issue nothing more to an agent or sidecar, nor on its behalf, until `unban`. What it has stays good until it expires.
+    Ban(BanArgs),
+    /// Take a ban back.
+    Unban(BanArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BanArgs {
+    /// Its SPIFFE ID, as `agent list` prints it.
+    agent: String,
+    /// Why: recorded with the act.
+    #[arg(long)]
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -34,7 +47,23 @@ struct AgentRow {
     ledger_alarm: String,
 }
 
-pub(crate) async fn run(mut ca: Operator, Command::List: Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+/// The answer to an act.
+#[derive(Debug, Serialize)]
+struct Done {
+    /// The act's entry in the ledger.
+    entry: u64,
+}
+
+pub(crate) async fn run(mut ca: Operator, command: Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let done = match command {
+        Command::List => return list(ca, out, format).await,
+        Command::Ban(BanArgs { agent, reason }) => ca.ban(BanRequest { agent, reason }).await?,
+        Command::Unban(BanArgs { agent, reason }) => ca.unban(UnbanRequest { agent, reason }).await?,
+    };
+    Ok(fields(out, format, &Done { entry: done.into_inner().entry })?)
+}
+
+async fn list(mut ca: Operator, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let found: Vec<AgentRow> = ca.list_agents(ListAgentsRequest {}).await?.into_inner().agents.into_iter().map(AgentRow::of).collect();
     let all = [
         "cluster",

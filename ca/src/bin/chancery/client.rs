@@ -1,9 +1,12 @@
-//! The way to a running CA: its admin socket.
+//! The way to a running CA: its admin socket, or its TLS port.
+
+mod remote;
 
 use std::path::{Path, PathBuf};
 
 use chancery_process::output::OutputError;
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
+use clap::Args;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -16,6 +19,26 @@ const DEVELOPMENT: &str = "chancery-dev/admin.sock";
 /// A page of identities with their certificates may be this large.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
+/// Where the CA is, and who asks. Without any of it: the first usual place of a socket where there is one.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Way {
+    /// The CA's admin socket. Without it: `/run/chancery/ca-admin.sock`, or the one of a development CA in `./chancery-dev`.
+    #[arg(long, global = true, env = "CHANCERY_ADMIN_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// The CA's TLS port, in place of its socket, for those whom its configuration names under `[roles]`. Needs the three options below.
+    #[arg(long, global = true, env = "CHANCERY_SERVER", value_name = "HOST:PORT")]
+    server: Option<String>,
+    /// The trust bundle that the CA is verified by, PEM.
+    #[arg(long, global = true, env = "CHANCERY_CA_BUNDLE", value_name = "FILE")]
+    ca_bundle: Option<PathBuf>,
+    /// Your X509-SVID with its chain, PEM.
+    #[arg(long, global = true, env = "CHANCERY_CERT", value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// The SVID's private key, PEM, PKCS#8; readable by you alone.
+    #[arg(long, global = true, env = "CHANCERY_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
 /// A CA to ask.
 pub(crate) type Operator = OperatorServiceClient<Channel>;
 
@@ -25,6 +48,9 @@ pub(crate) enum CliError {
     /// No CA behind the socket.
     #[error("no CA answers on {}: {reason}; is it running? Name its socket with --socket or CHANCERY_ADMIN_SOCKET", socket.display())]
     Unreachable { socket: PathBuf, reason: String },
+    /// No CA behind the address, or one that is not trusted.
+    #[error("no connection with the CA at {address}: {reason}")]
+    Remote { address: String, reason: String },
     /// The CA refused or failed.
     #[error("{}", .0.message())]
     Refused(#[from] Box<Status>),
@@ -48,19 +74,28 @@ impl From<Status> for CliError {
     }
 }
 
-/// Connects to the CA on `socket`, or on the first usual place where there is one.
-pub(crate) async fn connect(socket: Option<PathBuf>) -> Result<Operator, CliError> {
-    let socket = socket.unwrap_or_else(usual_socket);
-    let unreachable = |reason: String| CliError::Unreachable { socket: socket.clone(), reason };
+/// Connects to the CA.
+pub(crate) async fn connect(way: &Way) -> Result<Operator, CliError> {
+    Ok(OperatorServiceClient::new(channel(way).await?).max_decoding_message_size(MAX_ANSWER_BYTES))
+}
+
+/// A connection to the CA, for any of its services.
+pub(crate) async fn channel(way: &Way) -> Result<Channel, CliError> {
+    match &way.server {
+        Some(address) => remote::channel(address, way).await,
+        None => local(way.socket.clone().unwrap_or_else(usual_socket)).await,
+    }
+}
+
+async fn local(socket: PathBuf) -> Result<Channel, CliError> {
     let path = socket.clone();
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
     // The address is only a form to fill in: the connector knows the way.
-    let endpoint = Endpoint::from_static("http://localhost");
-    let channel = endpoint.connect_with_connector(connector).await.map_err(|error| unreachable(root_cause(&error)))?;
-    Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+    let connected = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
+    connected.map_err(|error| CliError::Unreachable { socket, reason: root_cause(&error) })
 }
 
 fn usual_socket() -> PathBuf {

@@ -14,6 +14,7 @@ use clap::Subcommand;
 
 use crate::client::{CliError, Operator};
 
+pub(crate) use self::filter::moment_or_ago;
 pub(crate) use self::refusals::RefusalRow;
 pub(crate) use self::row::IdentityRow;
 

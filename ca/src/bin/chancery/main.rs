@@ -1,4 +1,4 @@
-//! `chancery`: the command line of those who run and audit a CA. It asks a running CA over its local admin socket.
+//! `chancery`: the command line of those who run and audit a CA. It asks a running CA, over its local admin socket or over its TLS port.
 //!
 //! Exit status: 0 done, 1 refused or failed with the reason on standard error, 2 wrong usage.
 
@@ -7,13 +7,13 @@ mod client;
 mod doctor;
 mod explain;
 mod identity;
+mod log;
 mod output;
 mod policy;
 mod status;
 mod token;
 
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use chancery_process::output::Format;
@@ -25,9 +25,8 @@ use client::CliError;
 #[derive(Debug, Parser)]
 #[command(name = "chancery", version, max_term_width = 100)]
 struct Cli {
-    /// The CA's admin socket. Without it: `/run/chancery/ca-admin.sock`, or the one of a development CA in `./chancery-dev`.
-    #[arg(long, global = true, env = "CHANCERY_ADMIN_SOCKET", value_name = "PATH")]
-    socket: Option<PathBuf>,
+    #[command(flatten)]
+    way: client::Way,
     /// How to print the answer.
     #[arg(long, short, global = true, value_enum, default_value_t)]
     output: Format,
@@ -53,6 +52,9 @@ enum Command {
     /// The node agents.
     #[command(subcommand)]
     Agent(agents::Command),
+    /// The ledger, and what operators did.
+    #[command(subcommand)]
+    Log(log::Command),
     /// The rules by which identities are issued.
     #[command(subcommand)]
     Policy(policy::Command),
@@ -83,14 +85,15 @@ async fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<(), CliError> {
     let out = &mut io::stdout().lock();
     let format = cli.output;
-    let connect = || client::connect(cli.socket.clone());
+    let connect = || client::connect(&cli.way);
     match cli.command {
         Command::Status => status::run(connect().await?, out, format).await,
         Command::Doctor => doctor::run(connect().await?, out, format).await,
         Command::Identity(command) => identity::run(connect().await?, command, out, format).await,
         Command::Explain { pod } => explain::run(connect().await?, pod, out, format).await,
         Command::Agent(command) => agents::run(connect().await?, command, out, format).await,
-        Command::Policy(command) => policy::run(cli.socket, command, out, format).await,
+        Command::Log(command) => log::run(&cli.way, command, out, format).await,
+        Command::Policy(command) => policy::run(&cli.way, command, out, format).await,
         Command::Token(command) => token::run(&command, out, format),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "chancery", out);

@@ -11,7 +11,7 @@ use chancery_proto::chancery::v1::{TestPolicyRequest, TestPolicyResponse};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::client::{self, CliError};
+use crate::client::{self, CliError, Way};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -55,16 +55,11 @@ struct Verdict {
     rule: String,
 }
 
-pub(crate) async fn run(
-    socket: Option<PathBuf>,
-    Command::Test(args): Command,
-    out: &mut impl Write,
-    format: Format,
-) -> Result<(), CliError> {
+pub(crate) async fn run(way: &Way, Command::Test(args): Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let request = args.request();
     let response = match &args.config {
         Some(path) => offline(path, args.dev, &request)?,
-        None => client::connect(socket).await?.test_policy(request).await?.into_inner(),
+        None => client::connect(way).await?.test_policy(request).await?.into_inner(),
     };
     let lifetime = std::time::Duration::from_secs(response.lifetime_seconds.unsigned_abs());
     let verdict = Verdict {

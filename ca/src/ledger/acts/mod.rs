@@ -9,7 +9,9 @@
 
 mod change;
 mod fold;
+mod query;
 pub(super) mod recorder;
+mod refused;
 mod signature;
 mod snapshot;
 mod state;
@@ -21,6 +23,8 @@ use tokio::sync::{Mutex, watch};
 
 pub use self::change::{Change, RefusedAct, RootState, Subject};
 pub use self::fold::Fold;
+pub use self::query::{ActFilter, ActsPage, RecordedAct};
+pub use self::refused::RefusedActs;
 pub use self::signature::{ACTS_KEY, ActsVerifier};
 pub use self::state::{Applicant, Ban, CheckpointKey, MAX_STATE_BYTES, Revocation, Root, State};
 
@@ -102,8 +106,8 @@ impl Acts {
         self.state.subscribe()
     }
 
-    pub(super) fn epoch(&self) -> u64 {
-        self.state.borrow().epoch
+    pub(super) fn current(&self) -> Arc<State> {
+        Arc::clone(&self.state.borrow())
     }
 
     /// Folds what was recorded meanwhile, by another replica or by a call that did not live to see its answer, up to `epoch` at least.
@@ -214,7 +218,12 @@ impl Ledger {
         done.await.unwrap_or_else(|_| Err(LedgerError::Closed.into()))
     }
 
-    /// The state that the acts lead to, and word of every change. What is prepared by it is to be recorded under its epoch.
+    /// The state that the acts lead to now. What is prepared by it is to be recorded under its epoch.
+    pub fn current_state(&self) -> Arc<State> {
+        self.acts.current()
+    }
+
+    /// The state that the acts lead to, and word of every change.
     pub fn state(&self) -> watch::Receiver<Arc<State>> {
         self.acts.state()
     }

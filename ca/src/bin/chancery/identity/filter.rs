@@ -85,7 +85,7 @@ pub(super) fn check(filter: &IdentityFilter) -> Result<(), CliError> {
 }
 
 /// Unix milliseconds of a time in RFC 3339, or of as long ago as a duration says.
-pub(super) fn moment_or_ago(text: &str) -> Result<i64, String> {
+pub(crate) fn moment_or_ago(text: &str) -> Result<i64, String> {
     let time = match text.parse::<humantime::Duration>() {
         Ok(ago) => OffsetDateTime::now_utc() - Duration::from(ago),
         Err(_) => OffsetDateTime::parse(text, &Rfc3339)

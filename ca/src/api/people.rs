@@ -1,0 +1,164 @@
+//! Who may ask, and who may act: people are told by the local socket that they came through, or by the SPIFFE ID that TLS verified.
+//!
+//! An `auditor` reads everything and changes nothing, an `admin` acts as well. Whoever can open the local admin socket (mode 0600) is an
+//! admin, recorded with the uid. Both lists come from the configuration and count from the next call on. A refused act of somebody who is
+//! named is an entry in the ledger ([`RefusedActs`]); strangers are logged alone, since they must not fill it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use chancery_identity::{Clock, SpiffeId, TrustDomain};
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+use tonic::Request;
+use tonic::transport::server::UdsConnectInfo;
+use tracing::warn;
+
+use crate::api::Peer;
+use crate::api::error::ApiError;
+use crate::attestation::RESERVED_SEGMENT;
+use crate::ledger::Ledger;
+use crate::ledger::acts::{Change, RefusedAct, RefusedActs};
+
+/// The longest reason, in bytes. It is a sentence, and an entry must hold it.
+const MAX_REASON_BYTES: usize = 1024;
+
+/// The `[roles]` of the configuration: SPIFFE IDs of people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RoleSettings {
+    /// May act, and read.
+    pub admin: Vec<SpiffeId>,
+    /// May read.
+    pub auditor: Vec<SpiffeId>,
+}
+
+impl RoleSettings {
+    /// The key that has a wrong value, and why.
+    pub(crate) fn problem(&self, trust_domain: &TrustDomain) -> Option<(&'static str, String)> {
+        let roles = [("admin", &self.admin), ("auditor", &self.auditor)];
+        roles.into_iter().flat_map(|(key, ids)| ids.iter().map(move |id| (key, id))).find_map(|(key, id)| {
+            let problem = if id.trust_domain() != trust_domain {
+                format!("{id} is of another trust domain than this CA's, {trust_domain}; nobody from there operates it")
+            } else if id.segments().next() == Some(RESERVED_SEGMENT) {
+                format!("{id} is an agent's, a sidecar's or the CA's own; give people IDs outside of /{RESERVED_SEGMENT}")
+            } else if key == "auditor" && self.admin.contains(id) {
+                format!("{id} is an admin already, who may read as well; name it once")
+            } else {
+                return None;
+            };
+            Some((key, problem))
+        })
+    }
+}
+
+/// Somebody who asks, as the ledger names them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Person {
+    /// On this machine, through the admin socket.
+    Local {
+        /// The system's number of the user.
+        uid: u32,
+    },
+    /// Through the TLS port.
+    Svid(SpiffeId),
+}
+
+/// A person who is let in, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) person: Person,
+    may_act: bool,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Decides who may ask and act.
+#[derive(Debug)]
+pub struct People {
+    settings: ArcSwap<RoleSettings>,
+    ledger: Ledger,
+    refused: Arc<RefusedActs>,
+    clock: Arc<dyn Clock>,
+}
+
+impl People {
+    /// With these roles; refused acts go to `ledger`.
+    pub fn new(settings: RoleSettings, ledger: Ledger, clock: Arc<dyn Clock>) -> Self {
+        let refused = Arc::new(RefusedActs::new(ledger.clone(), Arc::clone(&clock)));
+        Self { settings: ArcSwap::from_pointee(settings), ledger, refused, clock }
+    }
+
+    /// These count from the next call on.
+    pub fn replace(&self, settings: RoleSettings) {
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// Where refused acts are counted.
+    pub fn refused_acts(&self) -> &Arc<RefusedActs> {
+        &self.refused
+    }
+
+    /// Lets in somebody who may read.
+    ///
+    /// # Errors
+    /// If nobody, or somebody who is not named, is at the other end; or if there are too many calls of that peer.
+    pub(super) fn admit<Q>(&self, request: &Request<Q>) -> Result<Admitted, ApiError> {
+        if let Some(local) = request.extensions().get::<UdsConnectInfo>() {
+            let uid = local.peer_cred.map(|peer| peer.uid()).ok_or(ApiError::NobodyKnown)?;
+            return Ok(Admitted { person: Person::Local { uid }, may_act: true, _permit: None });
+        }
+        let peer = request.extensions().get::<Peer>().ok_or(ApiError::NobodyKnown)?;
+        let svid = peer.svid.as_ref().ok_or(ApiError::NobodyKnown)?;
+        if self.clock.now() >= svid.not_after {
+            return Err(ApiError::SvidExpired { id: svid.id.clone(), at: svid.not_after });
+        }
+        let settings = self.settings.load();
+        let may_act = settings.admin.contains(&svid.id);
+        if !may_act && !settings.auditor.contains(&svid.id) {
+            warn!(peer = %svid.id, address = %peer.address, "a stranger asked as an operator, and was refused");
+            return Err(ApiError::Stranger(svid.id.clone()));
+        }
+        Ok(Admitted { person: Person::Svid(svid.id.clone()), may_act, _permit: Some(peer.admit(0)?) })
+    }
+
+    /// Records that `who` makes `change`, and returns the entry's index.
+    ///
+    /// # Errors
+    /// If the person may not act, gives no reason, or the state does not allow the change: then that is recorded. Or if the ledger fails.
+    pub(super) async fn act(&self, who: &Admitted, change: Change, reason: &str) -> Result<u64, ApiError> {
+        let (action, target) = (change.action(), change.target());
+        let done = self.try_act(who, change, reason).await;
+        if let Err(error) = &done
+            && let Some(word) = error.refused_act()
+        {
+            let message = error.to_string();
+            warn!(person = %who.person, action, target, reason = word, "an act was refused");
+            let refused = RefusedAct { action: action.to_owned(), target, reason: word.to_owned(), message, count: 1 };
+            self.refused.note(&who.person.to_string(), refused, reason).await;
+        }
+        done
+    }
+
+    async fn try_act(&self, who: &Admitted, change: Change, reason: &str) -> Result<u64, ApiError> {
+        if !who.may_act {
+            return Err(ApiError::MayNotAct(who.person.clone()));
+        }
+        match reason.trim() {
+            "" => Err(ApiError::ReasonMissing),
+            reason if reason.len() > MAX_REASON_BYTES => {
+                Err(ApiError::Invalid(format!("the reason is longer than {MAX_REASON_BYTES} bytes")))
+            }
+            reason => Ok(self.ledger.act(&who.person.to_string(), change, reason).await?),
+        }
+    }
+}
+
+impl fmt::Display for Person {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local { uid } => write!(f, "local:uid={uid}"),
+            Self::Svid(id) => write!(f, "{id}"),
+        }
+    }
+}

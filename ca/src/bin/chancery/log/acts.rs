@@ -1,0 +1,119 @@
+//! `chancery log acts`: what operators did and were refused.
+
+use std::io::Write;
+
+use chancery_process::output::{Format, Json, Listing};
+use chancery_proto::chancery::v1::{ActFilter, ActRecord, ListActsRequest, act::Change};
+use clap::Args;
+use serde::Serialize;
+
+use crate::client::{CliError, Operator};
+use crate::identity::moment_or_ago;
+use crate::output::{self, moment};
+
+/// The most that one answer of the CA holds.
+const PAGE: u64 = 1000;
+const COLUMNS: [&str; 9] = ["time", "actor", "action", "target", "outcome", "why", "count", "entry", "epoch"];
+
+#[derive(Debug, Args)]
+pub(crate) struct ActsArgs {
+    /// Who: a SPIFFE ID, or `local:uid=N`.
+    #[arg(long)]
+    actor: Option<String>,
+    /// What: `agent.ban`, or all of a kind: `agent`.
+    #[arg(long)]
+    action: Option<String>,
+    /// Recorded at or after this time, or within this long (`2026-11-01T12:00:00Z`, `1h`).
+    #[arg(long, value_parser = moment_or_ago, value_name = "TIME")]
+    since: Option<i64>,
+    /// Recorded before this time, or longer ago than this.
+    #[arg(long, value_parser = moment_or_ago, value_name = "TIME")]
+    until: Option<i64>,
+    /// How many at most.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+    /// However many there are.
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct ActRow {
+    time: String,
+    actor: String,
+    action: String,
+    target: String,
+    /// `done`, or what the person was told.
+    outcome: String,
+    why: String,
+    /// How often, for what was refused.
+    count: u64,
+    entry: u64,
+    epoch: u64,
+}
+
+pub(super) async fn list(mut ca: Operator, args: ActsArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let mut left = if args.all { u64::MAX } else { args.limit };
+    let filter = ActFilter {
+        actor: args.actor.unwrap_or_default(),
+        action: args.action.unwrap_or_default(),
+        since_ms: args.since.unwrap_or_default(),
+        until_ms: args.until.unwrap_or_default(),
+    };
+    let columns = if format == Format::Table { &COLUMNS[..6] } else { &COLUMNS[..] };
+    let mut listing = Listing::begin(out, format, Json::Array, columns)?;
+    let mut page_token = String::new();
+    loop {
+        let page_size = u32::try_from(left.min(PAGE)).unwrap_or_default();
+        let request = ListActsRequest { filter: Some(filter.clone()), page_size, page_token };
+        let page = ca.list_acts(request).await?.into_inner();
+        let rows: Vec<_> = page.acts.into_iter().map(ActRow::of).collect();
+        listing.add(&rows)?;
+        left = left.saturating_sub(rows.len() as u64);
+        page_token = page.next_page_token;
+        if page_token.is_empty() || left == 0 {
+            break;
+        }
+    }
+    listing.finish()?;
+    if !page_token.is_empty() && format == Format::Table {
+        output::remark("more follow: name a --limit, or --all");
+    }
+    Ok(())
+}
+
+impl ActRow {
+    fn of(record: ActRecord) -> Self {
+        let act = record.act.unwrap_or_default();
+        let (outcome, count) = match act.change {
+            Some(Change::Refused(refused)) => (format!("refused: {}", refused.message), refused.count),
+            _ => (act.outcome, 1),
+        };
+        Self {
+            time: moment(record.time_ms),
+            actor: act.actor,
+            action: act.action,
+            target: act.target,
+            outcome,
+            why: act.why,
+            count,
+            entry: record.entry,
+            epoch: act.epoch,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_column_of_the_csv_is_a_field() {
+        let row = serde_json::to_value(ActRow::default()).unwrap();
+        let mut fields: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut columns = COLUMNS;
+        fields.sort_unstable();
+        columns.sort_unstable();
+        assert_eq!(fields, columns);
+    }
+}

@@ -1,0 +1,213 @@
+//! Who may ask as an operator, and who may act: over real TLS, and on the admin socket.
+
+use chancery_identity::X509Svid;
+use chancery_proto::chancery::v1::act::Change;
+use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
+use chancery_proto::chancery::v1::{
+    ActFilter, ActRecord, BanRequest, IssueRequest, ListActsRequest, ListAgentsRequest, ListIdentitiesRequest, StatusRequest, UnbanRequest,
+};
+use tonic::Code;
+use tonic::transport::Channel;
+
+use crate::support::{Ca, NODE, issue, workload};
+
+const ROLES: &str = "[roles]\nadmin = [\"spiffe://dev.chancery/ns/ops/sa/alice\"]\nauditor = [\"spiffe://dev.chancery/ns/ops/sa/bob\"]\n";
+
+/// The SVID of a service account in the namespace `ops`.
+async fn svid_of(ca: &Ca, agent: &X509Svid, account: &str) -> X509Svid {
+    let token = ca.token(|request| {
+        request.namespace = "ops".into();
+        request.service_account = account.into();
+        request.pod = account.into();
+    });
+    issue(&mut ca.connect(Some(agent)).await, token).await.unwrap()
+}
+
+async fn remote(ca: &Ca, svid: &X509Svid) -> OperatorServiceClient<Channel> {
+    OperatorServiceClient::new(ca.channel(Some(svid)).await.unwrap())
+}
+
+fn ban(agent: &X509Svid, reason: &str) -> BanRequest {
+    BanRequest { agent: agent.id().to_string(), reason: reason.into() }
+}
+
+async fn acts(ca: &Ca, filter: ActFilter) -> Vec<ActRecord> {
+    let request = ListActsRequest { filter: Some(filter), ..ListActsRequest::default() };
+    ca.operator().await.list_acts(request).await.unwrap().into_inner().acts
+}
+
+/// Count and reason of the refused acts, newest first.
+async fn refused(ca: &Ca) -> Vec<(u64, String)> {
+    let found = acts(ca, ActFilter { action: "act.refused".into(), ..ActFilter::default() }).await;
+    let refused = found.into_iter().map(|record| match record.act.unwrap().change {
+        Some(Change::Refused(refused)) => (refused.count, refused.reason),
+        other => panic!("{other:?}"),
+    });
+    refused.collect()
+}
+
+#[tokio::test]
+async fn an_auditor_reads_everything_and_changes_nothing() {
+    let ca = Ca::start_with(ROLES).await;
+    let agent = ca.join(NODE).await;
+    let mut bob = remote(&ca, &svid_of(&ca, &agent, "bob").await).await;
+    assert!(bob.status(StatusRequest {}).await.unwrap().into_inner().ready);
+    let identities = bob.list_identities(ListIdentitiesRequest::default()).await.unwrap().into_inner().identities;
+    assert!(identities.iter().any(|identity| identity.spiffe_id == "spiffe://dev.chancery/ns/ops/sa/bob"));
+    bob.list_acts(ListActsRequest::default()).await.unwrap();
+    bob.list_agents(ListAgentsRequest {}).await.unwrap();
+
+    let error = bob.ban(ban(&agent, "I think so")).await.unwrap_err();
+    assert_eq!(error.code(), Code::PermissionDenied);
+    assert!(error.message().contains("is an auditor") && error.message().contains("ask an admin"), "{error}");
+    assert!(bob.unban(UnbanRequest { agent: agent.id().to_string(), reason: "or not".into() }).await.is_err());
+    assert!(issue(&mut ca.connect(Some(&agent)).await, ca.token(|_| ())).await.is_ok(), "the agent is banned");
+
+    let recorded = acts(&ca, ActFilter { action: "agent.ban".into(), ..ActFilter::default() }).await;
+    assert_eq!(recorded.len(), 1);
+    let act = recorded[0].act.clone().unwrap();
+    assert_eq!((act.actor.as_str(), act.action.as_str()), ("spiffe://dev.chancery/ns/ops/sa/bob", "act.refused"));
+    assert_eq!((act.why.as_str(), act.outcome.as_str()), ("I think so", "refused"));
+}
+
+#[tokio::test]
+async fn a_stranger_reads_nothing_and_leaves_no_entry() {
+    let ca = Ca::start_with(ROLES).await;
+    let agent = ca.join(NODE).await;
+    let cart = issue(&mut ca.connect(Some(&agent)).await, ca.token(|_| ())).await.unwrap();
+    let before = ca.status().await.ledger_entries;
+    for stranger in [&cart, &agent] {
+        let mut stranger_client = remote(&ca, stranger).await;
+        let errors = [
+            stranger_client.status(StatusRequest {}).await.map(|_| ()).unwrap_err(),
+            stranger_client.list_identities(ListIdentitiesRequest::default()).await.map(|_| ()).unwrap_err(),
+            stranger_client.list_acts(ListActsRequest::default()).await.map(|_| ()).unwrap_err(),
+            stranger_client.ban(ban(&agent, "because")).await.map(|_| ()).unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.code(), Code::PermissionDenied);
+            assert!(error.message().contains(stranger.id().as_str()) && error.message().contains("[roles]"), "{error}");
+        }
+    }
+    let mut nobody = OperatorServiceClient::new(ca.channel(None).await.unwrap());
+    let error = nobody.status(StatusRequest {}).await.unwrap_err();
+    assert_eq!((error.code(), error.message().contains("operators and auditors")), (Code::PermissionDenied, true), "{error}");
+    assert_eq!(ca.status().await.ledger_entries, before);
+}
+
+#[tokio::test]
+async fn an_admin_bans_an_agent_that_gets_nothing_more_until_the_ban_is_taken_back() {
+    let ca = Ca::start_with(ROLES).await;
+    let agent = ca.join(NODE).await;
+    let mut alice = remote(&ca, &svid_of(&ca, &agent, "alice").await).await;
+    let entry = alice.ban(ban(&agent, "it was stolen")).await.unwrap().into_inner().entry;
+
+    let refusal = issue(&mut ca.connect(Some(&agent)).await, ca.token(|_| ())).await.unwrap_err();
+    assert_eq!((refusal.reason.as_str(), refusal.retryable), ("forbidden", false));
+    assert!(refusal.message.contains(&format!("ledger entry {entry}")), "{}", refusal.message);
+    let (csr, _) = chancery_identity::csr::generate(chancery_identity::csr::KeyType::EcdsaP256, None).unwrap();
+    let error = ca.connect(None).await.join(Ca::join_request(ca.agent_token(NODE), csr)).await.unwrap_err();
+    assert_eq!(error.code(), Code::PermissionDenied, "joining again is no way around: {error}");
+
+    let twice = alice.ban(ban(&agent, "again")).await.unwrap_err();
+    assert_eq!((twice.code(), twice.message().contains("banned already")), (Code::FailedPrecondition, true), "{twice}");
+    alice.unban(UnbanRequest { agent: agent.id().to_string(), reason: "it was found".into() }).await.unwrap();
+    assert!(issue(&mut ca.connect(Some(&agent)).await, ca.token(|_| ())).await.is_ok());
+    let recorded = acts(&ca, ActFilter { actor: "spiffe://dev.chancery/ns/ops/sa/alice".into(), ..ActFilter::default() }).await;
+    let recorded: Vec<_> = recorded.into_iter().map(|record| record.act.unwrap()).map(|act| (act.action, act.why)).collect();
+    let expected = [("agent.unban", "it was found"), ("act.refused", "again"), ("agent.ban", "it was stolen")];
+    assert_eq!(recorded, expected.map(|(action, why)| (action.to_owned(), why.to_owned())));
+}
+
+#[tokio::test]
+async fn a_ban_outlives_the_ca() {
+    let ca = Ca::start_with(ROLES).await;
+    let agent = ca.join(NODE).await;
+    ca.operator().await.ban(ban(&agent, "it was stolen")).await.unwrap();
+    let ca = Ca::try_start(ca.stop().await, ROLES).await.unwrap();
+    let refused = ca.connect(Some(&agent)).await.issue(IssueRequest { requests: vec![workload(ca.token(|_| ())).0] }).await;
+    assert!(format!("{refused:?}").contains("was banned by an operator"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn on_the_admin_socket_an_act_is_recorded_with_the_uid_and_needs_a_reason() {
+    let ca = Ca::start().await;
+    let agent = ca.join(NODE).await;
+    let mut local = ca.operator().await;
+    let error = local.ban(ban(&agent, " ")).await.unwrap_err();
+    assert_eq!((error.code(), error.message().contains("--reason")), (Code::InvalidArgument, true), "{error}");
+    local.ban(ban(&agent, "it was stolen")).await.unwrap();
+    let uid = rustix::process::getuid().as_raw();
+    let recorded = acts(&ca, ActFilter { actor: format!("local:uid={uid}"), ..ActFilter::default() }).await;
+    let recorded: Vec<_> = recorded.into_iter().map(|record| record.act.unwrap().action).collect();
+    assert_eq!(recorded, ["agent.ban", "act.refused"]);
+}
+
+#[tokio::test]
+async fn of_many_refused_acts_one_a_minute_is_an_entry_with_the_count() {
+    let ca = Ca::start_with(ROLES).await;
+    let agent = ca.join(NODE).await;
+    let mut bob = remote(&ca, &svid_of(&ca, &agent, "bob").await).await;
+    for _ in 0..50 {
+        bob.ban(ban(&agent, "I think so")).await.unwrap_err();
+    }
+    assert_eq!(refused(&ca).await, [(1, "role".to_owned())]);
+    // Another reason of another person is another entry.
+    ca.operator().await.ban(ban(&agent, "")).await.unwrap_err();
+    assert_eq!(refused(&ca).await, [(1, "reason_missing".to_owned()), (1, "role".to_owned())]);
+    ca.clock.advance(time::Duration::minutes(1));
+    ca.until_async("what was counted", async || refused(&ca).await.first() == Some(&(49, "role".to_owned()))).await;
+    assert_eq!(refused(&ca).await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_role_counts_from_the_next_call_on() {
+    let ca = Ca::start().await;
+    let agent = ca.join(NODE).await;
+    let mut bob = remote(&ca, &svid_of(&ca, &agent, "bob").await).await;
+    assert!(bob.status(StatusRequest {}).await.is_err());
+    Ca::write_config(&ca.directory, ROLES);
+    ca.until_async("the role", async || bob.clone().status(StatusRequest {}).await.is_ok()).await;
+    Ca::write_config(&ca.directory, "");
+    ca.until_async("the end of the role", async || bob.clone().status(StatusRequest {}).await.is_err()).await;
+}
+
+#[tokio::test]
+async fn a_person_whose_certificate_expires_during_the_connection_is_refused() {
+    let ca = Ca::start_with(ROLES).await;
+    let agent = ca.join(NODE).await;
+    let mut bob = remote(&ca, &svid_of(&ca, &agent, "bob").await).await;
+    bob.status(StatusRequest {}).await.unwrap();
+    ca.clock.advance(time::Duration::hours(2));
+    let error = bob.status(StatusRequest {}).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn acts_are_listed_in_pages_and_by_time() {
+    let ca = Ca::start().await;
+    let agent = ca.join(NODE).await;
+    let mut local = ca.operator().await;
+    for number in 0..5 {
+        local.ban(ban(&agent, &format!("ban {number}"))).await.unwrap();
+        local.unban(UnbanRequest { agent: agent.id().to_string(), reason: format!("unban {number}") }).await.unwrap();
+    }
+    let filter = Some(ActFilter { action: "agent.ban".into(), ..ActFilter::default() });
+    let mut request = ListActsRequest { filter, page_size: 2, page_token: String::new() };
+    let mut reasons = Vec::new();
+    loop {
+        let page = local.list_acts(request.clone()).await.unwrap().into_inner();
+        assert!(page.acts.len() <= 2);
+        reasons.extend(page.acts.into_iter().map(|record| record.act.unwrap().why));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(reasons, ["ban 4", "ban 3", "ban 2", "ban 1", "ban 0"]);
+    let future = acts(&ca, ActFilter { since_ms: i64::MAX / 2, ..ActFilter::default() }).await;
+    assert!(future.is_empty());
+    let all = acts(&ca, ActFilter { action: "agent".into(), until_ms: i64::MAX / 2, ..ActFilter::default() }).await;
+    assert_eq!(all.len(), 10);
+    assert!(acts(&ca, ActFilter { action: "age".into(), ..ActFilter::default() }).await.is_empty());
+}
