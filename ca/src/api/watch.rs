@@ -48,6 +48,9 @@ impl Watches {
         if filter.until.is_some() {
             return Err(ApiError::Invalid("a watch goes on until it is ended: leave `until` out, or list instead".into()));
         }
+        if filter.revoked {
+            return Err(ApiError::Invalid("what is revoked was issued before: leave `revoked` out, or list instead".into()));
+        }
         let watch = ledger.watch(filter, request.from_entry).await?;
         Ok(answers(watch, room, self.shutdown.clone()))
     }
@@ -101,7 +104,7 @@ fn answer(found: Vec<Identity>, next_entry: u64) -> WatchIdentitiesResponse {
 #[cfg(test)]
 mod tests {
     use chancery_identity::csr::{self, KeyType};
-    use chancery_proto::chancery::v1::{IssueReason, Role};
+    use chancery_proto::chancery::v1::{self as wire, IssueReason, Role};
     use tonic::Code;
     use uuid::Uuid;
 
@@ -200,11 +203,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_watch_with_an_end_is_refused() {
+    async fn a_watch_of_the_past_alone_is_refused() {
         let ledger = TestCa::new().ledger().await;
-        let filter = chancery_proto::chancery::v1::IdentityFilter { until_ms: 1, ..Default::default() };
-        let request = WatchIdentitiesRequest { filter: Some(filter), from_entry: None };
-        let refused = Watches::new(CancellationToken::new()).begin(&ledger, request).await.err();
-        assert!(matches!(refused, Some(ApiError::Invalid(_))), "{refused:?}");
+        let filter = wire::IdentityFilter::default;
+        for filter in [wire::IdentityFilter { until_ms: 1, ..filter() }, wire::IdentityFilter { revoked: true, ..filter() }] {
+            let request = WatchIdentitiesRequest { filter: Some(filter), from_entry: None };
+            let refused = Watches::new(CancellationToken::new()).begin(&ledger, request).await.err();
+            assert!(matches!(refused, Some(ApiError::Invalid(_))), "{refused:?}");
+        }
     }
 }

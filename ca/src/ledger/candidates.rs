@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::LedgerError;
+use super::acts::State;
 use super::filter::{FingerprintFilter, IdentityFilter, PodFilter};
 use super::terms::{self, Dimension, term};
+use super::{LedgerError, revoked};
 use crate::store::{SharedStore, StoreError, Term};
 
 /// A prefix with more distinct values than this is answered by reading every entry: so many values are common among them.
@@ -46,9 +47,15 @@ struct Postings {
 
 impl Candidates {
     /// The candidates for `filter` in the range `floor..before`.
-    pub(super) async fn find(store: &SharedStore, filter: &IdentityFilter, floor: u64, before: u64) -> Result<Self, LedgerError> {
+    pub(super) async fn find(
+        store: &SharedStore,
+        filter: &IdentityFilter,
+        state: &State,
+        floor: u64,
+        before: u64,
+    ) -> Result<Self, LedgerError> {
         let before = before.max(floor);
-        let mut sets = term_sets(store, filter).await?.into_iter();
+        let mut sets = term_sets(store, filter, state).await?.into_iter();
         let source = match sets.next() {
             None => Source::All,
             Some(terms) => {
@@ -109,8 +116,11 @@ impl Candidates {
 }
 
 /// The terms of `filter`, the most selective first, in sets: an entry must have one term of each.
-async fn term_sets(store: &SharedStore, filter: &IdentityFilter) -> Result<Vec<Vec<Term>>, LedgerError> {
+async fn term_sets(store: &SharedStore, filter: &IdentityFilter, state: &State) -> Result<Vec<Vec<Term>>, LedgerError> {
     let mut sets: Vec<_> = exact_terms(filter).map(|term| vec![term]).collect();
+    if sets.is_empty() && filter.revoked {
+        sets.extend(revoked_terms(state));
+    }
     if sets.is_empty() {
         sets.extend(listed_terms(store, filter).await?);
     }
@@ -146,6 +156,12 @@ fn exact_terms(filter: &IdentityFilter) -> impl Iterator<Item = Term> {
         filter.namespace.as_ref().map(|namespace| term(Dimension::Namespace, namespace)),
     ];
     terms.into_iter().flatten()
+}
+
+/// The terms of what is revoked, of which an entry must have one; none if they are too many.
+fn revoked_terms(state: &State) -> Option<Vec<Term>> {
+    let terms: Vec<_> = state.revocations.keys().flat_map(revoked::terms).collect();
+    (terms.len() <= MAX_MERGED_VALUES).then_some(terms)
 }
 
 /// The terms that a beginning stands for, of which an entry must have one; none if they are too many.

@@ -8,8 +8,10 @@ use chancery_proto::chancery::v1 as wire;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::acts::State;
 use super::entry::from_millis;
 use super::query::Identity;
+use super::revoked;
 
 /// Which identities; every condition given must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -38,6 +40,8 @@ pub struct IdentityFilter {
     pub until: Option<OffsetDateTime>,
     /// Certificates that have not expired yet.
     pub unexpired: bool,
+    /// Certificates that a revocation in force is about.
+    pub revoked: bool,
     /// The certificate that signed it.
     pub issuing_certificate: Option<FingerprintFilter>,
     /// The trust root above it.
@@ -103,8 +107,8 @@ pub struct FilterError {
 }
 
 impl IdentityFilter {
-    /// Whether `identity` is one of those, at the time `now`.
-    pub(super) fn matches(&self, identity: &Identity, now: OffsetDateTime) -> bool {
+    /// Whether `identity` is one of those, at the time `now` and in the state `state`.
+    pub(super) fn matches(&self, identity: &Identity, now: OffsetDateTime, state: &State) -> bool {
         let Identity { issuance, leaf, .. } = identity;
         holds(self.serial.as_ref(), |serial| *serial == leaf.serial)
             && holds(self.spiffe_id.as_ref(), |id| *id == leaf.spiffe_id)
@@ -127,6 +131,7 @@ impl IdentityFilter {
             && holds(self.issuing_certificate.as_ref(), |certificate| certificate.fits(&issuance.issuing_certificate))
             && holds(self.root.as_ref(), |root| root.fits(&issuance.root))
             && (!self.unexpired || now <= leaf.not_after)
+            && (!self.revoked || revoked::revocation(state, identity).is_some())
     }
 
     /// Tells filters apart, so that a page token serves only the filter that it was given for.
@@ -158,6 +163,7 @@ impl TryFrom<&wire::IdentityFilter> for IdentityFilter {
             since: (filter.since_ms != 0).then(|| from_millis(filter.since_ms)),
             until: (filter.until_ms != 0).then(|| from_millis(filter.until_ms)),
             unexpired: filter.unexpired,
+            revoked: filter.revoked,
             issuing_certificate: fingerprint("issuing_certificate", &filter.issuing_certificate)?,
             root: fingerprint("root", &filter.root)?,
         })

@@ -74,9 +74,10 @@ impl Watch {
 
     async fn matches_before(&self, end: u64) -> Result<Vec<Identity>, LedgerError> {
         let Self { ledger, filter, next, .. } = self;
+        let state = ledger.acts.current();
         let mut candidates = match end - next {
             ..=FEW => Candidates::all(&ledger.store, *next, end),
-            _ => Candidates::find(&ledger.store, filter, *next, end).await?,
+            _ => Candidates::find(&ledger.store, filter, &state, *next, end).await?,
         };
         let mut found = Vec::new();
         loop {
@@ -87,7 +88,7 @@ impl Watch {
             }
             let now = ledger.clock.now();
             for (index, entry) in entries {
-                found.extend(identity(index, entry)?.filter(|identity| filter.matches(identity, now)));
+                found.extend(identity(index, entry)?.filter(|identity| filter.matches(identity, now, &state)));
             }
         }
     }

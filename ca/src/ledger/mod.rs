@@ -16,6 +16,7 @@ mod leaf;
 mod proof;
 mod query;
 mod refusals;
+mod revoked;
 mod standing;
 mod terms;
 #[cfg(test)]

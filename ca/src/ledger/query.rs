@@ -65,14 +65,14 @@ impl Ledger {
         if !(1..=MAX_PAGE_SIZE).contains(&page_size) {
             return Err(LedgerError::PageSize(page_size));
         }
-        let now = self.clock.now();
+        let (now, state) = (self.clock.now(), self.acts.current());
         let entries = self.store.head().await?.entries;
         let before = match page_token {
             Some(token) => read_token(token, filter)?.min(entries),
             None => entries,
         };
         let (floor, before) = self.time_bounds(filter, now, before).await?;
-        let mut candidates = Candidates::find(&self.store, filter, floor, before).await?;
+        let mut candidates = Candidates::find(&self.store, filter, &state, floor, before).await?;
         let mut page = Page::default();
         let (mut examined, mut last_examined) = (0, before);
         loop {
@@ -88,7 +88,7 @@ impl Ledger {
                     return Ok(page);
                 }
                 examined += 1;
-                let Some(identity) = identity(index, entry)?.filter(|identity| filter.matches(identity, now)) else {
+                let Some(identity) = identity(index, entry)?.filter(|identity| filter.matches(identity, now, &state)) else {
                     last_examined = index;
                     continue;
                 };

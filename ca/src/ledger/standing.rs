@@ -7,10 +7,11 @@ use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
+use super::acts::Revocation;
 use super::entry::{EntryError, IssueReason, Role, to_millis};
 use super::filter::{IdentityFilter, PodFilter};
 use super::query::Identity;
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, revoked};
 
 /// What is known about an identity beyond its own entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct IdentityStanding {
     pub expired: bool,
     /// The entry of the newest certificate of the same ID for the same pod, agent or sidecar, if this is not it.
     pub superseded_by: Option<u64>,
+    /// The revocation in force that is about it.
+    pub revoked: Option<Revocation>,
 }
 
 /// A certificate of the CA's own.
@@ -56,6 +59,7 @@ impl Ledger {
             root: self.own_certificate(identity.issuance.root).await?,
             begun: identity.leaf.not_before <= now,
             expired: identity.leaf.not_after < now,
+            revoked: revoked::revocation(&self.acts.current(), identity),
             superseded_by: newest.map(|newest| newest.index).filter(|newest| *newest > identity.index),
         })
     }
@@ -103,6 +107,8 @@ impl From<IdentityStanding> for wire::IdentityStanding {
             not_yet_valid: !standing.begun,
             expired: standing.expired,
             superseded_by: standing.superseded_by,
+            revoked_by: standing.revoked.map(|revocation| revocation.entry),
+            revoked_at_ms: standing.revoked.map_or(0, |revocation| to_millis(revocation.since)),
         }
     }
 }

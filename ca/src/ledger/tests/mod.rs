@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use time::macros::datetime;
 use uuid::Uuid;
 
-use super::acts::{Change, RefusedAct};
+use super::acts::{Change, RefusedAct, Subject};
 use super::*;
 use crate::keys::FileKeyManager;
 use crate::store::embedded::faulty::FaultyFiles;

@@ -41,6 +41,17 @@ struct Question {
     issuer: Option<(u8, usize)>,
     /// Likewise.
     root: Option<(u8, usize)>,
+    revoked: bool,
+}
+
+/// Who is revoked, in the same small numbers.
+#[derive(Clone, Debug)]
+enum Revoked {
+    Serial(u8),
+    Account(u8, u8),
+    Pod(u8, u8),
+    Node(u8),
+    Agent(u8),
 }
 
 struct Recorded {
@@ -81,12 +92,69 @@ fn question() -> impl Strategy<Value = Question> {
         weighted(0.1, 0..8_u8),
     );
     let times = (weighted(0.2, 0..60_u8), weighted(0.2, 0..60_u8), prop::bool::weighted(0.3));
-    let authorities = (weighted(0.2, (0..5_u8, 4..33_usize)), weighted(0.2, (0..3_u8, 4..33_usize)));
+    let authorities = (weighted(0.2, (0..5_u8, 4..33_usize)), weighted(0.2, (0..3_u8, 4..33_usize)), prop::bool::weighted(0.3));
     (names, places, times, authorities).prop_map(
-        |((spiffe_id, prefix, serial, pod), (node, namespace, account, agent, token), (since, until, unexpired), (issuer, root))| {
-            Question { spiffe_id, prefix, serial, pod, node, namespace, account, agent, token, since, until, unexpired, issuer, root }
+        |(
+            (spiffe_id, prefix, serial, pod),
+            (node, namespace, account, agent, token),
+            (since, until, unexpired),
+            (issuer, root, revoked),
+        )| {
+            Question {
+                spiffe_id,
+                prefix,
+                serial,
+                pod,
+                node,
+                namespace,
+                account,
+                agent,
+                token,
+                since,
+                until,
+                unexpired,
+                issuer,
+                root,
+                revoked,
+            }
         },
     )
+}
+
+fn revoked() -> impl Strategy<Value = Revoked> {
+    prop_oneof![
+        (0..20_u8).prop_map(Revoked::Serial),
+        (0..3_u8, 0..3_u8).prop_map(|(namespace, account)| Revoked::Account(namespace, account)),
+        (0..3_u8, 0..6_u8).prop_map(|(namespace, pod)| Revoked::Pod(namespace, pod)),
+        (0..3_u8).prop_map(Revoked::Node),
+        (0..3_u8).prop_map(Revoked::Agent),
+    ]
+}
+
+impl Revoked {
+    fn subject(&self) -> Subject {
+        match *self {
+            Self::Serial(index) => Subject::Serial(chancery_identity::Serial(serial(index.into()).to_be_bytes())),
+            Self::Account(namespace, account) => Subject::SpiffeId(spiffe_id(namespace, account).parse().unwrap()),
+            Self::Pod(namespace, pod) => Subject::Pod(pod_uid(namespace, pod)),
+            Self::Node(node) => Subject::Node { cluster: "east".into(), node: format!("node-{node}") },
+            Self::Agent(node) => Subject::Agent(agent(node).parse().unwrap()),
+        }
+    }
+
+    fn is_about(&self, Recorded { index, spec, .. }: &Recorded) -> bool {
+        match *self {
+            Self::Serial(serial) => u64::from(serial) == *index,
+            Self::Account(namespace, account) => (namespace, account) == (spec.namespace, spec.account),
+            Self::Pod(namespace, pod) => (namespace, pod) == (spec.namespace, spec.pod),
+            Self::Node(node) => node == spec.node,
+            Self::Agent(node) => !spec.sidecar && node == spec.node,
+        }
+    }
+}
+
+fn agent(node: u8) -> String {
+    format!("spiffe://example.org/chancery/agent/east/{}", uuid(node.into()))
 }
 
 fn spiffe_id(namespace: u8, account: u8) -> String {
@@ -157,11 +225,12 @@ impl Question {
                 Some(namespace) => format!("ns{namespace}/sa{account}"),
                 None => format!("sa{account}"),
             })),
-            agent: text(self.agent.map(|node| format!("spiffe://example.org/chancery/agent/east/{}", uuid(node.into())))),
+            agent: text(self.agent.map(agent)),
             token_id: text(self.token.map(|token| format!("token-{token}"))),
             since_ms: self.since.map_or(0, minute),
             until_ms: self.until.map_or(0, minute),
             unexpired: self.unexpired,
+            revoked: self.revoked,
             issuing_certificate: text(self.issuer.map(|(issuer, given)| hex::encode(&fingerprint(1, issuer)[..given]))),
             root: text(self.root.map(|(root, given)| hex::encode(&fingerprint(2, root)[..given]))),
         };
@@ -195,6 +264,8 @@ struct Record {
     place: Place,
     ledger: Ledger,
     recorded: Vec<Recorded>,
+    /// Each with its act's entry.
+    revocations: Vec<(Revoked, u64)>,
     minute: u64,
 }
 
@@ -203,7 +274,7 @@ impl Record {
         let place = Place::new();
         let options = LedgerOptions { longest_lifetime: Duration::from_secs(40 * 60), ..place.options() };
         let ledger = Ledger::open(place.store().await, place.clock.clone(), options).await.unwrap();
-        Self { place, ledger, recorded: Vec::new(), minute: 0 }
+        Self { place, ledger, recorded: Vec::new(), revocations: Vec::new(), minute: 0 }
     }
 
     async fn add(&mut self, specs: &[Spec]) {
@@ -214,6 +285,20 @@ impl Record {
         }
     }
 
+    async fn revoke(&mut self, revoked: &Revoked) {
+        let change = Change::Revoke { subject: revoked.subject(), until: START + Duration::from_secs(24 * 3600) };
+        let index = self.ledger.act("local:uid=0", change, "a test wants it").await.unwrap();
+        self.revocations.push((revoked.clone(), index));
+        let spec =
+            Spec { is_act: true, namespace: 0, account: 0, pod: 0, node: 0, sidecar: false, token: 0, lifetime_minutes: 0, issuer: 0 };
+        self.recorded.push(Recorded { index, minute: self.minute, spec });
+    }
+
+    fn is_about(&self, question: &Question, recorded: &Recorded) -> bool {
+        let is_revoked = || self.revocations.iter().any(|(revoked, entry)| recorded.index < *entry && revoked.is_about(recorded));
+        question.is_about(recorded, self.minute) && (!question.revoked || is_revoked())
+    }
+
     fn pass(&mut self, minutes: u8) {
         self.minute += u64::from(minutes);
         self.place.clock.advance(Duration::from_secs(60 * u64::from(minutes)));
@@ -221,7 +306,7 @@ impl Record {
 
     /// Pages through an answer, while `arriving` arrives between the first page and the second.
     async fn check(&mut self, question: &Question, page_size: usize, arriving: &[Spec]) -> TestCaseResult {
-        let about = self.recorded.iter().rev().filter(|recorded| question.is_about(recorded, self.minute));
+        let about = self.recorded.iter().rev().filter(|recorded| self.is_about(question, recorded));
         let expected: Vec<_> = about.map(|recorded| recorded.index).collect();
         let filter = question.filter();
         let mut found = Vec::new();
@@ -262,15 +347,18 @@ proptest! {
 
     #[test]
     fn pages_hold_what_a_scan_of_all_entries_finds(
-        batches in vec((0..20_u8, vec(spec(), 1..30)), 1..6),
+        batches in vec((0..20_u8, vec(spec(), 1..30), vec(revoked(), 0..2)), 1..6),
         questions in vec((question(), 1..12_usize, vec(spec(), 0..3)), 40),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut record = Record::new().await;
-            for (minutes, specs) in &batches {
+            for (minutes, specs, revoked) in &batches {
                 record.pass(*minutes);
                 record.add(specs).await;
+                for revoked in revoked {
+                    record.revoke(revoked).await;
+                }
             }
             for (question, page_size, arriving) in &questions {
                 record.check(question, *page_size, arriving).await?;
@@ -429,6 +517,10 @@ async fn an_identity_stands_by_its_dates_its_successor_and_what_signed_it() {
     assert_eq!((standing(6).await.superseded_by, standing(7).await.superseded_by), (Some(7), None));
     place.clock.set(START - Duration::from_secs(1));
     assert!(!standing(2).await.begun);
+    let change = Change::Revoke { subject: Subject::Pod(uuid(1)), until: START + Duration::from_secs(3600) };
+    let act = ledger.act("local:uid=0", change, "a test wants it").await.unwrap();
+    assert_eq!(standing(2).await.revoked.map(|revocation| revocation.entry), Some(act));
+    assert_eq!(standing(3).await.revoked, None);
     place.clock.set(START + Duration::from_secs(3601));
     assert!(standing(2).await.expired);
 }

@@ -56,7 +56,7 @@ pub(crate) struct FilterArgs {
 
 impl FilterArgs {
     /// As the CA is asked.
-    pub(super) fn read(self, until_ms: i64) -> Result<IdentityFilter, CliError> {
+    pub(super) fn read(self) -> Result<IdentityFilter, CliError> {
         let filter = IdentityFilter {
             spiffe_id: self.id.unwrap_or_default(),
             spiffe_id_prefix: self.prefix.unwrap_or_default(),
@@ -68,10 +68,10 @@ impl FilterArgs {
             agent: self.agent.unwrap_or_default(),
             token_id: self.token_id.unwrap_or_default(),
             since_ms: self.since.unwrap_or_default(),
-            until_ms,
             unexpired: self.unexpired,
             issuing_certificate: self.issuing_certificate.unwrap_or_default(),
             root: self.root.unwrap_or_default(),
+            ..IdentityFilter::default()
         };
         check(&filter)?;
         Ok(filter)

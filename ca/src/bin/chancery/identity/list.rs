@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use chancery_process::output::{Format, Json, Listing};
-use chancery_proto::chancery::v1::ListIdentitiesRequest;
+use chancery_proto::chancery::v1::{IdentityFilter, ListIdentitiesRequest};
 use clap::Args;
 
 use super::filter::{FilterArgs, moment_or_ago};
@@ -28,6 +28,9 @@ pub(crate) struct ListArgs {
     /// Issued before this time, or longer ago than this.
     #[arg(long, value_parser = moment_or_ago, value_name = "TIME", help_heading = "Conditions")]
     until: Option<i64>,
+    /// Only those that an operator revoked, until they would have expired.
+    #[arg(long, help_heading = "Conditions")]
+    revoked: bool,
     /// How many at most.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
@@ -38,12 +41,12 @@ pub(crate) struct ListArgs {
 
 pub(super) async fn run(mut ca: Operator, args: ListArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let mut left = if args.all { u64::MAX } else { args.limit };
-    let filter = Some(args.filter.read(args.until.unwrap_or_default())?);
+    let filter = IdentityFilter { until_ms: args.until.unwrap_or_default(), revoked: args.revoked, ..args.filter.read()? };
     let mut listing = Listing::begin(out, format, Json::Array, columns(format))?;
     let mut page_token = String::new();
     loop {
         let page_size = u32::try_from(left.min(PAGE)).unwrap_or_default();
-        let request = ListIdentitiesRequest { filter: filter.clone(), page_size, page_token };
+        let request = ListIdentitiesRequest { filter: Some(filter.clone()), page_size, page_token };
         let page = ca.list_identities(request).await?.into_inner();
         let rows: Vec<_> = page.identities.iter().map(IdentityRow::of).collect();
         listing.add(&rows)?;

@@ -36,6 +36,8 @@ struct ShownRow {
     identity: IdentityRow,
     expired: bool,
     superseded_by: Option<u64>,
+    revoked_by: Option<u64>,
+    revoked_at: String,
     issued_by: Option<OwnCertificateRow>,
     trust_root: Option<OwnCertificateRow>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,6 +66,8 @@ pub(super) async fn run(mut ca: Operator, args: ShowArgs, out: &mut impl Write, 
         identity: IdentityRow::of(&identity),
         expired: standing.expired,
         superseded_by: standing.superseded_by,
+        revoked_by: standing.revoked_by,
+        revoked_at: moment(standing.revoked_at_ms),
         issued_by: standing.issuing_certificate.map(OwnCertificateRow::of),
         trust_root: standing.root.map(OwnCertificateRow::of),
         certificate_pem: (format != Format::Table).then(|| pem(certificate)),
@@ -78,6 +82,7 @@ pub(super) async fn run(mut ca: Operator, args: ShowArgs, out: &mut impl Write, 
 /// All that is to be said of it, or that it is valid.
 fn state(standing: &IdentityStanding) -> String {
     let mut words = Vec::new();
+    words.extend(standing.revoked_by.map(|entry| format!("revoked by entry {entry}")));
     words.extend(standing.not_yet_valid.then(|| "not yet valid".to_owned()));
     words.extend(standing.expired.then(|| "expired".to_owned()));
     words.extend(standing.superseded_by.map(|entry| format!("superseded by entry {entry}")));
@@ -110,7 +115,7 @@ mod tests {
     #[test]
     fn the_state_says_all_that_is_wrong_or_that_nothing_is() {
         assert_eq!(state(&IdentityStanding::default()), "valid");
-        let standing = IdentityStanding { expired: true, superseded_by: Some(7), ..IdentityStanding::default() };
-        assert_eq!(state(&standing), "expired, superseded by entry 7");
+        let standing = IdentityStanding { expired: true, superseded_by: Some(7), revoked_by: Some(9), ..IdentityStanding::default() };
+        assert_eq!(state(&standing), "revoked by entry 9, expired, superseded by entry 7");
     }
 }

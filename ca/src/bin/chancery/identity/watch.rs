@@ -31,7 +31,7 @@ pub(crate) struct WatchArgs {
 
 pub(super) async fn run(mut ca: Operator, args: WatchArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let interrupted = shutdown::on_signal().map_err(|error| CliError::Failed(format!("signals cannot be handled: {error}")))?;
-    let request = WatchIdentitiesRequest { filter: Some(args.filter.read(0)?), from_entry: args.from_entry };
+    let request = WatchIdentitiesRequest { filter: Some(args.filter.read()?), from_entry: args.from_entry };
     let mut answers = ca.watch_identities(request).await?.into_inner();
     let mut listing = Listing::begin(out, format, Json::Lines, columns(format))?;
     let mut next = None;
