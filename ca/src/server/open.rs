@@ -80,6 +80,7 @@ pub(super) async fn open(
         repairs,
     };
     ledger.append(Body::Start(start)).await?;
+    checkpoints.record_keys().await?;
     let authority =
         Authority::open(config.trust_domain.clone(), config.authority.clone(), &directory, keys, ledger.clone(), Arc::clone(&clock))
             .await?;
@@ -127,6 +128,12 @@ async fn open_ledger(
     let options =
         LedgerOptions { longest_lifetime: config.longest_lifetime(), ..LedgerOptions::new(config.trust_domain.clone(), Arc::clone(&keys)) };
     let ledger = Ledger::open(store, Arc::clone(clock), options).await?;
-    let checkpoints = Checkpoints::open(ledger.clone(), keys, log_files, directory.checkpoint(), Arc::clone(clock)).await?;
-    Ok((ledger, checkpoints, opened.repairs))
+    match Checkpoints::open(ledger.clone(), keys, log_files, directory.checkpoint(), Arc::clone(clock)).await {
+        Ok(checkpoints) => Ok((ledger, checkpoints, opened.repairs)),
+        Err(refused) => {
+            // What it would be closed for is less than what it is refused for.
+            ledger.close().await.ok();
+            Err(refused.into())
+        }
+    }
 }

@@ -1,6 +1,9 @@
 //! What a start is refused for, and what it leaves as it was.
 
+use std::path::Path;
+
 use chancery_ca::config::{Config, Mode};
+use chancery_ca::ledger::PublishError;
 use chancery_ca::server::{self, ServeError};
 use tokio_util::sync::CancellationToken;
 
@@ -78,4 +81,44 @@ async fn a_data_directory_that_others_may_enter_is_refused() {
     std::fs::set_permissions(&data_dir, std::fs::Permissions::from_mode(0o755)).unwrap();
     let error = refused(ANY_PORTS, Mode::Development { data_dir: Some(data_dir) }).await;
     assert!(error.to_string().contains("chmod 0700"), "{error}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_old_backup_of_the_ledger_is_refused() {
+    let directory = Ca::start().await.stop().await;
+    let (ledger, backup) = (directory.path().join("data/ledger"), directory.path().join("backup"));
+    copy(&ledger, &backup);
+    let ca = Ca::try_start(directory, "").await.unwrap();
+    let entries = ca.status().await.ledger_entries;
+    let directory = ca.stop().await;
+    std::fs::remove_dir_all(&ledger).unwrap();
+    copy(&backup, &ledger);
+    let data_dir = directory.path().join("data");
+    let error = refused(ANY_PORTS, Mode::Development { data_dir: Some(data_dir) }).await;
+    assert!(matches!(error, ServeError::Checkpoint(PublishError::EntriesMissing { published, .. }) if published == entries), "{error}");
+    assert!(error.to_string().contains("--accept-loss"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_published_shows_in_the_metrics() {
+    let ca = Ca::start().await;
+    let entries = ca.status().await.ledger_entries;
+    ca.until_async("a checkpoint of all entries", async || {
+        ca.get("/metrics").await.contains(&format!("chancery_ledger_checkpoint_entries {entries}.0"))
+    })
+    .await;
+    assert!(ca.get("/metrics").await.contains("chancery_ledger_checkpoint_age_seconds"));
 }

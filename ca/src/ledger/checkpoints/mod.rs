@@ -23,12 +23,15 @@ use tracing::{error, info, warn};
 
 use self::file::CheckpointFile;
 use self::keys::SigningKeys;
+use super::acts::Change;
 use super::{Ledger, LedgerError};
 use crate::keys::{KeyError, KeyManager};
 use crate::store::embedded::files::LogFiles;
 
 /// How often [`Checkpoints::run`] looks whether there are new entries.
 const EVERY: Duration = Duration::from_secs(1);
+/// How long checkpoints carry the signatures of both keys after a rotation: agents and auditors learn of the newer one meanwhile.
+pub(super) const OVERLAP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Why a checkpoint is not published, or the ledger does not fit the one that was.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -95,9 +98,6 @@ pub enum PublishError {
     /// The tree does not continue the last checkpoint.
     #[error("nothing is published, since the ledger does not continue its last checkpoint: {0}. Stop the CA and keep a copy of the ledger")]
     Fork(ProofError),
-    /// Only one rotation at a time.
-    #[error("the key of the checkpoints is not being rotated")]
-    NoRotation,
 }
 
 /// A checkpoint as it was shown to everybody.
@@ -209,47 +209,57 @@ impl Checkpoints {
         self.publish_and_tell().await;
     }
 
-    /// Makes a new key, has it recorded, and signs with both keys from then on. While a rotation is under way already, its key is recorded
-    /// once more: the process may have ended before.
+    /// Makes a new key, records it as an act of `actor`'s for the reason `why`, and signs with both keys for 30 days, after which the older
+    /// one is destroyed ([`Self::run`]). While both sign, nothing new is made.
     ///
     /// # Errors
-    /// If `record` fails, and else as [`Self::publish`]; the rotation may be under way then, and is gone on with by the next call.
-    pub async fn rotate_key<E, F>(&self, record: impl FnOnce(CheckpointVerifier) -> F) -> Result<CheckpointVerifier, E>
-    where
-        E: From<PublishError>,
-        F: Future<Output = Result<(), E>>,
-    {
+    /// If the key cannot be made or recorded, and else as [`Self::publish`]. The next call, or the next start, goes on with the key that was
+    /// made.
+    pub async fn rotate_key(&self, actor: &str, why: &str) -> Result<CheckpointVerifier, PublishError> {
         let _publishing = self.publishing.lock().await;
         let mut keys = self.keys();
         let new = match keys.verifiers().as_slice() {
             [_, .., newest] => newest.clone(),
             _ => keys.add().await?,
         };
-        record(new.clone()).await?;
+        self.record(&new, actor, why).await?;
         self.set_keys(keys.clone());
         self.publish_with(&keys).await?;
         Ok(new)
     }
 
-    /// Ends a rotation: the older key signs nothing more, and is destroyed. Before, everybody who verifies must have the newer one.
-    ///
-    /// # Errors
-    /// [`PublishError::NoRotation`] if none is under way; if `record` fails; and else as [`Self::publish`].
-    pub async fn retire_old_key<E, F>(&self, record: impl FnOnce() -> F) -> Result<(), E>
-    where
-        E: From<PublishError>,
-        F: Future<Output = Result<(), E>>,
-    {
+    /// Records, as an act of the CA's own, each key that signs and is not in the ledger yet: the first one, and that of a rotation which was
+    /// interrupted.
+    pub async fn record_keys(&self) -> Result<(), PublishError> {
+        let _publishing = self.publishing.lock().await;
+        for key in self.verifiers() {
+            self.record(&key, "ca", "this key signs the ledger's checkpoints").await?;
+        }
+        Ok(())
+    }
+
+    async fn record(&self, key: &CheckpointVerifier, actor: &str, why: &str) -> Result<(), PublishError> {
+        let is_known = self.ledger.state().borrow().checkpoint_keys.iter().any(|known| known.key == *key.public_key());
+        if !is_known {
+            self.ledger.act(actor, Change::CheckpointKey(*key.public_key()), why).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a rotation that is old enough: the older key signs nothing more, and is destroyed.
+    async fn retire_older_key(&self) -> Result<(), PublishError> {
         let _publishing = self.publishing.lock().await;
         let mut keys = self.keys();
-        if keys.verifiers().len() < 2 {
-            return Err(PublishError::NoRotation.into());
+        let since = self.ledger.state().borrow().checkpoint_key().map(|newest| newest.since);
+        if keys.verifiers().len() < 2 || since.is_none_or(|since| self.clock.now() < since + OVERLAP) {
+            return Ok(());
         }
-        record().await?;
         // First, so that there is never a checkpoint in the file that none of the keys has signed.
         self.publish_with(&keys.newest_alone()).await?;
         self.set_keys(keys.newest_alone());
-        Ok(keys.destroy_older().await?)
+        keys.destroy_older().await?;
+        info!("the older key of the ledger's checkpoints signs nothing more, and is destroyed");
+        Ok(())
     }
 
     async fn publish_with(&self, keys: &SigningKeys) -> Result<Arc<Published>, PublishError> {
@@ -278,11 +288,14 @@ impl Checkpoints {
     }
 
     async fn publish_and_tell(&self) {
-        let result = self.publish().await;
+        let result = match self.retire_older_key().await {
+            Ok(()) => self.publish().await.map(|_| ()),
+            failed => failed,
+        };
         let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         match (result, problem.as_ref()) {
-            (Ok(_), None) => {}
-            (Ok(_), Some(_)) => {
+            (Ok(()), None) => {}
+            (Ok(()), Some(_)) => {
                 info!("the ledger's checkpoints are published again");
                 *problem = None;
             }

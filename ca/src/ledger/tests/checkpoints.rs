@@ -6,6 +6,7 @@ use chancery_identity::checkpoint::{Checkpoint, CheckpointError, GrowingTree, le
 
 use super::*;
 use crate::keys::KeyManager as _;
+use crate::ledger::checkpoints;
 use crate::store::embedded::files::{self, LogFiles, SystemFiles};
 
 const FILE: &str = "/data/checkpoint";
@@ -192,33 +193,61 @@ async fn a_checkpoint_that_this_ca_has_not_signed_is_refused() {
 }
 
 #[tokio::test]
-async fn a_rotated_key_signs_beside_the_old_one_until_that_is_retired() {
+async fn a_rotated_key_is_an_entry_and_signs_beside_the_old_one_for_a_while() {
     let place = Place::new();
     let ledger = place.ledger().await;
     let checkpoints = place.checkpoints(&ledger).await;
+    checkpoints.record_keys().await.unwrap();
     let old = checkpoints.verifiers().remove(0);
-    assert!(matches!(checkpoints.retire_old_key(|| async { Ok(()) }).await, Err(PublishError::NoRotation)));
-
-    let refused = checkpoints.rotate_key(|_| async { Err::<(), _>(PublishError::NoRotation) }).await;
-    assert!(refused.is_err() && checkpoints.verifiers() == [old.clone()], "what is not recorded signs nothing");
-    let record = async |_| ledger.append(start("rotated")).await.map(|_| ()).map_err(PublishError::from);
-    let new = checkpoints.rotate_key(record).await.unwrap();
-    assert_eq!(checkpoints.verifiers(), [old.clone(), new.clone()]);
+    let new = checkpoints.rotate_key("local:uid=0", "once a year").await.unwrap();
+    let recorded: Vec<_> = ledger.state().borrow().checkpoint_keys.iter().map(|known| known.key).collect();
+    assert_eq!(recorded, [*old.public_key(), *new.public_key()]);
     let both = checkpoints.newest();
-    assert_eq!(both.checkpoint.size, 1);
-    assert!(old.verify(&both.note).is_ok() && new.verify(&both.note).is_ok());
+    assert_eq!((both.checkpoint.size, &both.verifier), (2, &new));
     assert_eq!(both.signed_by, [old.clone(), new.clone()], "the old one first");
+    assert!(old.verify(&both.note).is_ok() && new.verify(&both.note).is_ok());
 
-    // A restart in between changes nothing; rotating once more goes on with the same key.
+    // Neither a restart nor another call changes anything meanwhile.
+    let second = Duration::from_secs(1);
+    place.clock.advance(checkpoints::OVERLAP.saturating_sub(second));
     let checkpoints = place.checkpoints(&ledger).await;
-    assert_eq!(checkpoints.newest().note, both.note);
-    assert_eq!(checkpoints.rotate_key(|_| async { Ok::<_, PublishError>(()) }).await.unwrap(), new);
+    checkpoints.record_keys().await.unwrap();
+    assert_eq!(checkpoints.rotate_key("local:uid=0", "again").await.unwrap(), new);
+    run_once(&checkpoints).await;
+    assert_eq!((ledger.entries(), &checkpoints.newest().note), (2, &both.note));
 
-    checkpoints.retire_old_key(|| async { Ok::<_, PublishError>(()) }).await.unwrap();
+    place.clock.advance(second);
+    run_once(&checkpoints).await;
     let last = checkpoints.newest();
     assert!(old.verify(&last.note).is_err() && new.verify(&last.note).is_ok());
-    assert_eq!(place.checkpoints(&ledger).await.verifiers(), [new]);
     assert!(!place.ledger_keys().list().await.unwrap().contains(&"checkpoint".to_owned()), "it is destroyed");
+    assert_eq!(place.checkpoints(&ledger).await.verifiers(), [new]);
+}
+
+#[tokio::test]
+async fn a_key_that_could_not_be_recorded_signs_nothing_until_it_is() {
+    let place = Place::new();
+    let ledger = place.ledger().await;
+    let checkpoints = place.checkpoints(&ledger).await;
+    let keys = checkpoints.verifiers();
+    place.files.fail_sync_after(0);
+    checkpoints.rotate_key("local:uid=0", "once a year").await.unwrap_err();
+    assert_eq!(checkpoints.verifiers(), keys);
+    ledger.close().await.ok();
+    drop((checkpoints, ledger));
+    let ledger = place.ledger().await;
+    let checkpoints = place.checkpoints(&ledger).await;
+    checkpoints.record_keys().await.unwrap();
+    assert_eq!(checkpoints.verifiers().len(), 2);
+    assert_eq!(ledger.state().borrow().checkpoint_keys.len(), 2);
+}
+
+/// What it does at least once before it ends.
+async fn run_once(checkpoints: &Checkpoints) {
+    let stop = tokio_util::sync::CancellationToken::new();
+    stop.cancel();
+    checkpoints.run(stop).await;
+    assert_eq!(checkpoints.problem(), None);
 }
 
 /// What one process shows before it ends, with the error that ended it.

@@ -78,6 +78,11 @@ impl CheckpointVerifier {
         &self.name
     }
 
+    /// The Ed25519 key.
+    pub fn public_key(&self) -> &[u8; 32] {
+        &self.public_key
+    }
+
     /// Whether `signature` is this key's of `message`.
     pub fn is_signature(&self, message: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(&ED25519, &self.public_key).verify(message, signature).is_ok()
