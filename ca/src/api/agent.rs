@@ -49,8 +49,8 @@ pub struct AgentApi {
     pub fleet: Arc<Fleet>,
     /// What was issued before.
     pub ledger: Ledger,
-    /// What agents are shown of it, if anything.
-    pub checkpoints: Option<LedgerSource>,
+    /// What agents are shown of it.
+    pub checkpoints: LedgerSource,
     /// Tells when certificates have expired.
     pub clock: Arc<dyn Clock>,
     /// Counts the calls.

@@ -73,7 +73,10 @@ impl Showing {
                 self.work = None;
                 match looked {
                     Ok(Ok(looked)) => {
-                        self.answered &= looked.offer.is_none();
+                        if looked.offer.is_some() {
+                            self.answered = false;
+                            self.not_before = Instant::now() + EVERY;
+                        }
                         return looked;
                     }
                     Ok(Err(error)) => tracing::warn!(%error, "the ledger could not be read to compare the agent's checkpoint with it"),
@@ -105,7 +108,6 @@ impl Showing {
     fn begin(&mut self) {
         let newest = self.source.newest.borrow_and_update().clone();
         let Some(reported) = self.reported.clone() else { return };
-        self.not_before = Instant::now() + EVERY;
         self.compared = Some(reported.clone());
         self.work = Some(tokio::spawn(look(self.source.ledger.clone(), newest, reported)));
     }

@@ -35,8 +35,8 @@ pub struct Sources {
     pub trust: watch::Receiver<Arc<TrustState>>,
     /// The clusters, whose keys the agent is told.
     pub clusters: Arc<Clusters>,
-    /// The ledger's checkpoints, if agents are to be shown them.
-    pub ledger: Option<LedgerSource>,
+    /// The ledger's checkpoints.
+    pub ledger: LedgerSource,
     /// When the connection is old enough to be drained.
     pub drain_at: Instant,
     /// Cancelled when the CA shuts down.
@@ -134,8 +134,8 @@ impl Session {
         let mut key_changes = sources.clusters.changes();
         key_changes.mark_changed();
         let mut told = None;
-        let mut showing = sources.ledger.clone().zip(self.ledger.take()).map(|(source, view)| {
-            let mut showing = Showing::new(source);
+        let mut showing = self.ledger.take().map(|view| {
+            let mut showing = Showing::new(sources.ledger.clone());
             showing.heard(&view);
             showing
         });

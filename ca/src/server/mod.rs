@@ -246,7 +246,7 @@ fn serve_tls(
         clusters: Arc::clone(&parts.clusters),
         fleet: Arc::clone(&parts.fleet),
         ledger: parts.ledger.clone(),
-        checkpoints: Some(LedgerSource { ledger: parts.ledger.clone(), newest: parts.checkpoints.watch() }),
+        checkpoints: LedgerSource { ledger: parts.ledger.clone(), newest: parts.checkpoints.watch() },
         clock: Arc::clone(&parts.clock),
         metrics: calls,
         shutdown: stop.clone(),

@@ -9,13 +9,14 @@ use crate::authority::testing::TestCa;
 use crate::fleet::session::LEDGER_CHECKPOINTS;
 use crate::ledger::{Body, Ledger, Published};
 
-const ORIGIN: &str = "example.org/chancery/00000000000000000000000000000001";
+pub(super) const ORIGIN: &str = "example.org/chancery/00000000000000000000000000000001";
 /// Longer than between two checkpoints.
 const LATER: Duration = Duration::from_secs(31);
 
 /// A ledger in memory, and the key that its checkpoints are signed with.
-struct Log {
-    _place: TestCa,
+#[derive(Clone)]
+pub(super) struct Log {
+    _place: Arc<TestCa>,
     ledger: Ledger,
     key: Arc<Ed25519KeyPair>,
     origin: &'static str,
@@ -37,14 +38,14 @@ async fn publish(ledger: &Ledger, key: &Ed25519KeyPair, origin: &str) -> Arc<Pub
 }
 
 impl Log {
-    async fn new(origin: &'static str, entries: usize) -> Self {
+    pub(super) async fn new(origin: &'static str, entries: usize) -> Self {
         let key = Arc::new(Ed25519KeyPair::generate().unwrap());
         Self::signed_by(key, origin, entries, "one").await
     }
 
     /// With entries that `what` makes different from others.
     async fn signed_by(key: Arc<Ed25519KeyPair>, origin: &'static str, entries: usize, what: &str) -> Self {
-        let place = TestCa::new();
+        let place = Arc::new(TestCa::new());
         let ledger = place.ledger().await;
         record(&ledger, entries, what).await;
         let newest = watch::Sender::new(publish(&ledger, &key, origin).await);
@@ -56,14 +57,17 @@ impl Log {
         self.newest.send_replace(publish(&self.ledger, &self.key, self.origin).await);
     }
 
+    pub(super) fn source(&self) -> LedgerSource {
+        LedgerSource { ledger: self.ledger.clone(), newest: self.newest.subscribe() }
+    }
+
     fn published(&self) -> Published {
         Published::clone(&self.newest.borrow())
     }
 
     /// A CA with this ledger, and the agent of `node-1`, which knows the checkpoint `note`.
     fn met_by(&self, fleet: &Arc<Fleet>, note: &str) -> (Ca, Agent) {
-        let mut ca = Ca::new();
-        ca.ledger = Some(LedgerSource { ledger: self.ledger.clone(), newest: self.newest.subscribe() });
+        let ca = Ca::with(self.clone());
         let hello = Hello { capabilities: vec![LEDGER_CHECKPOINTS.into()], report: Some(report(note, None)), ..Hello::default() };
         let agent = ca.attach_with(fleet, member(1), &hello);
         (ca, agent)
@@ -151,9 +155,7 @@ async fn an_agent_with_the_newest_checkpoint_is_shown_none_until_there_is_a_newe
 #[tokio::test(start_paused = true)]
 async fn an_older_agent_is_shown_none() {
     let (fleet, _) = fleet();
-    let log = Log::new(ORIGIN, 5).await;
-    let mut ca = Ca::new();
-    ca.ledger = Some(LedgerSource { ledger: log.ledger.clone(), newest: log.newest.subscribe() });
+    let ca = Ca::with(Log::new(ORIGIN, 5).await);
     let mut agent = ca.attach(&fleet, member(1));
     assert!(!agent.hears_of_another().await);
 }

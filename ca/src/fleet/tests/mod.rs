@@ -62,7 +62,7 @@ struct Ca {
     clusters: Arc<Clusters>,
     shutdown: CancellationToken,
     max_age: Duration,
-    ledger: Option<LedgerSource>,
+    log: ledger::Log,
     _directory: tempfile::TempDir,
 }
 
@@ -75,13 +75,17 @@ fn east(directory: &Path) -> ClusterSettings {
 }
 
 impl Ca {
-    fn new() -> Self {
+    async fn new() -> Self {
+        Self::with(ledger::Log::new(ledger::ORIGIN, 1).await)
+    }
+
+    fn with(log: ledger::Log) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let keys = directory.path().join("keys");
         DevelopmentIssuer::open_or_create(&keys).unwrap();
         let clusters = Clusters::new("example.org".parse().unwrap(), vec![east(&keys)], Arc::new(SystemClock)).unwrap();
         let (shutdown, max_age) = (CancellationToken::new(), Duration::from_secs(3600));
-        Self { trust: watch::Sender::new(trust(1)), clusters, shutdown, max_age, ledger: None, _directory: directory }
+        Self { trust: watch::Sender::new(trust(1)), clusters, shutdown, max_age, log, _directory: directory }
     }
 
     fn attach(&self, fleet: &Arc<Fleet>, member: Member) -> Agent {
@@ -93,7 +97,7 @@ impl Ca {
         let sources = Sources {
             trust: self.trust.subscribe(),
             clusters: Arc::clone(&self.clusters),
-            ledger: self.ledger.clone(),
+            ledger: self.log.source(),
             drain_at: Instant::now() + self.max_age,
             shutdown: self.shutdown.clone(),
         };
@@ -126,7 +130,7 @@ impl Agent {
 #[tokio::test]
 async fn an_agent_is_told_the_trust_and_its_keys_and_every_change() {
     let (fleet, _) = fleet();
-    let ca = Ca::new();
+    let ca = Ca::new().await;
     let mut agent = ca.attach(&fleet, member(1));
     agent.hears_the_beginning().await;
     ca.trust.send_replace(trust(2));
@@ -143,7 +147,7 @@ async fn an_agent_is_told_the_trust_and_its_keys_and_every_change() {
 #[tokio::test]
 async fn a_session_ends_when_its_cluster_is_removed() {
     let (fleet, _) = fleet();
-    let ca = Ca::new();
+    let ca = Ca::new().await;
     let mut agent = ca.attach(&fleet, member(1));
     agent.hears_the_beginning().await;
     ca.clusters.replace(Vec::new()).unwrap();
@@ -153,7 +157,7 @@ async fn a_session_ends_when_its_cluster_is_removed() {
 #[tokio::test]
 async fn a_report_is_remembered_with_the_clocks_difference() {
     let (fleet, _) = fleet();
-    let mut agent = Ca::new().attach(&fleet, member(1));
+    let mut agent = Ca::new().await.attach(&fleet, member(1));
     agent.hears_the_beginning().await;
     let clock_ms = wire::millis(NOW) + 1500;
     agent.says(agent_message::Message::Report(Report { clock_ms, trust_sequence: 1, workloads: 7, ..Report::default() })).await;
@@ -172,7 +176,7 @@ async fn a_report_is_remembered_with_the_clocks_difference() {
 #[tokio::test]
 async fn an_agent_that_left_is_remembered_as_not_connected() {
     let (fleet, _) = fleet();
-    let Agent { up, down: _down, end } = Ca::new().attach(&fleet, member(1));
+    let Agent { up, down: _down, end } = Ca::new().await.attach(&fleet, member(1));
     drop(up);
     assert_eq!(timeout(SOON, end).await.unwrap().unwrap(), SessionEnd::Left);
     assert!(!fleet.on_node("east", "node-1").unwrap().connected);
@@ -182,7 +186,7 @@ async fn an_agent_that_left_is_remembered_as_not_connected() {
 #[tokio::test]
 async fn the_newest_session_of_an_agent_counts() {
     let (fleet, _) = fleet();
-    let ca = Ca::new();
+    let ca = Ca::new().await;
     let older = ca.attach(&fleet, member(1));
     let _newer = ca.attach(&fleet, member(1));
     assert_eq!(older.ends().await, SessionEnd::Replaced);
@@ -194,7 +198,7 @@ async fn orders_reach_a_connected_agent_and_nobody_else() {
     let (fleet, _) = fleet();
     let order = Order { order: Some(order::Order::ReissueAll(ReissueAll {})) };
     assert_eq!(fleet.order(&member(1).id, order), Err(FleetError::NotConnected(member(1).id)));
-    let mut agent = Ca::new().attach(&fleet, member(1));
+    let mut agent = Ca::new().await.attach(&fleet, member(1));
     agent.hears_the_beginning().await;
     assert!(fleet.order_all(order).is_empty());
     assert!(matches!(agent.hears().await, ca_message::Message::Order(_)));
@@ -215,7 +219,7 @@ async fn more_orders_than_an_agent_takes_are_refused() {
 #[tokio::test]
 async fn a_second_hello_ends_the_session() {
     let (fleet, _) = fleet();
-    let agent = Ca::new().attach(&fleet, member(1));
+    let agent = Ca::new().await.attach(&fleet, member(1));
     agent.says(agent_message::Message::Hello(Hello::default())).await;
     assert!(matches!(agent.ends().await, SessionEnd::Protocol(_)));
 }
@@ -223,7 +227,7 @@ async fn a_second_hello_ends_the_session() {
 #[tokio::test]
 async fn an_unknown_kind_of_message_is_passed_over() {
     let (fleet, _) = fleet();
-    let agent = Ca::new().attach(&fleet, member(1));
+    let agent = Ca::new().await.attach(&fleet, member(1));
     agent.up.send(Ok(AgentMessage { message: None })).await.unwrap();
     agent.says(agent_message::Message::Report(Report { workloads: 3, ..Report::default() })).await;
     timeout(SOON, async {
@@ -238,7 +242,7 @@ async fn an_unknown_kind_of_message_is_passed_over() {
 #[tokio::test(start_paused = true)]
 async fn a_session_ends_with_the_age_of_its_connection() {
     let (fleet, _) = fleet();
-    let mut ca = Ca::new();
+    let mut ca = Ca::new().await;
     ca.max_age = Duration::from_secs(20);
     let agent = ca.attach(&fleet, member(1));
     assert_eq!(agent.end.await.unwrap(), SessionEnd::Aged);
@@ -247,7 +251,7 @@ async fn a_session_ends_with_the_age_of_its_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_session_ends_when_the_certificate_it_was_made_with_expires() {
     let (fleet, clock) = fleet();
-    let agent = Ca::new().attach(&fleet, member(1));
+    let agent = Ca::new().await.attach(&fleet, member(1));
     *clock.0.lock().unwrap() = NOW + time::Duration::HOUR;
     assert_eq!(agent.end.await.unwrap(), SessionEnd::SvidExpired);
 }
@@ -255,14 +259,14 @@ async fn a_session_ends_when_the_certificate_it_was_made_with_expires() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_says_nothing_is_let_go() {
     let (fleet, _) = fleet();
-    let agent = Ca::new().attach(&fleet, member(1));
+    let agent = Ca::new().await.attach(&fleet, member(1));
     assert_eq!(agent.end.await.unwrap(), SessionEnd::Silent);
 }
 
 #[tokio::test]
 async fn sessions_end_when_the_ca_shuts_down() {
     let (fleet, _) = fleet();
-    let ca = Ca::new();
+    let ca = Ca::new().await;
     let agent = ca.attach(&fleet, member(1));
     ca.shutdown.cancel();
     assert_eq!(agent.ends().await, SessionEnd::ShuttingDown);
