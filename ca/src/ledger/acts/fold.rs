@@ -35,7 +35,7 @@ impl Fold {
     ///
     /// # Errors
     /// [`LedgerError::Act`] if it is not this CA's own.
-    pub(super) async fn newest(store: &SharedStore, verifier: ActsVerifier) -> Result<Self, LedgerError> {
+    pub(in crate::ledger) async fn newest(store: &SharedStore, verifier: ActsVerifier) -> Result<Self, LedgerError> {
         let mut fold = Self::genesis(verifier);
         let Some(&last) = store.look_up(&terms::kind("state"), u64::MAX, 1).await?.first() else { return Ok(fold) };
         let refused = |index: u64| move |problem| LedgerError::Act { index, problem };
@@ -78,6 +78,18 @@ impl Fold {
         self.state.apply(&Change::from_wire(act.change)?, from_millis(time_ms), index)?;
         self.next = index + 1;
         Ok(())
+    }
+
+    /// Whether the recorded state, or part of one, in the bytes `entry` is the state so far.
+    ///
+    /// # Errors
+    /// If it is not, or not this CA's own.
+    pub fn check_state(&self, entry: &[u8]) -> Result<(), ActError> {
+        let found = self.verifier.state(entry)?;
+        let number = usize::try_from(found.part).unwrap_or(usize::MAX);
+        let own = self.state.to_parts().into_iter().nth(number);
+        let own = own.map(|part| wire::State { key_id: found.key_id.clone(), signature: found.signature.clone(), ..part });
+        if own == Some(found) { Ok(()) } else { Err(ActError::Impossible("it is not what the acts before it lead to".into())) }
     }
 
     /// Whether the state allows `change`, and has room for what it leads to.

@@ -216,3 +216,103 @@ impl Revocation {
         self.until <= now && (self.allowed.is_some() || matches!(subject, Subject::Serial(_)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = time::macros::datetime!(2026-03-01 12:00 UTC);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn id(text: &str) -> SpiffeId {
+        format!("spiffe://example.org/{text}").parse().unwrap()
+    }
+
+    fn root(number: u8, to: RootState) -> Change {
+        Change::Root { root: Fingerprint([number; 32]), to, except: Vec::new(), force: false }
+    }
+
+    /// The state after changes of which each is possible.
+    fn after(changes: impl IntoIterator<Item = Change>) -> State {
+        let mut state = State::default();
+        for change in changes {
+            state.apply(&change, NOW, state.epoch).unwrap();
+        }
+        state
+    }
+
+    #[test]
+    fn a_root_goes_from_prepared_to_retired_and_draws_the_one_before_along() {
+        use RootState::{Active, Draining, Prepared, Published, Retired};
+        let state = after([root(1, Active), root(2, Prepared), root(2, Published), root(2, Active)]);
+        assert_eq!(state.active_root(), Some(Fingerprint([2; 32])));
+        assert_eq!(state.roots[&Fingerprint([1; 32])].state, Draining);
+        let state = after([root(1, Active), root(2, Prepared), root(2, Published), root(2, Active), root(1, Retired)]);
+        assert_eq!(state.roots[&Fingerprint([1; 32])].state, Retired);
+    }
+
+    #[test]
+    fn a_root_takes_no_short_cut_and_no_way_back() {
+        use RootState::{Active, Distrusted, Draining, Prepared, Published, Retired};
+        let state = after([root(1, Active), root(2, Prepared), root(3, Prepared), root(3, Distrusted)]);
+        let impossible =
+            [(1, Prepared), (1, Retired), (1, Draining), (1, Active), (2, Active), (2, Prepared), (3, Active), (3, Distrusted)];
+        for (number, to) in impossible.into_iter().chain([(4, Active), (4, Published), (4, Retired)]) {
+            let mut same = state.clone();
+            let error = same.apply(&root(number, to), NOW, 9).unwrap_err();
+            assert!(matches!(error, ActError::Impossible(_)) && same == state, "{number} {to}: {error}");
+        }
+        assert_eq!(state.distrusted().collect::<Vec<_>>(), [Fingerprint([3; 32])]);
+    }
+
+    #[test]
+    fn who_is_revoked_gets_nothing_until_it_is_allowed_but_one_serial_keeps_nobody_back() {
+        let (cart, agent, pod) = (id("ns/shop/sa/cart"), id("chancery/agent/east/7"), Uuid::from_u128(7));
+        let applicant = Applicant { spiffe_id: &cart, pod_uid: Some(pod), cluster: "east", node: "node-1", agent: &agent };
+        let node = Subject::Node { cluster: "east".into(), node: "node-1".into() };
+        for subject in [Subject::SpiffeId(cart.clone()), Subject::Pod(pod), node, Subject::Agent(agent.clone())] {
+            let revoke = Change::Revoke { subject: subject.clone(), until: NOW + HOUR };
+            let obstacle = after([revoke.clone()]).obstacle(&applicant).unwrap();
+            assert!(obstacle.contains("chancery identity allow"), "{obstacle}");
+            let allowed = after([revoke, Change::Allow(subject.clone())]);
+            assert_eq!((allowed.obstacle(&applicant), allowed.revocations[&subject].allowed), (None, Some(NOW)));
+        }
+        let serial = Subject::Serial(Serial([7; 16]));
+        let state = after([Change::Revoke { subject: serial.clone(), until: NOW + HOUR }]);
+        assert!(state.obstacle(&applicant).is_none() && state.is_revoked(Serial([7; 16])));
+        assert!(state.clone().apply(&Change::Allow(serial), NOW, 1).is_err());
+        let banned = after([Change::Ban(agent.clone())]).obstacle(&applicant).unwrap();
+        assert!(banned.contains("chancery agent unban"), "{banned}");
+        let elsewhere = Applicant { cluster: "west", ..applicant };
+        let node = Subject::Node { cluster: "east".into(), node: "node-1".into() };
+        assert!(after([Change::Revoke { subject: node, until: NOW + HOUR }]).obstacle(&elsewhere).is_none());
+    }
+
+    #[test]
+    fn what_has_expired_is_forgotten_with_the_next_act_unless_it_keeps_somebody_back() {
+        let (serial, pod) = (Subject::Serial(Serial([7; 16])), Subject::Pod(Uuid::from_u128(7)));
+        let revoke = |subject: &Subject| Change::Revoke { subject: subject.clone(), until: NOW + HOUR };
+        let mut state = after([revoke(&serial), revoke(&pod)]);
+        state.apply(&Change::Ban(id("chancery/agent/east/7")), NOW + HOUR, 2).unwrap();
+        assert_eq!(state.revocations.keys().collect::<Vec<_>>(), [&pod]);
+        state.apply(&Change::Allow(pod), NOW + HOUR, 3).unwrap();
+        assert!(state.revocations.is_empty());
+    }
+
+    #[test]
+    fn a_large_state_is_recorded_in_parts_that_fit_and_is_put_together_again() {
+        let state = after((0..3000).map(|number| Change::Ban(id(&format!("chancery/agent/east/{number:0100}")))));
+        let parts = state.to_parts();
+        assert!(parts.len() > 5 && state.recorded_bytes() < MAX_STATE_BYTES);
+        assert!(parts.iter().all(|part| prost::Message::encoded_len(part) < 64_000));
+        assert_eq!(State::from_parts(parts.clone()).unwrap(), state);
+        for wrong in [&parts[1..], &parts[..parts.len() - 1]] {
+            assert!(State::from_parts(wrong.to_vec()).is_err());
+        }
+        let mut swapped = parts;
+        swapped.swap(0, 1);
+        assert!(State::from_parts(swapped).is_err());
+    }
+}

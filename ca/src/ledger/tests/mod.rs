@@ -1,5 +1,6 @@
 //! The ledger on the embedded store, whose log lies on a faulty disk in memory.
 
+mod acts;
 mod checkpoints;
 mod commit;
 mod entries;
