@@ -1,9 +1,11 @@
+use chancery_identity::csr::KeyType;
 use chancery_identity::{Fingerprint, Serial};
 use chancery_proto::chancery::v1 as wire;
 use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
+use crate::keys::PublicKey;
 use crate::ledger::acts::{ACTS_KEY, ActsVerifier, Fold, RootState, State, Subject};
 use crate::ledger::entry::encode_prefix;
 use crate::store::Group;
@@ -266,6 +268,20 @@ async fn a_state_that_was_forged_keeps_the_ca_from_starting() {
     drop(store);
     let error = opening_fails(&place).await;
     assert!(matches!(&error, LedgerError::Act { index: 1, problem: acts::ActError::Unsigned }), "{error}");
+}
+
+/// The bytes stand in `docs/ledger.md`, with what verifies them.
+#[test]
+fn the_act_in_the_documentation_verifies() {
+    let documentation = include_str!("../../../../docs/ledger.md");
+    let text = documentation.split("### An act, verified").nth(1).unwrap();
+    let between = |before: &str, after: &str| text.split(before).nth(1).unwrap().split(after).next().unwrap();
+    let bytes = hex::decode(between("```hex\n", "```").split_whitespace().collect::<String>()).unwrap();
+    let key = PublicKey { key_type: KeyType::Ed25519, spki: hex::decode(between("echo ", " |")).unwrap() };
+    let origin = between("the origin\n`", "`");
+    let mut fold = Fold::genesis(ActsVerifier::new(origin.to_owned(), &key).unwrap());
+    fold.act(0, &bytes).unwrap();
+    assert!(fold.state().is_banned(&agent(7)));
 }
 
 fn any_subject() -> impl Strategy<Value = Subject> {
