@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".chancery.v1.IssuedSvid")
         .bytes(".chancery.v1.Issuance")
         .bytes(".chancery.v1.GetTileResponse")
+        .bytes(".chancery.v1.ProveInclusionResponse.bytes")
         .bytes(".chancery.v1.StoredEntry")
         .bytes(".envoy")
         // The secrets that SDS sends travel in `Any`: shared instead of copied, and never printed.

@@ -4,6 +4,7 @@
 //! its handle is dropped.
 
 pub mod agent;
+pub mod auditor;
 pub mod ca;
 pub mod caller;
 pub mod envoy;

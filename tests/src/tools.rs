@@ -46,6 +46,17 @@ pub fn faketime() -> Option<PathBuf> {
     found
 }
 
+/// The Go compiler; without it, the test that asks is counted as skipped.
+pub fn go() -> Option<PathBuf> {
+    let named = std::env::var_os("CHANCERY_GO").map(PathBuf::from);
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    let found = named.or_else(|| std::env::split_paths(&search).map(|directory| directory.join("go")).find(|path| path.is_file()));
+    if found.is_none() {
+        skip("Go is not installed: run `tests/setup`, or name its compiler in CHANCERY_GO");
+    }
+    found
+}
+
 /// The root of the source tree.
 pub fn source() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

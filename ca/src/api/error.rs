@@ -124,7 +124,7 @@ impl ApiError {
             | Self::Ledger(
                 LedgerError::PageSize(_) | LedgerError::PageToken(_) | LedgerError::Ambiguous { .. } | LedgerError::NotThere { .. },
             ) => Code::InvalidArgument,
-            Self::NotFound(_) => Code::NotFound,
+            Self::NotFound(_) | Self::Ledger(LedgerError::NotInTree { .. }) => Code::NotFound,
             Self::Refused(refusal) if refusal.retryable => Code::Unavailable,
             Self::Refused(_)
             | Self::NotACaller(_)

@@ -17,6 +17,7 @@ mod proof;
 mod query;
 mod refusals;
 mod revoked;
+mod scan;
 mod standing;
 mod terms;
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use self::follow::Watch;
 pub use self::leaf::Leaf;
 pub use self::query::{Identity, MAX_PAGE_SIZE, Page};
 pub use self::refusals::{Refusal, RefusalFilter, Refusals};
+pub use self::scan::read_identity;
 pub use self::standing::{IdentityStanding, OwnCertificate};
 pub use self::terms::{DICTIONARY_DIMENSIONS, EntryTerms};
 use crate::keys::KeyManager;

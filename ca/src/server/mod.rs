@@ -24,17 +24,19 @@ use chancery_process::http::{health_routes, serve_tcp};
 use chancery_process::logging::LogHandle;
 use chancery_process::watch::FileWatch;
 use chancery_proto::chancery::v1::agent_service_server::AgentServiceServer;
+use chancery_proto::chancery::v1::log_service_server::LogServiceServer;
 use chancery_proto::chancery::v1::operator_service_server::OperatorServiceServer;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tracing::{error, info, warn};
 
 pub use error::ServeError;
 
-use crate::api::{AgentApi, CallMetrics, NoteUnread, OperatorApi, Peers, Watches};
+use crate::api::{AgentApi, CallMetrics, LogApi, NoteUnread, OperatorApi, Peers, Watches, auditors_ledger_routes};
 use crate::config::{Config, Mode};
 use crate::fleet::LedgerSource;
 use crate::ledger::LedgerHealth;
@@ -141,8 +143,10 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let operators = operators(&parts, Arc::clone(&calls), stop.clone());
-    tasks.spawn(serve_tls(&parts, doors.tls, operators.clone(), Arc::clone(&metrics), calls, stop.clone())?);
-    tasks.spawn(serve_admin(doors.admin, operators, stop.clone()));
+    let log_api = log_api(&parts, Arc::clone(&calls));
+    let services = (operators.clone(), log_api.clone());
+    tasks.spawn(serve_tls(&parts, doors.tls, services, Arc::clone(&metrics), calls, stop.clone())?);
+    tasks.spawn(serve_admin(doors.admin, operators, log_api, stop.clone()));
     tasks.spawn(serve_http(Arc::clone(&parts), doors.http, registry, stop.clone()));
     let reloader = Reloader { parts: Arc::clone(&parts), mode, log, metrics, watch };
     tasks.spawn(reloader.run(stop.clone()));
@@ -221,7 +225,7 @@ async fn ledger_failed(parts: &Parts) -> ServeError {
 fn serve_tls(
     parts: &Arc<Parts>,
     listener: tokio::net::TcpListener,
-    operators: OperatorServiceServer<OperatorApi>,
+    (operators, log): (OperatorServiceServer<OperatorApi>, LogApi),
     metrics: Arc<Metrics>,
     calls: Arc<CallMetrics>,
     stop: CancellationToken,
@@ -252,6 +256,8 @@ fn serve_tls(
         shutdown: stop.clone(),
     };
     let service = AgentServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let routes = Routes::new(service).add_service(operators).add_service(LogServiceServer::new(log.clone()));
+    let routes = Routes::from(routes.into_axum_router().merge(auditors_ledger_routes(log)));
     let server = Server::builder()
         .layer(NoteUnread(Arc::clone(&parts.issuance)))
         .max_connection_age(limits.max_connection_age)
@@ -260,8 +266,7 @@ fn serve_tls(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .add_service(service)
-        .add_service(operators)
+        .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
     Ok(async move {
         if let Err(error) = server.await {
@@ -288,14 +293,21 @@ fn operators(parts: &Arc<Parts>, calls: Arc<CallMetrics>, stop: CancellationToke
     })
 }
 
+/// What answers those who verify the ledger, on either door.
+fn log_api(parts: &Arc<Parts>, calls: Arc<CallMetrics>) -> LogApi {
+    LogApi { ledger: parts.ledger.clone(), checkpoints: Arc::clone(&parts.checkpoints), people: Arc::clone(&parts.people), metrics: calls }
+}
+
 fn serve_admin(
     listener: tokio::net::UnixListener,
     operators: OperatorServiceServer<OperatorApi>,
+    log: LogApi,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + Send {
     let server = Server::builder()
         .concurrency_limit_per_connection(16)
         .add_service(operators)
+        .add_service(LogServiceServer::new(log))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned());
     async move {
         if let Err(error) = server.await {

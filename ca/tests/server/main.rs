@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail wherever it likes")]
 
 mod checkpoints;
+mod ledger;
 mod reload;
 mod roles;
 mod serving;

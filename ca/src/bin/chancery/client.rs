@@ -5,6 +5,7 @@ mod remote;
 use std::path::{Path, PathBuf};
 
 use chancery_process::output::OutputError;
+use chancery_proto::chancery::v1::log_service_client::LogServiceClient;
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
 use clap::Args;
 use hyper_util::rt::TokioIo;
@@ -42,6 +43,9 @@ pub(crate) struct Way {
 /// A CA to ask.
 pub(crate) type Operator = OperatorServiceClient<Channel>;
 
+/// A CA whose ledger is asked for.
+pub(crate) type Log = LogServiceClient<Channel>;
+
 /// Why a command did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
@@ -63,6 +67,9 @@ pub(crate) enum CliError {
     /// What was typed cannot be meant.
     #[error("{0}")]
     Usage(String),
+    /// Two checkpoints of the CA's contradict each other.
+    #[error("the ledger was rolled back or rewritten: {problem}")]
+    Inconsistent { problem: String, note: String },
     /// Anything else, with its next step.
     #[error("{0}")]
     Failed(String),
@@ -77,6 +84,13 @@ impl From<Status> for CliError {
 /// Connects to the CA.
 pub(crate) async fn connect(way: &Way) -> Result<Operator, CliError> {
     Ok(OperatorServiceClient::new(channel(way).await?).max_decoding_message_size(MAX_ANSWER_BYTES))
+}
+
+/// The same, with the service that its ledger is asked by.
+pub(crate) async fn connect_both(way: &Way) -> Result<(Operator, Log), CliError> {
+    let channel = channel(way).await?;
+    let operator = OperatorServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES);
+    Ok((operator, LogServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)))
 }
 
 /// A connection to the CA, for any of its services.

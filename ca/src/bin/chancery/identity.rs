@@ -12,11 +12,11 @@ use std::io::Write;
 use chancery_process::output::Format;
 use clap::Subcommand;
 
-use crate::client::{CliError, Operator};
+use crate::client::{CliError, Log, Operator};
 
-pub(crate) use self::filter::moment_or_ago;
+pub(crate) use self::filter::{FilterArgs, moment_or_ago};
 pub(crate) use self::refusals::RefusalRow;
-pub(crate) use self::row::IdentityRow;
+pub(crate) use self::row::{IdentityRow, columns};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -34,10 +34,10 @@ pub(crate) enum Command {
     Refusals(refusals::RefusalArgs),
 }
 
-pub(crate) async fn run(ca: Operator, command: Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+pub(crate) async fn run(ca: Operator, log: Log, command: Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     match command {
         Command::List(args) => list::run(ca, *args, out, format).await,
-        Command::Show(args) => show::run(ca, args, out, format).await,
+        Command::Show(args) => show::run(ca, log, args, out, format).await,
         Command::Watch(args) => watch::run(ca, *args, out, format).await,
         Command::Refusals(args) => refusals::run(ca, args, out, format).await,
     }

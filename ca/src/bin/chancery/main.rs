@@ -49,12 +49,12 @@ enum Command {
         #[arg(value_name = "NAMESPACE/POD", value_parser = explain::pod_name)]
         pod: explain::PodName,
     },
+    /// The ledger as anybody can verify it.
+    #[command(subcommand)]
+    Log(log::Command),
     /// The node agents.
     #[command(subcommand)]
     Agent(agents::Command),
-    /// The ledger, and what operators did.
-    #[command(subcommand)]
-    Log(log::Command),
     /// The rules by which identities are issued.
     #[command(subcommand)]
     Policy(policy::Command),
@@ -89,7 +89,10 @@ async fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Status => status::run(connect().await?, out, format).await,
         Command::Doctor => doctor::run(connect().await?, out, format).await,
-        Command::Identity(command) => identity::run(connect().await?, command, out, format).await,
+        Command::Identity(command) => {
+            let (ca, log) = client::connect_both(&cli.way).await?;
+            identity::run(ca, log, command, out, format).await
+        }
         Command::Explain { pod } => explain::run(connect().await?, pod, out, format).await,
         Command::Agent(command) => agents::run(connect().await?, command, out, format).await,
         Command::Log(command) => log::run(&cli.way, command, out, format).await,

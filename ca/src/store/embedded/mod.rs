@@ -37,6 +37,7 @@ use self::reader::Segments;
 use self::segment::LogId;
 use super::{Group, Head, Lease, MAX_ENTRY_BYTES, Store, StoreError, Term, Terms};
 
+pub mod audit;
 mod catalogue;
 mod checkpoint;
 mod committer;

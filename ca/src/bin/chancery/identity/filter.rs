@@ -1,4 +1,4 @@
-//! Which identities: the conditions that `list` and `watch` share.
+//! Which identities: the conditions that `list`, `watch` and `log export` share.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ pub(crate) struct FilterArgs {
 
 impl FilterArgs {
     /// As the CA is asked.
-    pub(super) fn read(self) -> Result<IdentityFilter, CliError> {
+    pub(crate) fn read(self) -> Result<IdentityFilter, CliError> {
         let filter = IdentityFilter {
             spiffe_id: self.id.unwrap_or_default(),
             spiffe_id_prefix: self.prefix.unwrap_or_default(),

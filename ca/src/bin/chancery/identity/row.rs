@@ -10,7 +10,7 @@ use crate::output::{moment, uuid};
 const TABLE: [&str; 7] = ["time", "spiffe_id", "serial", "namespace", "pod", "node", "not_after"];
 
 /// The columns of a list.
-pub(super) fn columns(format: Format) -> &'static [&'static str] {
+pub(crate) fn columns(format: Format) -> &'static [&'static str] {
     if format == Format::Table { &TABLE } else { &IDENTITY_COLUMNS }
 }
 

@@ -6,10 +6,12 @@ use chancery_process::output::{Format, OutputError, fields};
 use chancery_proto::chancery::v1::{AuthorityStatus, IdentityFilter, IdentityStanding, ShowIdentityRequest, show_identity_request::By};
 use clap::Args;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::filter;
 use super::row::IdentityRow;
-use crate::client::{CliError, Operator};
+use crate::client::{CliError, Log, Operator};
+use crate::log::proof_of;
 use crate::output::moment;
 
 pub(super) const EXAMPLES: &str = "\
@@ -40,6 +42,8 @@ struct ShownRow {
     revoked_at: String,
     issued_by: Option<OwnCertificateRow>,
     trust_root: Option<OwnCertificateRow>,
+    /// That its entry is in the ledger; in a table, in words.
+    proof: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate_pem: Option<String>,
 }
@@ -53,7 +57,7 @@ struct OwnCertificateRow {
     not_after: String,
 }
 
-pub(super) async fn run(mut ca: Operator, args: ShowArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+pub(super) async fn run(mut ca: Operator, log: Log, args: ShowArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     if let Some(serial) = &args.serial {
         filter::check(&IdentityFilter { serial: serial.clone(), ..IdentityFilter::default() })?;
     }
@@ -70,6 +74,7 @@ pub(super) async fn run(mut ca: Operator, args: ShowArgs, out: &mut impl Write, 
         revoked_at: moment(standing.revoked_at_ms),
         issued_by: standing.issuing_certificate.map(OwnCertificateRow::of),
         trust_root: standing.root.map(OwnCertificateRow::of),
+        proof: proof_of(log, identity.entry, format).await?,
         certificate_pem: (format != Format::Table).then(|| pem(certificate)),
     };
     fields(out, format, &row)?;

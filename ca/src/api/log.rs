@@ -1,0 +1,242 @@
+//! The ledger for those who verify it: checkpoints, tiles, proofs, entries.
+//!
+//! Every answer is about the newest checkpoint, which is published first if entries have arrived since the last one: whoever issued a
+//! moment ago can prove it now.
+
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::middleware::Next;
+use bytes::Bytes;
+use chancery_proto::chancery::v1::log_service_server::LogService;
+use chancery_proto::chancery::v1::{
+    GetCheckpointRequest, GetCheckpointResponse, GetTileRequest, GetTileResponse, IdentityFilter as WireFilter, ProveConsistencyRequest,
+    ProveConsistencyResponse, ProveInclusionRequest, ProveInclusionResponse, ReadEntriesRequest, ReadEntriesResponse, StoredEntry,
+    prove_inclusion_request::Of,
+};
+use futures_util::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::api::error::ApiError;
+use crate::api::tiles::{TileName, TileSource, ledger_routes, refused};
+use crate::api::{CallMetrics, People};
+use crate::ledger::{Checkpoints, IdentityFilter, Ledger, LedgerError, Published};
+
+/// Entries are sent in messages of about this many bytes.
+const MESSAGE_BYTES: usize = 1 << 20;
+/// Messages that wait for one caller.
+const QUEUED: usize = 2;
+
+/// Answers those who verify.
+#[derive(Clone)]
+pub struct LogApi {
+    /// What is verified.
+    pub ledger: Ledger,
+    /// Signs it.
+    pub checkpoints: Arc<Checkpoints>,
+    /// Decides who may ask.
+    pub people: Arc<People>,
+    /// Counts the calls.
+    pub metrics: Arc<CallMetrics>,
+}
+
+type Entries = Pin<Box<dyn Stream<Item = Result<ReadEntriesResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl LogService for LogApi {
+    async fn get_checkpoint(&self, request: Request<GetCheckpointRequest>) -> Result<Response<GetCheckpointResponse>, Status> {
+        self.answer("GetCheckpoint", request, async |_| {
+            let newest = self.newest().await?;
+            Ok(GetCheckpointResponse { note: newest.note.clone(), verifier_keys: verifier_keys(&newest) })
+        })
+        .await
+    }
+
+    async fn get_tile(&self, request: Request<GetTileRequest>) -> Result<Response<GetTileResponse>, Status> {
+        self.answer("GetTile", request, async |request| {
+            let tile = self.read_tile(tile_name(&request)?).await?;
+            Ok(GetTileResponse { tile })
+        })
+        .await
+    }
+
+    async fn prove_inclusion(&self, request: Request<ProveInclusionRequest>) -> Result<Response<ProveInclusionResponse>, Status> {
+        self.answer("ProveInclusion", request, async |request| self.do_prove_inclusion(request.of).await).await
+    }
+
+    async fn prove_consistency(&self, request: Request<ProveConsistencyRequest>) -> Result<Response<ProveConsistencyResponse>, Status> {
+        self.answer("ProveConsistency", request, async |request| {
+            let newest = self.newest().await?;
+            let hashes = self.ledger.consistency_proof(request.since, newest.checkpoint.size).await?;
+            let hashes = hashes.iter().map(|hash| hash.to_vec()).collect();
+            Ok(ProveConsistencyResponse { note: newest.note.clone(), verifier_keys: verifier_keys(&newest), hashes })
+        })
+        .await
+    }
+
+    type ReadEntriesStream = Entries;
+
+    async fn read_entries(&self, request: Request<ReadEntriesRequest>) -> Result<Response<Entries>, Status> {
+        self.answer("ReadEntries", request, async |request| self.do_read_entries(request).await).await
+    }
+}
+
+impl LogApi {
+    async fn answer<Q, A>(
+        &self,
+        method: &'static str,
+        request: Request<Q>,
+        work: impl AsyncFnOnce(Q) -> Result<A, ApiError>,
+    ) -> Result<Response<A>, Status> {
+        let started = Instant::now();
+        let answer = async {
+            let admitted = self.people.admit(&request)?;
+            tracing::debug!(method, person = %admitted.person, "an auditor asks");
+            work(request.into_inner()).await
+        };
+        let answer = answer.await;
+        self.metrics.answered(method, answer.is_ok(), started.elapsed());
+        Ok(Response::new(answer?))
+    }
+
+    async fn newest(&self) -> Result<Arc<Published>, ApiError> {
+        Ok(self.checkpoints.publish().await.map_err(LedgerError::from)?)
+    }
+
+    async fn read_tile(&self, TileName { level, index, width }: TileName) -> Result<Bytes, ApiError> {
+        let tile = match level {
+            Some(level) => self.ledger.tile(level, index, width).await?,
+            None => self.ledger.entry_bundle(index, width).await?,
+        };
+        Ok(tile.into())
+    }
+
+    async fn do_prove_inclusion(&self, of: Option<Of>) -> Result<ProveInclusionResponse, ApiError> {
+        let entry = match of {
+            Some(Of::Entry(entry)) => entry,
+            Some(Of::Serial(serial)) => self.issued(&serial).await?.0,
+            Some(Of::Certificate(der)) => {
+                let serial = serial_of(&der)?;
+                let (entry, recorded) = self.issued(&serial).await?;
+                if recorded != der {
+                    let problem = format!("entry {entry} has another certificate with the serial number {serial} than this one");
+                    return Err(ApiError::NotFound(problem));
+                }
+                entry
+            }
+            None => return Err(ApiError::Invalid("name an entry, a serial number or a certificate".into())),
+        };
+        // After the look-up, so that it covers what was found.
+        let newest = self.newest().await?;
+        let size = newest.checkpoint.size;
+        let hashes = self.ledger.inclusion_proof(entry, size).await?;
+        let bytes = self.ledger.stored_entries(entry..entry + 1, usize::MAX).await?.pop().unwrap_or_default();
+        Ok(ProveInclusionResponse {
+            note: newest.note.clone(),
+            verifier_keys: verifier_keys(&newest),
+            entry,
+            bytes,
+            hashes: hashes.iter().map(|hash| hash.to_vec()).collect(),
+        })
+    }
+
+    /// The entry and the certificate with this serial number.
+    async fn issued(&self, serial: &str) -> Result<(u64, Bytes), ApiError> {
+        let filter = IdentityFilter::try_from(&WireFilter { serial: serial.to_owned(), ..WireFilter::default() })?;
+        let wanted = filter.serial.ok_or_else(|| ApiError::Invalid("the serial number is empty".into()))?;
+        let found = self.ledger.show(wanted).await?;
+        let found = found.ok_or_else(|| ApiError::NotFound(format!("no certificate with the serial number {serial} was issued")))?;
+        Ok((found.index, found.issuance.certificate))
+    }
+
+    async fn do_read_entries(&self, request: ReadEntriesRequest) -> Result<Entries, ApiError> {
+        let filter = request.filter.as_ref().map(IdentityFilter::try_from).transpose()?;
+        let newest = self.newest().await?.checkpoint.size;
+        let end = if request.end == 0 { newest } else { request.end };
+        if end > newest || request.first > end {
+            let problem = format!("entries {} to {end} were asked for, and the newest checkpoint has {newest}", request.first);
+            return Err(ApiError::Invalid(problem));
+        }
+        let (messages, entries) = mpsc::channel(QUEUED);
+        let api = self.clone();
+        tokio::spawn(async move {
+            let mut next = request.first;
+            while next < end {
+                let message = api.read_some(next..end, filter.as_ref()).await;
+                next = message.as_ref().map_or(end, |message| message.next);
+                // Whoever asked may have gone.
+                if messages.send(message).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Box::pin(ReceiverStream::new(entries).map(|message| message.map_err(Status::from))))
+    }
+
+    async fn read_some(&self, range: Range<u64>, filter: Option<&IdentityFilter>) -> Result<ReadEntriesResponse, ApiError> {
+        let read = self.ledger.stored_entries(range.clone(), MESSAGE_BYTES).await?;
+        let next = range.start + read.len() as u64;
+        let mut entries = Vec::new();
+        for (index, bytes) in (range.start..).zip(read) {
+            if filter.map_or(Ok(true), |filter| self.ledger.selects(filter, index, &bytes))? {
+                entries.push(StoredEntry { index, bytes });
+            }
+        }
+        Ok(ReadEntriesResponse { entries, next })
+    }
+}
+
+/// The ledger's files on the TLS port, for the same people as the rest of it.
+pub fn auditors_ledger_routes(api: LogApi) -> Router {
+    let people = Arc::clone(&api.people);
+    let admit = move |request: axum::extract::Request, next: Next| {
+        let people = Arc::clone(&people);
+        async move {
+            let asked = Request::from_parts(MetadataMap::new(), request.extensions().clone(), ());
+            match people.admit(&asked) {
+                // Held until the answer is made, as every permit is.
+                Ok(_admitted) => next.run(request).await,
+                Err(error) => refused(&error.into()),
+            }
+        }
+    };
+    ledger_routes(Arc::new(api)).layer(axum::middleware::from_fn(admit))
+}
+
+/// Whoever asks was admitted.
+#[tonic::async_trait]
+impl TileSource for LogApi {
+    async fn checkpoint(&self) -> Result<String, Status> {
+        Ok(self.newest().await?.note.clone())
+    }
+
+    async fn tile(&self, name: TileName) -> Result<Bytes, Status> {
+        Ok(self.read_tile(name).await?)
+    }
+}
+
+fn verifier_keys(published: &Published) -> Vec<String> {
+    published.signed_by.iter().map(ToString::to_string).collect()
+}
+
+fn tile_name(request: &GetTileRequest) -> Result<TileName, ApiError> {
+    let width = if request.width == 0 { 256 } else { request.width };
+    let name = || {
+        let level = request.level.map(u8::try_from).transpose().ok()?;
+        Some(TileName { level, index: request.index, width: u16::try_from(width).ok()? })
+    };
+    name().ok_or_else(|| ApiError::NotFound(format!("there is no tile of level {:?} with {width} hashes", request.level)))
+}
+
+/// As filters read it.
+fn serial_of(der: &[u8]) -> Result<String, ApiError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|error| ApiError::Invalid(format!("this is no certificate: {error}")))?;
+    Ok(hex::encode(certificate.raw_serial()))
+}

@@ -1,0 +1,85 @@
+//! Checkpoints: asked for, read from files, verified.
+
+use std::io::Write;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chancery_identity::checkpoint::{Checkpoint, CheckpointVerifier, Hash, MAX_NOTE_BYTES, verify};
+use chancery_process::output::{Format, OutputError, fields};
+use chancery_proto::chancery::v1::GetCheckpointRequest;
+use serde::Serialize;
+
+use crate::client::{CliError, Log};
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    origin: &'a str,
+    entries: u64,
+    root: String,
+    note: &'a str,
+    verifier_keys: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Keys {
+    verifier_keys: Vec<String>,
+}
+
+/// Prints the newest checkpoint: the note alone, or with what it says.
+pub(super) async fn show(mut log: Log, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let answer = log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
+    let checkpoint = open(&answer.note, &answer.verifier_keys)?;
+    if format == Format::Table {
+        return Ok(write!(out, "{}", answer.note).map_err(OutputError::Write)?);
+    }
+    let shown = Shown {
+        origin: &checkpoint.origin,
+        entries: checkpoint.size,
+        root: STANDARD.encode(checkpoint.root),
+        note: &answer.note,
+        verifier_keys: &answer.verifier_keys,
+    };
+    Ok(fields(out, format, &shown)?)
+}
+
+/// Prints the verifier key alone; while it is being rotated both, the older one first.
+pub(super) async fn key(mut log: Log, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let answer = log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
+    if format == Format::Table {
+        return Ok(answer.verifier_keys.iter().try_for_each(|key| writeln!(out, "{key}")).map_err(OutputError::Write)?);
+    }
+    Ok(fields(out, format, &Keys { verifier_keys: answer.verifier_keys })?)
+}
+
+/// The checkpoint in a note that one of these keys has signed.
+pub(super) fn open(note: &str, verifier_keys: &[String]) -> Result<Checkpoint, CliError> {
+    let key = |key: &String| key.trim().parse::<CheckpointVerifier>();
+    let keys = verifier_keys.iter().map(key).collect::<Result<Vec<_>, _>>();
+    keys.and_then(|keys| verify(note, &keys)).map_err(|error| CliError::Failed(error.to_string()))
+}
+
+/// The keys to believe: the one that was given, which the CA cannot choose, or else the CA's.
+pub(super) fn believed(given: Option<&str>, of_ca: &[String]) -> Vec<String> {
+    given.map_or_else(|| of_ca.to_vec(), |given| vec![given.to_owned()])
+}
+
+/// A note from a file.
+pub(super) fn read_note(path: &Path) -> Result<String, CliError> {
+    let failed = |problem: &dyn std::fmt::Display| CliError::Failed(format!("{}: {problem}", path.display()));
+    let length = std::fs::metadata(path).map_err(|error| failed(&error))?.len();
+    if length > MAX_NOTE_BYTES as u64 {
+        return Err(failed(&"too long for a checkpoint"));
+    }
+    std::fs::read_to_string(path).map_err(|error| failed(&error))
+}
+
+/// Hashes of a proof, as they came.
+pub(super) fn hashes(proof: &[Vec<u8>]) -> Result<Vec<Hash>, CliError> {
+    let hash = |bytes: &Vec<u8>| Hash::try_from(bytes.as_slice());
+    proof
+        .iter()
+        .map(hash)
+        .collect::<Result<_, _>>()
+        .map_err(|_| CliError::Failed("the CA sent a proof with a hash that has not 32 bytes".into()))
+}

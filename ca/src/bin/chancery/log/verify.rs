@@ -1,0 +1,207 @@
+//! `chancery log verify`: the whole ledger, from an export or from a data directory, without a CA.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chancery_ca::store::StoreError;
+use chancery_ca::store::embedded::audit::Audit;
+use chancery_identity::checkpoint::Checkpoint;
+use chancery_process::output::{Format, fields};
+use clap::{ArgGroup, Args};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::checkpoint::{open, read_note};
+use super::examined::{Examined, Finding};
+use super::line::ReadLine;
+use super::since::Since;
+use super::tiles::Tiles;
+use crate::client::CliError;
+
+/// Progress is shown after so many bytes.
+const STEP: u64 = 1 << 20;
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).args(["export", "data_dir", "since"]))]
+pub(crate) struct VerifyArgs {
+    /// An export in JSON Lines, of all entries.
+    #[arg(value_name = "EXPORT")]
+    export: Option<PathBuf>,
+    /// A CA's data directory, or a backup of one. Nothing in it is changed.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Whether the running CA's ledger begins with the checkpoint in this file.
+    #[arg(long, value_name = "FILE")]
+    since: Option<PathBuf>,
+    /// If so, keep the CA's newer checkpoint in FILE instead, or the first one if there is none yet.
+    #[arg(long, requires = "since")]
+    save: bool,
+    /// A checkpoint that the entries have to lead to; may be given several times.
+    #[arg(long, value_name = "FILE", conflicts_with = "since")]
+    checkpoint: Vec<PathBuf>,
+    /// The ledger's verifier key (`chancery log key`): without it the signatures of checkpoints are not checked.
+    #[arg(long, value_name = "KEY")]
+    verifier_key: Option<String>,
+    /// Check each certificate's signature, too.
+    #[arg(long, conflicts_with = "since")]
+    certificates: bool,
+}
+
+#[derive(Serialize)]
+struct Verified {
+    verdict: &'static str,
+    entries: u64,
+    root: String,
+    /// How many entries each checkpoint has that the entries lead to.
+    checkpoints: Vec<u64>,
+    signatures: &'static str,
+    certificates: Option<u64>,
+    notes: Vec<String>,
+    seconds: f64,
+    entries_per_second: f64,
+}
+
+impl VerifyArgs {
+    /// What is to be asked of a running CA; nothing if this is about files.
+    pub(super) fn since(&self) -> Option<Since<'_>> {
+        Some(Since { file: self.since.as_deref()?, save: self.save, key: self.verifier_key.as_deref() })
+    }
+
+    fn open(&self, note: &str) -> Result<Checkpoint, String> {
+        match &self.verifier_key {
+            Some(key) => open(note, std::slice::from_ref(key)).map_err(|error| error.to_string()),
+            None => unsigned(note),
+        }
+    }
+}
+
+pub(super) fn run(args: &VerifyArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let started = Instant::now();
+    let mut examined = Examined::new(args.certificates);
+    for path in &args.checkpoint {
+        let checkpoint = args.open(&read_note(path)?).map_err(|problem| CliError::Failed(format!("{}: {problem}", path.display())))?;
+        examined.expect(format!("the checkpoint in {}", path.display()), checkpoint);
+    }
+    let notes = match (&args.export, &args.data_dir) {
+        (Some(export), _) => read_export(args, export, &mut examined)?,
+        (None, Some(directory)) => read_directory(args, directory, &mut examined)?,
+        (None, None) => Vec::new(),
+    };
+    let seen = examined.finish()?;
+    let seconds = started.elapsed().as_secs_f64();
+    let verified = Verified {
+        verdict: if seen.fitted.is_empty() { "the entries fit each other; no checkpoint was given" } else { "intact" },
+        entries: seen.entries,
+        root: STANDARD.encode(seen.root),
+        signatures: match (&args.verifier_key, seen.fitted.is_empty()) {
+            (Some(_), false) => "verified",
+            _ => "not verified: give --verifier-key",
+        },
+        checkpoints: seen.fitted,
+        certificates: seen.certificates,
+        notes,
+        seconds,
+        entries_per_second: rate(seen.entries, seconds),
+    };
+    Ok(fields(out, format, &verified)?)
+}
+
+/// Reads an export line by line.
+fn read_export(args: &VerifyArgs, path: &Path, examined: &mut Examined) -> Result<Vec<String>, CliError> {
+    let broken = |line: u64, problem: String| CliError::Failed(format!("{}, line {line}: {problem}", path.display()));
+    let unread = |error: io::Error| CliError::Failed(format!("{}: {error}", path.display()));
+    let file = File::open(path).map_err(unread)?;
+    let bar = progress(file.metadata().map_err(unread)?.len(), "bytes");
+    let mut lines = BufReader::with_capacity(1 << 20, file);
+    let (mut line, mut number, mut read, mut shown) = (Vec::new(), 0, 0, 0);
+    let mut bytes = Vec::new();
+    loop {
+        line.clear();
+        number += 1;
+        match lines.read_until(b'\n', &mut line).map_err(unread)? {
+            0 => break,
+            length => read += length as u64,
+        }
+        if line.pop() != Some(b'\n') {
+            return Err(broken(number, "the line is cut off; `chancery log export --resume` mends that".into()));
+        }
+        let parsed: ReadLine<'_> =
+            serde_json::from_slice(&line).map_err(|error| broken(number, format!("no line of an export: {error}")))?;
+        let looked_at = match (parsed.entry, parsed.bytes, parsed.checkpoint) {
+            (Some(entry), Some(encoded), None) => {
+                bytes.clear();
+                let decoded = STANDARD.decode_vec(encoded, &mut bytes);
+                decoded.map_err(|error| broken(number, format!("entry {entry}: its bytes are no base64: {error}")))?;
+                examined.entry(entry, &bytes, parsed.leaf_hash)
+            }
+            (None, None, Some(note)) => match args.open(&note) {
+                Ok(checkpoint) => examined.reached(format!("the checkpoint in line {number}"), checkpoint),
+                Err(problem) => return Err(broken(number, problem)),
+            },
+            _ => return Err(broken(number, "neither an entry nor a checkpoint".into())),
+        };
+        looked_at.map_err(|finding| broken(number, finding.to_string()))?;
+        if read >= shown + STEP {
+            shown = read;
+            bar.set_position(read);
+        }
+    }
+    bar.finish_and_clear();
+    Ok(Vec::new())
+}
+
+/// Reads the log in a data directory, and what is derived from it.
+fn read_directory(args: &VerifyArgs, directory: &Path, examined: &mut Examined) -> Result<Vec<String>, CliError> {
+    let store = Some(directory.join("ledger")).filter(|ledger| ledger.is_dir()).unwrap_or_else(|| directory.to_owned());
+    let published = directory.join("checkpoint");
+    if published.is_file() && store != directory {
+        let checkpoint = args.open(&read_note(&published)?);
+        let checkpoint = checkpoint.map_err(|problem| CliError::Failed(format!("{}: {problem}", published.display())))?;
+        examined.expect(format!("the checkpoint in {}", published.display()), checkpoint);
+    }
+    examined.compare_tiles(Tiles::open(&store.join("tree")).map_err(CliError::Failed)?);
+    let audit = Audit::of(&store).map_err(|error| CliError::Failed(error.to_string()))?;
+    let bar = progress(audit.bytes(), "bytes");
+    let audited = audit.read(|index, bytes| examined.entry(index, bytes, None), |bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    let torn = "a write that was cut off follows the last entry; nobody was told that it was recorded, and the next start removes it";
+    Ok(if audited.is_torn { vec![torn.to_owned()] } else { Vec::new() })
+}
+
+impl From<StoreError> for Finding {
+    fn from(error: StoreError) -> Self {
+        Self::elsewhere(error.to_string())
+    }
+}
+
+impl From<Finding> for CliError {
+    fn from(finding: Finding) -> Self {
+        Self::Failed(finding.to_string())
+    }
+}
+
+/// What a note says, whoever signed it.
+fn unsigned(note: &str) -> Result<Checkpoint, String> {
+    let (text, _) = note.split_once("\n\n").ok_or("it is no signed checkpoint")?;
+    format!("{text}\n").parse().map_err(|error| format!("{error}"))
+}
+
+#[allow(clippy::cast_precision_loss, reason = "for people")]
+fn rate(entries: u64, seconds: f64) -> f64 {
+    (entries as f64 / seconds.max(1e-6)).round()
+}
+
+/// On standard error, if somebody watches.
+pub(super) fn progress(total: u64, what: &str) -> ProgressBar {
+    let counted = if what == "bytes" { "{bytes}/{total_bytes}, {bytes_per_sec}" } else { "{pos}/{len}, {per_sec}" };
+    let bar = ProgressBar::new(total);
+    let style = ProgressStyle::with_template(&format!("{{bar:40}} {counted}, {{eta}} left"));
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar
+}

@@ -1,0 +1,217 @@
+//! The ledger as auditors see it while the CA runs: proofs, checkpoints kept from day to day, and clients that are not Chancery's.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use chancery_identity::checkpoint::CheckpointVerifier;
+use chancery_tests::auditor::{GoClient, Served};
+use chancery_tests::ca::Ca;
+use chancery_tests::caller::Caller;
+use chancery_tests::lab::Lab;
+use chancery_tests::mesh::NODE;
+use chancery_tests::{http, tools};
+use serde_json::Value;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Records so many issuances.
+async fn issue(caller: &Caller, count: usize) {
+    let requests: Vec<_> = (0..count).map(|_| caller.request().unwrap()).collect();
+    for some in requests.chunks(64) {
+        for result in caller.call(some.to_vec()).await.unwrap() {
+            assert!(matches!(result.outcome, Some(chancery_proto::chancery::v1::workload_result::Outcome::Svid(_))), "{result:?}");
+        }
+    }
+}
+
+/// Runs `chancery` with the CA's socket: whether it succeeded, and everything that it said.
+fn chancery(ca: &Ca, arguments: &[&str]) -> (bool, String) {
+    let mut command = Command::new(tools::chancery("chancery").unwrap());
+    let output = command.arg("--socket").arg(ca.admin_socket()).args(arguments).output().unwrap();
+    (output.status.success(), [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat())
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+}
+
+#[tokio::test]
+async fn a_client_that_is_not_ours_verifies_checkpoint_inclusion_and_consistency() {
+    let lab = Lab::new().unwrap();
+    let Some(go) = GoClient::build(&lab).unwrap() else { return };
+    let ca = Ca::start(&lab, HOUR).await.unwrap();
+    let caller = Caller::join(&lab, &ca, NODE).await.unwrap();
+    let served = Served::start(&lab, &ca).unwrap();
+    let old = lab.at("old-checkpoint");
+    fs::write(&old, ca.chancery(&["log", "checkpoint"]).unwrap()).unwrap();
+    // More than one tile.
+    issue(&caller, 300).await;
+    let proof = lab.at("proof.json");
+    fs::write(&proof, ca.chancery(&["--output", "json", "log", "prove", "260"]).unwrap()).unwrap();
+
+    let verified = go.verify(&served, &[("-since", &old), ("-proof", &proof)]).unwrap();
+    let said = String::from_utf8_lossy(&verified.stdout).into_owned() + &String::from_utf8_lossy(&verified.stderr);
+    assert!(verified.status.success(), "{said}");
+    let entries = ca.ask(&["status"]).unwrap()["ledger_entries"].as_u64().unwrap();
+    assert!(entries > 300 && said.contains(&format!("inclusion of {entries} entries\n")), "{said}");
+    assert!(said.contains(&format!(" entries with {entries}\n")) && said.contains("proof of entry 260\n"), "{said}");
+
+    let forged = fs::read_to_string(&proof).unwrap().replace("\"entry\": 260", "\"entry\": 259");
+    fs::write(&proof, forged).unwrap();
+    assert!(!go.verify(&served, &[("-proof", &proof)]).unwrap().status.success(), "a proof of another entry was believed");
+}
+
+#[tokio::test]
+async fn tiles_are_served_under_their_names_alone() {
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, HOUR).await.unwrap();
+    let served = Served::start(&lab, &ca).unwrap();
+    let address = served.url.strip_prefix("http://").unwrap().strip_suffix("/ledger").unwrap().parse().unwrap();
+    let get = async |path: &str| http::get(address, path).await.unwrap();
+    let (code, note) = get("/ledger/checkpoint").await;
+    assert_eq!(code, 200);
+    assert_eq!(note, ca.chancery(&["log", "checkpoint"]).unwrap());
+    assert_eq!(get("/ledger/tile/0/000.p/2").await.0, 200);
+    assert_eq!(get("/ledger/tile/entries/000.p/1").await.0, 200);
+    for missing in [
+        "tile/0/000",
+        "tile/0/00.p/2",
+        "tile/0/000.p/02",
+        "tile/00/000.p/2",
+        "tile/data/000.p/1",
+        "tile/8/0/000.p/2",
+        "tile/0/x000/000.p/2",
+    ] {
+        assert_eq!(get(&format!("/ledger/{missing}")).await.0, 404, "{missing}");
+    }
+    let (is_served, said) = chancery(&ca, &["log", "serve-local", "--listen", "0.0.0.0:0"]);
+    assert!(!is_served && said.contains("no loopback address"), "{said}");
+}
+
+#[tokio::test]
+async fn whatever_was_issued_can_be_proved_at_once() {
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, HOUR).await.unwrap();
+    let caller = Caller::join(&lab, &ca, NODE).await.unwrap();
+    let issued = caller.issue(caller.request().unwrap()).await.unwrap().unwrap();
+    let certificate = lab.at("cart.der");
+    fs::write(&certificate, &issued.chain[0]).unwrap();
+    let by_certificate = ca.ask(&["log", "prove", text(&certificate)]).unwrap();
+    assert_eq!(by_certificate["entry"], issued.entry);
+    let serial = by_certificate["serial"].as_str().unwrap();
+    assert_eq!(ca.ask(&["log", "prove", serial]).unwrap()["bytes"], by_certificate["bytes"]);
+    let pem = lab.at("cart.pem");
+    fs::write(&pem, ca.ask(&["identity", "show", serial]).unwrap()["certificate_pem"].as_str().unwrap()).unwrap();
+    assert_eq!(ca.ask(&["log", "prove", text(&pem)]).unwrap()["entry"], issued.entry);
+
+    // As somebody who made it with a stolen key would have it: the same serial number in another certificate.
+    let mut forged = issued.chain[0].to_vec();
+    *forged.last_mut().unwrap() ^= 1;
+    fs::write(&certificate, forged).unwrap();
+    let (is_proved, said) = chancery(&ca, &["log", "prove", text(&certificate)]);
+    assert!(!is_proved && said.contains("has another certificate with the serial number"), "{said}");
+    let (is_proved, said) = chancery(&ca, &["log", "prove", "1000000"]);
+    assert!(!is_proved && said.contains("entry 1000000"), "{said}");
+    let other_key = CheckpointVerifier::new("mesh.test/other", [9; 32]).unwrap().to_string();
+    let (is_proved, said) = chancery(&ca, &["log", "prove", "0", "--verifier-key", &other_key]);
+    assert!(!is_proved && said.contains("signed by none of the known keys"), "{said}");
+}
+
+#[tokio::test]
+async fn a_kept_checkpoint_is_verified_and_replaced_only_by_one_that_continues_it() {
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, HOUR).await.unwrap();
+    let caller = Caller::join(&lab, &ca, NODE).await.unwrap();
+    let kept = lab.at("kept");
+    let since = ["log", "verify", "--since", text(&kept), "--save"];
+    let (is_verified, said) = chancery(&ca, &since[..4]);
+    assert!(!is_verified && said.contains("No such file"), "{said}");
+    ca.chancery(&since).unwrap();
+    let first = fs::read_to_string(&kept).unwrap();
+    issue(&caller, 3).await;
+    ca.chancery(&since[..4]).unwrap();
+    assert_eq!(fs::read_to_string(&kept).unwrap(), first, "without --save nothing is written");
+    ca.chancery(&since).unwrap();
+    assert_ne!(fs::read_to_string(&kept).unwrap(), first);
+    assert!(ca.chancery(&["log", "prove", "--consistency", text(&kept)]).unwrap().contains("begin with"));
+}
+
+#[tokio::test]
+async fn a_ledger_that_was_rolled_back_or_forked_is_an_alarm() {
+    let lab = Lab::new().unwrap();
+    let mut ca = Ca::start(&lab, HOUR).await.unwrap();
+    let caller = Caller::join(&lab, &ca, NODE).await.unwrap();
+    ca.stop().await.unwrap();
+    let backup = lab.at("backup");
+    copy(ca.data(), &backup);
+    ca.run(&lab).await.unwrap();
+    caller.connected().await.unwrap();
+    issue(&caller, 5).await;
+    let kept = lab.at("kept");
+    let since = ["log", "verify", "--since", text(&kept), "--save"];
+    ca.chancery(&since).unwrap();
+    let before = fs::read_to_string(&kept).unwrap();
+
+    // Everything as it was a while ago, with nothing in it that knows better.
+    ca.stop().await.unwrap();
+    fs::remove_dir_all(ca.data()).unwrap();
+    copy(&backup, ca.data());
+    ca.run(&lab).await.unwrap();
+    let alarmed = || {
+        let (is_verified, said) = chancery(&ca, &since);
+        assert!(!is_verified && said.contains("ALARM: the ledger was rolled back or rewritten"), "{said}");
+        assert_eq!(fs::read_to_string(&kept).unwrap(), before, "the evidence stays");
+        assert!(lab.at("kept.conflict").is_file());
+    };
+    alarmed();
+    // The same number of entries again and more, but others.
+    caller.connected().await.unwrap();
+    issue(&caller, 20).await;
+    alarmed();
+}
+
+#[tokio::test]
+async fn an_export_that_was_cut_off_is_resumed_where_it_ended() {
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, HOUR).await.unwrap();
+    let caller = Caller::join(&lab, &ca, NODE).await.unwrap();
+    issue(&caller, 20).await;
+    for (format, name) in [("json", "export.jsonl"), ("csv", "export.csv")] {
+        let (file, whole) = (lab.at(name), lab.at(&format!("whole-{name}")));
+        let export = |file: &PathBuf, more: &[&str]| {
+            let arguments = [&["--output", format, "log", "export", "--file", text(file)], more].concat();
+            ca.chancery(&arguments).unwrap();
+            fs::read_to_string(file).unwrap()
+        };
+        let first = export(&file, &[]);
+        assert!(!chancery(&ca, &["log", "export", "--file", text(&file)]).0, "it was overwritten");
+        // In the middle of a line.
+        fs::write(&file, &first[..first.len() * 2 / 3]).unwrap();
+        issue(&caller, 5).await;
+        let resumed = export(&file, &["--resume"]);
+        let entries = |text: &str| text.lines().filter(|line| !line.starts_with("{\"checkpoint\"")).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(entries(&resumed), entries(&export(&whole, &[])));
+        assert_eq!(export(&file, &["--resume"]), resumed, "nothing new, nothing written");
+        if format == "json" {
+            let key = ca.chancery(&["log", "key"]).unwrap();
+            let verified = ca.ask(&["log", "verify", text(&file), "--certificates", "--verifier-key", key.trim()]).unwrap();
+            assert_eq!(verified["entries"], entries(&resumed).len());
+            assert_eq!((&verified["verdict"], &verified["signatures"]), (&Value::from("intact"), &Value::from("verified")));
+        }
+    }
+    let filtered = ca.chancery(&["log", "export", "--namespace", "shop"]).unwrap();
+    assert_eq!(filtered.lines().filter(|line| line.contains("\"namespace\":\"shop\"")).count(), 30);
+    // Of another ledger, this one knows nothing.
+    let other_lab = Lab::new().unwrap();
+    let other = Ca::start(&other_lab, HOUR).await.unwrap();
+    let (is_resumed, said) = chancery(&other, &["log", "export", "--resume", "--file", text(&lab.at("export.jsonl"))]);
+    assert!(!is_resumed, "{said}");
+}
