@@ -1,6 +1,10 @@
 //! Who may ask as an operator, and who may act: over real TLS, and on the admin socket.
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::Output;
+
 use chancery_identity::X509Svid;
+use chancery_process::files::write_private;
 use chancery_proto::chancery::v1::act::Change;
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
 use chancery_proto::chancery::v1::{
@@ -158,6 +162,50 @@ async fn of_many_refused_acts_one_a_minute_is_an_entry_with_the_count() {
     ca.clock.advance(time::Duration::minutes(1));
     ca.until_async("what was counted", async || refused(&ca).await.first() == Some(&(49, "role".to_owned()))).await;
     assert_eq!(refused(&ca).await.len(), 3);
+}
+
+/// `chancery` as bob types it, somewhere else.
+async fn as_bob(ca: &Ca, bob: &X509Svid, arguments: &[&str]) -> Output {
+    std::fs::write(ca.directory.path().join("bob.pem"), bob.chain_pem()).unwrap();
+    write_private(&ca.directory.path().join("bob.key"), bob.key().secret_pem().as_bytes()).unwrap();
+    as_bob_again(ca, arguments).await
+}
+
+/// With the files of the last time.
+async fn as_bob_again(ca: &Ca, arguments: &[&str]) -> Output {
+    let path = |name: &str| ca.directory.path().join(name);
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_chancery"));
+    command.env_clear().env("CHANCERY_CERT", path("bob.pem")).args(["--server", &ca.running.address.to_string(), "--key"]);
+    command.arg(path("bob.key")).arg("--ca-bundle").arg(ca.data_dir().join("bundle.pem")).args(arguments);
+    command.output().await.unwrap()
+}
+
+#[tokio::test]
+async fn the_command_line_asks_over_the_tls_port() {
+    let ca = Ca::start_with(ROLES).await;
+    let agent = ca.join(NODE).await;
+    let bob = svid_of(&ca, &agent, "bob").await;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let status = as_bob(&ca, &bob, &["status"]).await;
+    assert!(status.status.success() && text(status.stdout).contains("dev.chancery"), "{}", text(status.stderr));
+    let refused = as_bob(&ca, &bob, &["agent", "ban", agent.id().as_str(), "--reason", "I think so"]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(refused.stderr).contains("is an auditor"));
+    let listed = as_bob(&ca, &bob, &["log", "acts", "--action", "act.refused", "-o", "csv"]).await;
+    let listed = text(listed.stdout);
+    let mut lines = listed.lines();
+    assert_eq!(lines.next(), Some("time,actor,action,target,outcome,why,count,entry,epoch"));
+    assert!(lines.next().unwrap().contains("spiffe://dev.chancery/ns/ops/sa/bob,act.refused,agent.ban"), "{listed}");
+    assert_eq!(lines.next(), None);
+
+    // Its key in others' hands, or another CA's bundle: refused before anything is asked.
+    std::fs::set_permissions(ca.directory.path().join("bob.key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let exposed = as_bob_again(&ca, &["status"]).await;
+    assert!(exposed.status.code() == Some(1) && text(exposed.stderr.clone()).contains("chmod 0600"), "{}", text(exposed.stderr));
+    let other = Ca::start().await;
+    std::fs::copy(other.data_dir().join("bundle.pem"), ca.data_dir().join("bundle.pem")).unwrap();
+    let untrusted = as_bob(&ca, &bob, &["status"]).await;
+    assert!(untrusted.status.code() == Some(1) && text(untrusted.stderr).contains("no connection with the CA"));
 }
 
 #[tokio::test]

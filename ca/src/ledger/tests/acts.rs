@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::*;
 use crate::keys::PublicKey;
-use crate::ledger::acts::{ACTS_KEY, ActsVerifier, Fold, RootState, State, Subject};
+use crate::ledger::acts::{ACTS_KEY, ActFilter, ActsVerifier, Fold, RecordedAct, RefusedActs, RootState, State, Subject};
 use crate::ledger::entry::encode_prefix;
 use crate::store::Group;
 
@@ -271,6 +271,58 @@ async fn a_state_that_was_forged_keeps_the_ca_from_starting() {
     drop(store);
     let error = opening_fails(&place).await;
     assert!(matches!(&error, LedgerError::Act { index: 1, problem: acts::ActError::Unsigned }), "{error}");
+}
+
+fn refused(target: &str) -> RefusedAct {
+    RefusedAct { action: "agent.ban".into(), target: target.into(), reason: "role".into(), message: "no".into(), count: 1 }
+}
+
+#[tokio::test]
+async fn refused_acts_of_more_persons_than_are_remembered_are_no_entries() {
+    let place = Place::new();
+    let ledger = place.ledger().await;
+    let acts = RefusedActs::new(ledger.clone(), place.clock.clone());
+    for number in 0..1030 {
+        acts.note(&format!("person {number}"), refused(""), "").await;
+    }
+    assert_eq!(ledger.entries(), 1024);
+    place.clock.advance(Duration::from_secs(60));
+    acts.note("somebody else", refused(""), "").await;
+    assert_eq!(ledger.entries(), 1025);
+}
+
+#[tokio::test]
+async fn what_was_only_counted_is_recorded_once_the_minute_is_over() {
+    let place = Place::new();
+    let ledger = place.ledger().await;
+    let acts = RefusedActs::new(ledger.clone(), place.clock.clone());
+    for _ in 0..10 {
+        acts.note("alice", refused("x"), "").await;
+    }
+    place.clock.advance(Duration::from_secs(59));
+    acts.sweep().await;
+    assert_eq!(ledger.entries(), 1);
+    place.clock.advance(Duration::from_secs(1));
+    acts.sweep().await;
+    acts.sweep().await;
+    let page = ledger.list_acts(&ActFilter::default(), 10, None).await.unwrap();
+    let count = |recorded: &RecordedAct| match &recorded.act.change {
+        Some(wire::act::Change::Refused(refused)) => refused.count,
+        other => panic!("{other:?}"),
+    };
+    let counts: Vec<_> = page.acts.iter().map(count).collect();
+    assert_eq!(counts, [9, 1]);
+}
+
+#[tokio::test]
+async fn what_a_refused_person_says_is_cut_at_a_characters_edge() {
+    let place = Place::new();
+    let ledger = place.ledger().await;
+    let acts = RefusedActs::new(ledger.clone(), place.clock.clone());
+    acts.note("alice", refused(&"é".repeat(40_000)), &"x".repeat(100_000)).await;
+    let page = ledger.list_acts(&ActFilter::default(), 1, None).await.unwrap();
+    let act = &page.acts[0].act;
+    assert!(act.target.len() < 530 && act.target.ends_with('é') && act.why.len() == 512, "{} {}", act.target.len(), act.why.len());
 }
 
 /// The bytes stand in `docs/ledger.md`, with what verifies them.
