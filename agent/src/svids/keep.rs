@@ -72,11 +72,10 @@ impl Keep {
     }
 
     /// Starts writing `state`.
-    pub(super) fn write(&mut self, state: &State) {
+    pub(super) fn write(&mut self, state: State) {
         let Some(file) = self.file.clone() else { return };
         self.due = None;
-        let bytes = file.encode(state);
-        let task = tokio::task::spawn_blocking(move || file.write(&bytes));
+        let task = tokio::task::spawn_blocking(move || file.write(&file.encode(&state)));
         let held_back = std::mem::take(&mut self.waiting);
         self.writing = Some(Write { task, held_back, patient_until: Some(Instant::now() + PATIENCE) });
     }
@@ -108,7 +107,7 @@ impl Keep {
     }
 
     /// Writes what has changed, before the process ends.
-    pub(super) async fn finish(&mut self, state: &State) {
+    pub(super) async fn finish(&mut self, state: State) {
         while self.writing.is_some() {
             self.written().await;
         }
@@ -144,12 +143,12 @@ mod tests {
         let mut keep = keep(&directory.path().join("state"));
         assert!(!keep.issued(&workload(1)));
         assert!(keep.is_due(), "nothing is waited for while no write is under way");
-        keep.write(&State::default());
+        keep.write(State::default());
         assert!(!keep.issued(&workload(2)) && !keep.issued(&workload(3)));
         assert!(!keep.is_due(), "one write at a time");
         assert_eq!(keep.written().await, [workload(1)]);
         assert!(keep.is_due());
-        keep.write(&State::default());
+        keep.write(State::default());
         assert_eq!(keep.written().await, [workload(2), workload(3)]);
         assert!(!keep.is_due());
     }
@@ -161,7 +160,7 @@ mod tests {
         let mut keep = keep(&state);
         std::fs::remove_dir(&state).unwrap();
         assert!(!keep.issued(&workload(1)));
-        keep.write(&State::default());
+        keep.write(State::default());
         assert_eq!(keep.written().await, [workload(1)]);
         assert_eq!(keep.metrics.state_failed.get(), 1);
         assert!(keep.due().is_some() && !keep.is_due());

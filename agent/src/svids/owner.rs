@@ -115,11 +115,11 @@ impl Owner {
             }
             self.dispatch();
             if self.keep.is_due() {
-                self.keep.write(&self.state());
+                self.keep.write(self.state());
             }
         }
         let state = self.state();
-        self.keep.finish(&state).await;
+        self.keep.finish(state).await;
     }
 
     fn obey(&mut self, command: Command) {
