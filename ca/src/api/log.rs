@@ -13,9 +13,9 @@ use axum::middleware::Next;
 use bytes::Bytes;
 use chancery_proto::chancery::v1::log_service_server::LogService;
 use chancery_proto::chancery::v1::{
-    GetCheckpointRequest, GetCheckpointResponse, GetTileRequest, GetTileResponse, IdentityFilter as WireFilter, ProveConsistencyRequest,
-    ProveConsistencyResponse, ProveInclusionRequest, ProveInclusionResponse, ReadEntriesRequest, ReadEntriesResponse, StoredEntry,
-    prove_inclusion_request::Of,
+    GetCheckpointRequest, GetCheckpointResponse, GetTileRequest, GetTileResponse, IdentityFilter as WireFilter, ListActsRequest,
+    ListActsResponse, ProveConsistencyRequest, ProveConsistencyResponse, ProveInclusionRequest, ProveInclusionResponse, ReadEntriesRequest,
+    ReadEntriesResponse, StoredEntry, prove_inclusion_request::Of,
 };
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
@@ -25,6 +25,7 @@ use tonic::{Request, Response, Status};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::api::error::ApiError;
+use crate::api::operator::page_size;
 use crate::api::tiles::{TileName, TileSource, ledger_routes, refused};
 use crate::api::{CallMetrics, People};
 use crate::ledger::{Checkpoints, IdentityFilter, Ledger, LedgerError, Published};
@@ -85,6 +86,17 @@ impl LogService for LogApi {
 
     async fn read_entries(&self, request: Request<ReadEntriesRequest>) -> Result<Response<Entries>, Status> {
         self.answer("ReadEntries", request, async |request| self.do_read_entries(request).await).await
+    }
+
+    async fn list_acts(&self, request: Request<ListActsRequest>) -> Result<Response<ListActsResponse>, Status> {
+        self.answer("ListActs", request, async |request| {
+            let size = page_size(request.page_size)?;
+            let token = (!request.page_token.is_empty()).then_some(request.page_token.as_str());
+            let page = self.ledger.list_acts(&request.filter.unwrap_or_default().into(), size, token).await?;
+            let acts = page.acts.into_iter().map(Into::into).collect();
+            Ok(ListActsResponse { acts, next_page_token: page.next.unwrap_or_default() })
+        })
+        .await
     }
 }
 

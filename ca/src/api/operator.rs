@@ -7,9 +7,9 @@ use chancery_identity::{SpiffeId, TrustDomain};
 use chancery_proto::chancery::v1::operator_service_server::OperatorService;
 use chancery_proto::chancery::v1::{
     ActResponse, BanRequest, DiagnoseRequest, DiagnoseResponse, ExplainRequest, ExplainResponse, Finding, IdentityFilter as WireFilter,
-    ListActsRequest, ListActsResponse, ListAgentsRequest, ListAgentsResponse, ListIdentitiesRequest, ListIdentitiesResponse,
-    ListRefusalsRequest, ListRefusalsResponse, ShowIdentityRequest, ShowIdentityResponse, StatusRequest, StatusResponse, TestPolicyRequest,
-    TestPolicyResponse, UnbanRequest, WatchIdentitiesRequest, show_identity_request::By,
+    ListAgentsRequest, ListAgentsResponse, ListIdentitiesRequest, ListIdentitiesResponse, ListRefusalsRequest, ListRefusalsResponse,
+    ShowIdentityRequest, ShowIdentityResponse, StatusRequest, StatusResponse, TestPolicyRequest, TestPolicyResponse, UnbanRequest,
+    WatchIdentitiesRequest, show_identity_request::By,
 };
 use tonic::{Request, Response, Status};
 
@@ -153,17 +153,6 @@ impl OperatorService for OperatorApi {
         self.answer("TestPolicy", request, async |request| test_policy(&self.issuance.policy(), &self.clusters.settings(), &request)).await
     }
 
-    async fn list_acts(&self, request: Request<ListActsRequest>) -> Result<Response<ListActsResponse>, Status> {
-        self.answer("ListActs", request, async |request| {
-            let size = page_size(request.page_size)?;
-            let token = (!request.page_token.is_empty()).then_some(request.page_token.as_str());
-            let page = self.ledger.list_acts(&request.filter.unwrap_or_default().into(), size, token).await?;
-            let acts = page.acts.into_iter().map(Into::into).collect();
-            Ok(ListActsResponse { acts, next_page_token: page.next.unwrap_or_default() })
-        })
-        .await
-    }
-
     async fn ban(&self, request: Request<BanRequest>) -> Result<Response<ActResponse>, Status> {
         self.answer_to("Ban", request, async |who, request| {
             let entry = self.people.act(who, Change::Ban(self.agent(&request.agent)?), &request.reason).await?;
@@ -207,7 +196,7 @@ impl OperatorApi {
 }
 
 /// 0 stands for the default.
-fn page_size(asked: u32) -> Result<usize, ApiError> {
+pub(super) fn page_size(asked: u32) -> Result<usize, ApiError> {
     match usize::try_from(asked) {
         Ok(0) => Ok(DEFAULT_PAGE),
         Ok(size) if size <= MAX_PAGE_SIZE => Ok(size),

@@ -6,6 +6,7 @@ use std::process::Output;
 use chancery_identity::X509Svid;
 use chancery_process::files::write_private;
 use chancery_proto::chancery::v1::act::Change;
+use chancery_proto::chancery::v1::log_service_client::LogServiceClient;
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
 use chancery_proto::chancery::v1::{
     ActFilter, ActRecord, BanRequest, IssueRequest, ListActsRequest, ListAgentsRequest, ListIdentitiesRequest, StatusRequest, UnbanRequest,
@@ -31,13 +32,17 @@ async fn remote(ca: &Ca, svid: &X509Svid) -> OperatorServiceClient<Channel> {
     OperatorServiceClient::new(ca.channel(Some(svid)).await.unwrap())
 }
 
+async fn remote_log(ca: &Ca, svid: &X509Svid) -> LogServiceClient<Channel> {
+    LogServiceClient::new(ca.channel(Some(svid)).await.unwrap())
+}
+
 fn ban(agent: &X509Svid, reason: &str) -> BanRequest {
     BanRequest { agent: agent.id().to_string(), reason: reason.into() }
 }
 
 async fn acts(ca: &Ca, filter: ActFilter) -> Vec<ActRecord> {
     let request = ListActsRequest { filter: Some(filter), ..ListActsRequest::default() };
-    ca.operator().await.list_acts(request).await.unwrap().into_inner().acts
+    ca.log().await.list_acts(request).await.unwrap().into_inner().acts
 }
 
 /// Count and reason of the refused acts, newest first.
@@ -58,7 +63,7 @@ async fn an_auditor_reads_everything_and_changes_nothing() {
     assert!(bob.status(StatusRequest {}).await.unwrap().into_inner().ready);
     let identities = bob.list_identities(ListIdentitiesRequest::default()).await.unwrap().into_inner().identities;
     assert!(identities.iter().any(|identity| identity.spiffe_id == "spiffe://dev.chancery/ns/ops/sa/bob"));
-    bob.list_acts(ListActsRequest::default()).await.unwrap();
+    remote_log(&ca, &svid_of(&ca, &agent, "bob").await).await.list_acts(ListActsRequest::default()).await.unwrap();
     bob.list_agents(ListAgentsRequest {}).await.unwrap();
 
     let error = bob.ban(ban(&agent, "I think so")).await.unwrap_err();
@@ -85,7 +90,7 @@ async fn a_stranger_reads_nothing_and_leaves_no_entry() {
         let errors = [
             stranger_client.status(StatusRequest {}).await.map(|_| ()).unwrap_err(),
             stranger_client.list_identities(ListIdentitiesRequest::default()).await.map(|_| ()).unwrap_err(),
-            stranger_client.list_acts(ListActsRequest::default()).await.map(|_| ()).unwrap_err(),
+            remote_log(&ca, stranger).await.list_acts(ListActsRequest::default()).await.map(|_| ()).unwrap_err(),
             stranger_client.ban(ban(&agent, "because")).await.map(|_| ()).unwrap_err(),
         ];
         for error in errors {
@@ -241,10 +246,11 @@ async fn acts_are_listed_in_pages_and_by_time() {
         local.unban(UnbanRequest { agent: agent.id().to_string(), reason: format!("unban {number}") }).await.unwrap();
     }
     let filter = Some(ActFilter { action: "agent.ban".into(), ..ActFilter::default() });
+    let mut log = ca.log().await;
     let mut request = ListActsRequest { filter, page_size: 2, page_token: String::new() };
     let mut reasons = Vec::new();
     loop {
-        let page = local.list_acts(request.clone()).await.unwrap().into_inner();
+        let page = log.list_acts(request.clone()).await.unwrap().into_inner();
         assert!(page.acts.len() <= 2);
         reasons.extend(page.acts.into_iter().map(|record| record.act.unwrap().why));
         if page.next_page_token.is_empty() {

@@ -11,6 +11,7 @@ use chancery_identity::csr::{self, KeyType};
 use chancery_identity::tls::{ServerTrust, client_config};
 use chancery_identity::{Clock, Fingerprint, PrivateKey, SpiffeId, SystemClock, TrustDomain, X509Svid};
 use chancery_proto::chancery::v1::agent_service_client::AgentServiceClient;
+use chancery_proto::chancery::v1::log_service_client::LogServiceClient;
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
 use chancery_proto::chancery::v1::workload_result::Outcome;
 use chancery_proto::chancery::v1::{
@@ -174,6 +175,11 @@ impl Ca {
         operator(&self.running).await
     }
 
+    /// What answers auditors, on the admin socket.
+    pub(crate) async fn log(&self) -> LogServiceClient<Channel> {
+        LogServiceClient::new(admin(&self.running).await)
+    }
+
     pub(crate) async fn status(&self) -> StatusResponse {
         self.operator().await.status(StatusRequest {}).await.unwrap().into_inner()
     }
@@ -206,12 +212,17 @@ impl Ca {
 }
 
 async fn operator(running: &Running) -> OperatorServiceClient<Channel> {
+    OperatorServiceClient::new(admin(running).await)
+}
+
+/// A connection to the admin socket.
+async fn admin(running: &Running) -> Channel {
     let path = running.admin_socket.clone();
     let dial = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    OperatorServiceClient::new(Endpoint::from_static("http://ca").connect_with_connector(dial).await.unwrap())
+    Endpoint::from_static("http://ca").connect_with_connector(dial).await.unwrap()
 }
 
 /// A request for a workload's certificate, and its key.

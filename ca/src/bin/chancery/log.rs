@@ -51,7 +51,7 @@ pub(crate) async fn run(way: &Way, command: Command, out: &mut impl Write, forma
             None => verify::run(&args, out, format),
         },
         Command::Export(args) => export::run(connect().await?, *args, out, format).await,
-        Command::Acts(args) => acts::list(client::connect(way).await?, args, out, format).await,
+        Command::Acts(args) => acts::list(connect().await?, args, out, format).await,
         Command::ServeLocal(args) => serve::run(connect().await?, args, out).await,
     }
 }

@@ -7,7 +7,7 @@ use chancery_proto::chancery::v1::{ActFilter, ActRecord, ListActsRequest, act::C
 use clap::Args;
 use serde::Serialize;
 
-use crate::client::{CliError, Operator};
+use crate::client::{CliError, Log};
 use crate::identity::moment_or_ago;
 use crate::output::{self, moment};
 
@@ -52,7 +52,7 @@ struct ActRow {
     epoch: u64,
 }
 
-pub(super) async fn list(mut ca: Operator, args: ActsArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+pub(super) async fn list(mut ca: Log, args: ActsArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let mut left = if args.all { u64::MAX } else { args.limit };
     let filter = ActFilter {
         actor: args.actor.unwrap_or_default(),
