@@ -10,6 +10,7 @@ pub mod caller;
 pub mod envoy;
 pub mod http;
 pub mod lab;
+pub mod ledger;
 pub mod load;
 pub mod mesh;
 pub mod process;

@@ -29,7 +29,7 @@ use crate::report::{Limit, Report};
 const LIFETIME: Duration = Duration::from_secs(3600);
 /// Longer than the longest run.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(6 * 3600);
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 /// Calls under way at once, each of a batch or of one request.
 const BATCH_CALLERS: usize = 16;
 const UNARY_CALLERS: usize = 64;
@@ -38,14 +38,13 @@ const DISTINCT: usize = 2000;
 /// `USER_HZ`, which Linux fixes for `/proc`.
 const TICKS_PER_SECOND: f64 = 100.0;
 /// One agent plays a thousand.
-const LIMITS: &str = "\n[limits]\nrequests_per_second = 1000000\nrequest_burst = 1000000\n";
+pub(crate) const LIMITS: &str = "\n[limits]\nrequests_per_second = 1000000\nrequest_burst = 1000000\n";
 
 pub(crate) async fn measure(directory: &Path, size: Size, bare: &Bare, report: &mut Report) -> Result<()> {
     let lab = Lab::new()?;
     let data = tempfile::tempdir_in(directory)?;
     let ca = Ca::start_in(&lab, &data.path().join("ca"), LIFETIME, LIMITS).await?;
-    let client = joined(&lab, &ca).await?;
-    let requests = Arc::new(requests(&ca.issuer()?)?);
+    let (client, requests) = client(&lab, &ca).await?;
     drive(&client, &requests, BATCH * BATCH_CALLERS * 4, BATCH).await?;
 
     let before = bare.issue()?.as_secs_f64();
@@ -57,6 +56,11 @@ pub(crate) async fn measure(directory: &Path, size: Size, bare: &Bare, report: &
     report.line("issue_cpu_unary", unary * 2.0 / (before + between), "ratio", Limit::AtMost(1.8))?;
     report.line("issue_cpu_batched", batched * 2.0 / (between + after), "ratio", Limit::AtMost(1.3))?;
     report.line("issue_rate", 1.0 / batched, "/s", Limit::AtLeast(9000.0))
+}
+
+/// An agent's client and what it asks for.
+pub(crate) async fn client(lab: &Lab, ca: &Ca) -> Result<(CaClient, Arc<Vec<WorkloadRequest>>)> {
+    Ok((joined(lab, ca).await?, Arc::new(requests(&ca.issuer()?)?)))
 }
 
 /// The agent's own client, joined to the CA.
@@ -95,7 +99,7 @@ async fn cost(ca: &Ca, client: &CaClient, requests: &Arc<Vec<WorkloadRequest>>, 
     Ok(spent / issued as f64)
 }
 
-async fn drive(client: &CaClient, requests: &Arc<Vec<WorkloadRequest>>, count: usize, batch: usize) -> Result<usize> {
+pub(crate) async fn drive(client: &CaClient, requests: &Arc<Vec<WorkloadRequest>>, count: usize, batch: usize) -> Result<usize> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut callers: JoinSet<Result<()>> = JoinSet::new();
     let concurrent = if batch == 1 { UNARY_CALLERS } else { BATCH_CALLERS };

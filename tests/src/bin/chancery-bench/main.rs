@@ -1,10 +1,12 @@
 //! `make bench`: the design's budgets, measured on the real binaries in one run.
 //!
 //! Prints `name value unit limit ok|short|noisy` for each line, and writes `target/bench/report.json`. Costs are ratios to what the same
-//! machine needs for the bare cryptography in the same run. Exit status 1 if a line is short. `QUICK=1` ends within five minutes.
+//! machine needs for the bare cryptography in the same run. Exit status 1 if a line is short. `QUICK=1` ends within five minutes. Arguments
+//! name the parts to measure; without any, it is all of them.
 
 mod bare;
 mod issue;
+mod ledger;
 mod memory;
 mod report;
 mod svid;
@@ -23,10 +25,13 @@ struct Size {
     first_svids: usize,
     batched: usize,
     unary: usize,
+    ledger_entries: u64,
 }
 
-const FULL: Size = Size { first_svids: 1000, batched: 1_000_000, unary: 50_000 };
-const QUICK: Size = Size { first_svids: 300, batched: 60_000, unary: 10_000 };
+const FULL: Size = Size { first_svids: 1000, batched: 1_000_000, unary: 50_000, ledger_entries: 10_000_000 };
+const QUICK: Size = Size { first_svids: 300, batched: 60_000, unary: 10_000, ledger_entries: 300_000 };
+
+const PARTS: [&str; 4] = ["memory", "svid", "issue", "ledger"];
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -41,13 +46,27 @@ fn main() -> ExitCode {
 }
 
 async fn measure() -> Result<bool> {
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = asked.iter().find(|part| !PARTS.contains(&part.as_str())) {
+        return Err(format!("there is no part {unknown}; the parts are {}", PARTS.join(", ")).into());
+    }
+    let wanted = |part: &str| asked.is_empty() || asked.iter().any(|asked| asked == part);
     let size = if std::env::var_os("QUICK").is_some_and(|quick| quick == "1") { QUICK } else { FULL };
     let directory = directory()?;
     let bare = bare::Bare::new()?;
     let mut report = Report::new(&bare::Costs::measure(&bare, &directory)?);
-    memory::measure(&directory, &mut report).await?;
-    svid::measure(&directory, size.first_svids, &mut report).await?;
-    issue::measure(&directory, size, &bare, &mut report).await?;
+    if wanted("memory") {
+        memory::measure(&directory, &mut report).await?;
+    }
+    if wanted("svid") {
+        svid::measure(&directory, size.first_svids, &mut report).await?;
+    }
+    if wanted("issue") {
+        issue::measure(&directory, size, &bare, &mut report).await?;
+    }
+    if wanted("ledger") {
+        ledger::measure(&directory, size.ledger_entries, &mut report).await?;
+    }
     report.write(&directory.join("report.json"))?;
     Ok(report.good())
 }

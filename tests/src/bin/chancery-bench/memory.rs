@@ -24,7 +24,7 @@ pub(crate) async fn measure(directory: &Path, report: &mut Report) -> Result<()>
     report.line("ca_rss_idle", resident_mib(ca.id()?)?, "MiB", Limit::AtMost(40.0))
 }
 
-fn resident_mib(id: u32) -> Result<f64> {
+pub(crate) fn resident_mib(id: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
     let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
     Ok(kib.ok_or("the kernel does not say how much memory is resident")? / 1024.0)

@@ -45,7 +45,7 @@ impl Report {
     /// A latency: on a machine that is slower than the budgets assume, it proves nothing.
     pub(crate) fn latency(&mut self, name: &'static str, value: f64, unit: &'static str, limit: Limit) -> Result<()> {
         self.judge(name, value, unit, limit, true)?;
-        Ok(writeln!(io::stdout(), "    beside it: {}", self.beside)?)
+        remark(&format!("beside it: {}", self.beside))
     }
 
     fn judge(&mut self, name: &'static str, value: f64, unit: &'static str, limit: Limit, latency: bool) -> Result<()> {
@@ -58,7 +58,7 @@ impl Report {
             (false, true) => "ok",
             (false, false) => "short",
         };
-        writeln!(io::stdout(), "{name:<18} {value:>12.2} {unit:<8} {limit:<8} {verdict}")?;
+        writeln!(io::stdout(), "{name:<20} {value:>12.2} {unit:<8} {limit:<8} {verdict}")?;
         self.lines.push(Line { name, value, unit, limit, verdict });
         Ok(())
     }
@@ -70,4 +70,9 @@ impl Report {
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         Ok(std::fs::write(path, serde_json::to_vec_pretty(&self.lines)?)?)
     }
+}
+
+/// Says what belongs to the line before.
+pub(crate) fn remark(remark: &str) -> Result<()> {
+    Ok(writeln!(io::stdout(), "    {remark}")?)
 }

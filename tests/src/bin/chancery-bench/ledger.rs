@@ -1,0 +1,163 @@
+//! A ledger of millions of entries: what a question, an append and an opening cost, and what it takes of disk and memory.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
+use chancery_proto::chancery::v1::{IdentityFilter, ListIdentitiesRequest};
+use chancery_tests::ca::Ca;
+use chancery_tests::lab::Lab;
+use chancery_tests::ledger::{Filler, Pod};
+use chancery_tests::{Result, secrets};
+use tonic::transport::Channel;
+
+use crate::report::{Limit, Report, remark};
+use crate::{issue, memory};
+
+const LIFETIME: Duration = Duration::from_secs(3600);
+/// What an entry and its share of the index take at most while tables are merged.
+const ROOM_PER_ENTRY: u64 = 2048;
+const ROOM_BESIDE: u64 = 2 << 30;
+/// Appends are timed in so many rounds of so many entries, at the beginning and at the end.
+const ROUNDS: u64 = 10;
+const ROUND: u64 = 10_000;
+/// Of each kind of question.
+const QUESTIONS: u64 = 1000;
+/// Issued for real before the CA is killed, so that the index lacks what the log holds.
+const BEFORE_THE_KILL: usize = 20_000;
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// With `entries` entries.
+pub(crate) async fn measure(directory: &Path, entries: u64, report: &mut Report) -> Result<()> {
+    check_room(directory, entries)?;
+    let lab = Lab::new()?;
+    let data = tempfile::tempdir_in(directory)?;
+    let data = data.path().join("ca");
+    let mut ca = Ca::start_in(&lab, &data, LIFETIME, issue::LIMITS).await?;
+    ca.stop().await?;
+    let serials = fill(&data, entries, report).await?;
+
+    let opened = open(&mut ca, &lab).await?;
+    report.line("ledger_open_clean", opened.as_secs_f64(), "s", Limit::AtMost(1.0))?;
+    ask(&ca, entries, &serials, report).await?;
+    report.line("ledger_rss", memory::resident_mib(ca.id()?)?, "MiB", Limit::AtMost(200.0))?;
+
+    let (client, requests) = issue::client(&lab, &ca).await?;
+    issue::drive(&client, &requests, BEFORE_THE_KILL, issue::BATCH).await?;
+    ca.kill()?;
+    let opened = open(&mut ca, &lab).await?;
+    report.line("ledger_open_killed", opened.as_secs_f64(), "s", Limit::AtMost(5.0))?;
+    ca.stop().await
+}
+
+fn check_room(directory: &Path, entries: u64) -> Result<()> {
+    let disk = rustix::fs::statvfs(directory)?;
+    let (free, needed) = (disk.f_bavail * disk.f_frsize, ROOM_BESIDE + entries * ROOM_PER_ENTRY);
+    if free < needed {
+        let (free, needed) = (free >> 20, needed >> 20);
+        return Err(format!("{} has {free} MiB free, and a ledger of {entries} entries needs up to {needed}", directory.display()).into());
+    }
+    Ok(())
+}
+
+/// Fills the ledger, and returns the serials for questions.
+async fn fill(data: &Path, entries: u64, report: &mut Report) -> Result<Vec<String>> {
+    let filler = Filler::open(data).await?;
+    let first = rounds(&filler).await?;
+    filler.fill(entries.saturating_sub(2 * ROUNDS * ROUND)).await?;
+    let last = rounds(&filler).await?;
+    report.line("ledger_append_ratio", first.as_secs_f64() / last.as_secs_f64(), "ratio", Limit::AtLeast(0.9))?;
+    #[allow(clippy::cast_precision_loss, reason = "counts of entries are far below 2^52")]
+    let rate = |took: Duration| (ROUNDS * ROUND) as f64 / took.as_secs_f64();
+    remark(&format!("at {entries} entries; appended and indexed per second: {:.0}, and {:.0} at none", rate(last), rate(first)))?;
+    let mut serials = Vec::new();
+    for question in 0..QUESTIONS {
+        serials.extend(filler.serial(spread(question, entries)).await?.map(|serial| serial.to_string()));
+    }
+    let certificates = filler.certificate_bytes();
+    filler.close().await?;
+    let used = disk_bytes(&data.join("ledger"))?;
+    #[allow(clippy::cast_precision_loss, reason = "bytes of files are far below 2^52")]
+    let ratio = used as f64 / certificates as f64;
+    report.line("ledger_disk_ratio", ratio, "ratio", Limit::AtMost(1.8))?;
+    remark(&format!("at {entries} entries; {} bytes each, certificates {}", used / entries, certificates / entries))?;
+    Ok(serials)
+}
+
+async fn rounds(filler: &Filler) -> Result<Duration> {
+    let mut took = Duration::ZERO;
+    for _ in 0..ROUNDS {
+        took += filler.time(ROUND).await?;
+    }
+    Ok(took)
+}
+
+/// Numbers below `end` that are far from each other.
+fn spread(question: u64, end: u64) -> u64 {
+    question.wrapping_mul(0x9E37_79B9_7F4A_7C15) % end
+}
+
+/// What is allocated for the files below `directory`.
+fn disk_bytes(directory: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for file in std::fs::read_dir(directory)? {
+        let file = file?;
+        let metadata = file.metadata()?;
+        bytes += if metadata.is_dir() { disk_bytes(&file.path())? } else { metadata.blocks() * 512 };
+    }
+    Ok(bytes)
+}
+
+/// Starts the CA, and tells how long it took until a question was answered.
+async fn open(ca: &mut Ca, lab: &Lab) -> Result<Duration> {
+    let started = Instant::now();
+    ca.run(lab).await?;
+    let mut operator = operator(ca).await?;
+    let nobody = IdentityFilter { token_id: "nobody".into(), ..IdentityFilter::default() };
+    question(&mut operator, nobody).await?;
+    Ok(started.elapsed())
+}
+
+/// Questions as operators ask them; the line is the worst kind's.
+async fn ask(ca: &Ca, entries: u64, serials: &[String], report: &mut Report) -> Result<()> {
+    let mut operator = operator(ca).await?;
+    let pod = |question| Pod::of(spread(question, entries));
+    let mut by_spiffe_id = Vec::new();
+    let mut by_pod = Vec::new();
+    for question in 0..QUESTIONS {
+        let spiffe_id = pod(question).spiffe_id()?.to_string();
+        by_spiffe_id.push(IdentityFilter { spiffe_id, ..IdentityFilter::default() });
+        let Pod { namespace, name, uid, .. } = pod(question);
+        let pod = if question % 2 == 0 { uid.to_string() } else { format!("{namespace}/{name}") };
+        by_pod.push(IdentityFilter { pod, ..IdentityFilter::default() });
+    }
+    let by_serial = serials.iter().map(|serial| IdentityFilter { serial: serial.clone(), ..IdentityFilter::default() }).collect();
+    let mut worst = Duration::ZERO;
+    let mut said = format!("at {entries} entries; p50 and p99");
+    for (kind, filters) in [("SPIFFE ID", by_spiffe_id), ("serial", by_serial), ("pod", by_pod)] {
+        let mut took = Vec::new();
+        for filter in filters {
+            took.push(question(&mut operator, filter).await?);
+        }
+        took.sort_unstable();
+        let (p50, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
+        worst = worst.max(p99);
+        said = format!("{said} by {kind} {p50:.1?}, {p99:.1?};");
+    }
+    report.latency("ledger_query_p99", worst.as_secs_f64() * 1e3, "ms", Limit::AtMost(5.0))?;
+    remark(said.trim_end_matches(';'))
+}
+
+async fn operator(ca: &Ca) -> Result<OperatorServiceClient<Channel>> {
+    let channel = secrets::connect(&ca.admin_socket()).await?;
+    Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+}
+
+/// How long the first page takes.
+async fn question(operator: &mut OperatorServiceClient<Channel>, filter: IdentityFilter) -> Result<Duration> {
+    let request = ListIdentitiesRequest { filter: Some(filter), ..ListIdentitiesRequest::default() };
+    let started = Instant::now();
+    operator.list_identities(request).await?;
+    Ok(started.elapsed())
+}
