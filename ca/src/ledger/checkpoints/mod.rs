@@ -165,7 +165,7 @@ impl Checkpoints {
             publishing: tokio::sync::Mutex::default(),
             problem: Mutex::default(),
         };
-        checkpoints.publish().await?;
+        checkpoints.publish_with(&checkpoints.keys()).await?;
         Ok(checkpoints)
     }
 
@@ -189,14 +189,19 @@ impl Checkpoints {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Publishes a checkpoint of everything that is durable now, unless the newest one is that, and returns it.
+    /// Publishes a checkpoint of everything that is durable now, unless the newest one covers that, and returns it. Callers that come while one
+    /// is being published share the next.
     ///
     /// # Errors
     /// If nothing newer could be published; the newest one stays.
     pub async fn publish(&self) -> Result<Arc<Published>, PublishError> {
+        let wanted = self.ledger.entries();
         let _publishing = self.publishing.lock().await;
-        let keys = self.keys();
-        self.publish_with(&keys).await
+        let newest = self.newest();
+        if newest.checkpoint.size >= wanted {
+            return Ok(newest);
+        }
+        self.publish_with(&self.keys()).await
     }
 
     /// Publishes what is new, at most once a second, until `shutdown`; and then once more. Failures are logged and tried again.

@@ -95,6 +95,26 @@ async fn new_entries_are_published_within_a_second_and_word_is_given() {
     assert_eq!(checkpoints.problem(), None);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_come_together_share_a_checkpoint() {
+    let place = Place::new();
+    let ledger = place.ledger().await;
+    let checkpoints = Arc::new(place.checkpoints(&ledger).await);
+    ledger.append(start("1")).await.unwrap();
+    // The tree has its first file then.
+    ledger.tree_root(1).await.unwrap();
+    place.files.delay_syncs(Duration::from_millis(5));
+    let before = place.files.syncs();
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let checkpoints = checkpoints.clone();
+        callers.spawn(async move { checkpoints.publish().await.unwrap().checkpoint.size });
+    }
+    assert_eq!(callers.join_all().await, [1; 50]);
+    // The floor and the note: file and directory each.
+    assert_eq!(place.files.syncs() - before, 4);
+}
+
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
