@@ -76,8 +76,11 @@ pub enum ApiError {
     /// More watches at once than are served.
     #[error("{0} watches are under way, which is the most: end one of them")]
     TooManyWatches(usize),
-    /// A watch's reader that took nothing for too long.
-    #[error("the reader took nothing for {} s, and the watch ends; go on from entry {next}", waited.as_secs())]
+    /// More exports at once than are served.
+    #[error("{0} exports are under way, which is the most: wait for one of them to end")]
+    TooManyExports(usize),
+    /// A reader of a watch or an export that took nothing for too long.
+    #[error("the reader took nothing for {} s, and is ended; go on from entry {next}", waited.as_secs())]
     SlowReader {
         /// So long.
         waited: Duration,
@@ -114,6 +117,7 @@ impl ApiError {
             Self::TooManyCalls
             | Self::RateLimited
             | Self::TooManyWatches(_)
+            | Self::TooManyExports(_)
             | Self::SlowReader { .. }
             | Self::Fleet(_)
             | Self::Ledger(LedgerError::Full(_)) => Code::ResourceExhausted,

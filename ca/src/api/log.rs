@@ -3,8 +3,6 @@
 //! Every answer is about the newest checkpoint, which is published first if entries have arrived since the last one: whoever issued a
 //! moment ago can prove it now.
 
-use std::ops::Range;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,25 +13,18 @@ use chancery_proto::chancery::v1::log_service_server::LogService;
 use chancery_proto::chancery::v1::{
     GetCheckpointRequest, GetCheckpointResponse, GetTileRequest, GetTileResponse, IdentityFilter as WireFilter, ListActsRequest,
     ListActsResponse, ProveConsistencyRequest, ProveConsistencyResponse, ProveInclusionRequest, ProveInclusionResponse, ReadEntriesRequest,
-    ReadEntriesResponse, StoredEntry, prove_inclusion_request::Of,
+    prove_inclusion_request::Of,
 };
-use futures_util::{Stream, StreamExt};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::api::error::ApiError;
+use crate::api::exports::{Entries, Exports};
 use crate::api::operator::page_size;
 use crate::api::tiles::{TileName, TileSource, ledger_routes, refused};
 use crate::api::{CallMetrics, People};
 use crate::ledger::{Checkpoints, IdentityFilter, Ledger, LedgerError, Published};
-
-/// Entries are sent in messages of about this many bytes.
-const MESSAGE_BYTES: usize = 1 << 20;
-/// Messages that wait for one caller.
-const QUEUED: usize = 2;
 
 /// Answers those who verify.
 #[derive(Clone)]
@@ -44,11 +35,11 @@ pub struct LogApi {
     pub checkpoints: Arc<Checkpoints>,
     /// Decides who may ask.
     pub people: Arc<People>,
+    /// Whoever reads entries.
+    pub exports: Exports,
     /// Counts the calls.
     pub metrics: Arc<CallMetrics>,
 }
-
-type Entries = Pin<Box<dyn Stream<Item = Result<ReadEntriesResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl LogService for LogApi {
@@ -176,32 +167,7 @@ impl LogApi {
             let problem = format!("entries {} to {end} were asked for, and the newest checkpoint has {newest}", request.first);
             return Err(ApiError::Invalid(problem));
         }
-        let (messages, entries) = mpsc::channel(QUEUED);
-        let api = self.clone();
-        tokio::spawn(async move {
-            let mut next = request.first;
-            while next < end {
-                let message = api.read_some(next..end, filter.as_ref()).await;
-                next = message.as_ref().map_or(end, |message| message.next);
-                // Whoever asked may have gone.
-                if messages.send(message).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Box::pin(ReceiverStream::new(entries).map(|message| message.map_err(Status::from))))
-    }
-
-    async fn read_some(&self, range: Range<u64>, filter: Option<&IdentityFilter>) -> Result<ReadEntriesResponse, ApiError> {
-        let read = self.ledger.stored_entries(range.clone(), MESSAGE_BYTES).await?;
-        let next = range.start + read.len() as u64;
-        let mut entries = Vec::new();
-        for (index, bytes) in (range.start..).zip(read) {
-            if filter.map_or(Ok(true), |filter| self.ledger.selects(filter, index, &bytes))? {
-                entries.push(StoredEntry { index, bytes });
-            }
-        }
-        Ok(ReadEntriesResponse { entries, next })
+        self.exports.begin(self.ledger.clone(), request.first..end, filter)
     }
 }
 

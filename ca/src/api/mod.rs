@@ -3,6 +3,7 @@
 mod agent;
 mod certificate_text;
 mod error;
+mod exports;
 mod log;
 mod metrics;
 mod operator;
@@ -15,6 +16,7 @@ mod watch;
 
 pub use agent::AgentApi;
 pub use error::{ApiError, REASON_KEY};
+pub use exports::Exports;
 pub use log::{LogApi, auditors_ledger_routes};
 pub use metrics::CallMetrics;
 pub use operator::{Diagnosis, OperatorApi, Standing};

@@ -36,7 +36,7 @@ use tracing::{error, info, warn};
 
 pub use error::ServeError;
 
-use crate::api::{AgentApi, CallMetrics, LogApi, NoteUnread, OperatorApi, Peers, Watches, auditors_ledger_routes};
+use crate::api::{AgentApi, CallMetrics, Exports, LogApi, NoteUnread, OperatorApi, Peers, Watches, auditors_ledger_routes};
 use crate::config::{Config, Mode};
 use crate::fleet::LedgerSource;
 use crate::ledger::LedgerHealth;
@@ -143,7 +143,7 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let operators = operators(&parts, Arc::clone(&calls), stop.clone());
-    let log_api = log_api(&parts, Arc::clone(&calls));
+    let log_api = log_api(&parts, Arc::clone(&calls), stop.clone());
     let services = (operators.clone(), log_api.clone());
     tasks.spawn(serve_tls(&parts, doors.tls, services, Arc::clone(&metrics), calls, stop.clone())?);
     tasks.spawn(serve_admin(doors.admin, operators, log_api, stop.clone()));
@@ -294,8 +294,14 @@ fn operators(parts: &Arc<Parts>, calls: Arc<CallMetrics>, stop: CancellationToke
 }
 
 /// What answers those who verify the ledger, on either door.
-fn log_api(parts: &Arc<Parts>, calls: Arc<CallMetrics>) -> LogApi {
-    LogApi { ledger: parts.ledger.clone(), checkpoints: Arc::clone(&parts.checkpoints), people: Arc::clone(&parts.people), metrics: calls }
+fn log_api(parts: &Arc<Parts>, calls: Arc<CallMetrics>, stop: CancellationToken) -> LogApi {
+    LogApi {
+        ledger: parts.ledger.clone(),
+        checkpoints: Arc::clone(&parts.checkpoints),
+        people: Arc::clone(&parts.people),
+        exports: Exports::new(stop),
+        metrics: calls,
+    }
 }
 
 fn serve_admin(

@@ -4,7 +4,7 @@ use chancery_identity::X509Svid;
 use chancery_identity::checkpoint::{CheckpointVerifier, verify_inclusion};
 use chancery_proto::chancery::v1::log_service_client::LogServiceClient;
 use chancery_proto::chancery::v1::prove_inclusion_request::Of;
-use chancery_proto::chancery::v1::{GetCheckpointRequest, ProveInclusionRequest};
+use chancery_proto::chancery::v1::{GetCheckpointRequest, IdentityFilter, ProveInclusionRequest, ReadEntriesRequest};
 use http_body_util::BodyExt;
 use tonic::Code;
 use tonic::body::Body;
@@ -55,4 +55,22 @@ async fn strangers_learn_nothing_of_the_ledger() {
         let mut log = LogServiceClient::new(ca.channel(stranger).await.unwrap());
         assert_eq!(log.get_checkpoint(GetCheckpointRequest {}).await.unwrap_err().code(), Code::PermissionDenied);
     }
+}
+
+#[tokio::test]
+async fn entries_are_read_in_order_up_to_the_newest_checkpoint() {
+    let ca = Ca::start_with(ROLES).await;
+    let agent = ca.join(NODE).await;
+    let auditor = issue(&mut ca.connect(Some(&agent)).await, ca.token(|_| ())).await.unwrap();
+    let mut log = LogServiceClient::new(ca.channel(Some(&auditor)).await.unwrap());
+    let everything = ReadEntriesRequest::default;
+    let beyond = ReadEntriesRequest { end: 1000, ..everything() };
+    assert_eq!(log.read_entries(beyond).await.unwrap_err().code(), Code::InvalidArgument);
+    let mut export = log.read_entries(everything()).await.unwrap().into_inner();
+    let read = export.message().await.unwrap().unwrap();
+    assert_eq!((read.entries[0].index, read.entries.len() as u64), (0, read.next));
+    assert!(export.message().await.unwrap().is_none());
+    let filter = Some(IdentityFilter { pod: "shop/cart-0".into(), ..IdentityFilter::default() });
+    let mut export = log.read_entries(ReadEntriesRequest { filter, ..everything() }).await.unwrap().into_inner();
+    assert_eq!(export.message().await.unwrap().unwrap().entries.len(), 1);
 }
