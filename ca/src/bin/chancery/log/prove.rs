@@ -117,7 +117,11 @@ pub(super) async fn run(mut log: Log, args: ProveArgs, out: &mut impl Write, for
 
 /// A proof that this entry is in the ledger, verified; in a table, in words.
 pub(crate) async fn proof_of(mut log: Log, entry: u64, format: Format) -> Result<Value, CliError> {
-    let proof = inclusion(&mut log, Target::Entry(entry), None).await?;
+    let proof = match inclusion(&mut log, Target::Entry(entry), None).await {
+        // What there is to show is shown all the same: on a full disk, say, nothing newer is published.
+        Err(CliError::Refused(status)) => return Ok(format!("none at the moment: {}", status.message()).into()),
+        proof => proof?,
+    };
     if format == Format::Table {
         return Ok(proof.summary().verdict.into());
     }
