@@ -16,6 +16,8 @@ use chancery_tests::{http, secrets, soak, tools, wait};
 use time::OffsetDateTime;
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// Of how many received certificates it is proven, one by one, that the ledger's tree has them; all are verified together as well.
+const PROVEN: usize = 50;
 
 async fn mesh(lifetime: Duration) -> Option<Mesh> {
     let settings = Settings { envoy: tools::envoy()?, lifetime, token_lifetime: HOUR, protocol: Protocol::Stream };
@@ -121,6 +123,7 @@ async fn a_ca_killed_under_load_has_recorded_every_certificate_that_was_received
     let settings = Settings { envoy: "none".into(), lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
     let mut mesh = Mesh::around(ca, agent, lab, settings).unwrap();
     let clients = Clients::start(&mesh, 4);
+    let shown = mesh.lab.at("shown-checkpoint");
     for kill in 0..kills {
         // Somewhere in the middle of the work, at another place each time.
         let target = clients.count() + 3 + kill % 7;
@@ -130,7 +133,10 @@ async fn a_ca_killed_under_load_has_recorded_every_certificate_that_was_received
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         mesh.ca.kill().unwrap();
+        std::fs::copy(mesh.ca.data().join("checkpoint"), &shown).unwrap();
         mesh.ca.run(&mesh.lab).await.unwrap();
+        // The last checkpoint that anybody can have seen is the beginning of what follows.
+        mesh.ca.chancery(&["log", "verify", "--since", shown.to_str().unwrap()]).unwrap();
     }
     let Clients { received, mut tasks } = clients;
     tasks.shutdown().await;
@@ -143,4 +149,10 @@ async fn a_ca_killed_under_load_has_recorded_every_certificate_that_was_received
     let missing: Vec<&String> = received.iter().filter(|serial| !distinct.contains(serial)).collect();
     assert!(missing.is_empty(), "received, but not in the ledger: {missing:?}");
     assert!(received.len() >= kills * 3, "only {} certificates", received.len());
+    for serial in received.iter().step_by(1 + received.len() / PROVEN) {
+        mesh.ca.chancery(&["log", "prove", serial]).unwrap();
+    }
+    let data = mesh.ca.data().to_owned();
+    let verified = mesh.ca.ask(&["log", "verify", "--data-dir", data.to_str().unwrap(), "--certificates"]).unwrap();
+    assert!(verified["entries"].as_u64().unwrap() >= recorded.len() as u64, "{verified}");
 }
