@@ -54,26 +54,15 @@ impl Ledger {
             Some(filter) => self.list(&filter, 1, None).await?.identities.pop(),
             None => None,
         };
+        let own = self.authority_certificates().await?;
         Ok(IdentityStanding {
-            issuing_certificate: self.own_certificate(identity.issuance.issuing_certificate).await?,
-            root: self.own_certificate(identity.issuance.root).await?,
+            issuing_certificate: own_certificate(&own, identity.issuance.issuing_certificate)?,
+            root: own_certificate(&own, identity.issuance.root)?,
             begun: identity.leaf.not_before <= now,
             expired: identity.leaf.not_after < now,
             revoked: revoked::revocation(&self.acts.current(), identity),
             superseded_by: newest.map(|newest| newest.index).filter(|newest| *newest > identity.index),
         })
-    }
-
-    /// The CA's own certificate whose fingerprint has this first half.
-    async fn own_certificate(&self, half: [u8; 16]) -> Result<Option<OwnCertificate>, LedgerError> {
-        for (index, certificate) in self.authority_certificates().await? {
-            let fingerprint = Fingerprint::of(&CertificateDer::from(&certificate.certificate[..]));
-            if fingerprint.0.starts_with(&half) {
-                let read = own_certificate(fingerprint, &certificate.certificate);
-                return read.map(Some).map_err(|problem| LedgerError::Unreadable { index, problem });
-            }
-        }
-        Ok(None)
     }
 }
 
@@ -86,7 +75,19 @@ fn holder(identity: &Identity) -> Option<IdentityFilter> {
     Some(IdentityFilter { spiffe_id: Some(leaf.spiffe_id.clone()), pod, ..IdentityFilter::default() })
 }
 
-fn own_certificate(fingerprint: Fingerprint, der: &[u8]) -> Result<OwnCertificate, EntryError> {
+/// The one of `own` whose fingerprint has this first half.
+fn own_certificate(own: &[(u64, wire::AuthorityCertificate)], half: [u8; 16]) -> Result<Option<OwnCertificate>, LedgerError> {
+    for (index, wire::AuthorityCertificate { certificate, .. }) in own {
+        let fingerprint = Fingerprint::of(&CertificateDer::from(&certificate[..]));
+        if fingerprint.0.starts_with(&half) {
+            let read = read_own(fingerprint, certificate);
+            return read.map(Some).map_err(|problem| LedgerError::Unreadable { index: *index, problem });
+        }
+    }
+    Ok(None)
+}
+
+fn read_own(fingerprint: Fingerprint, der: &[u8]) -> Result<OwnCertificate, EntryError> {
     let (_, certificate) = X509Certificate::from_der(der)
         .map_err(|error| EntryError::Field { field: "certificate", problem: format!("cannot be read: {error}") })?;
     let name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
