@@ -58,7 +58,9 @@ fn identities(ca: &Ca) -> Vec<Value> {
 async fn issue(caller: &Caller, count: usize) {
     caller.connected().await.unwrap();
     for _ in 0..count {
-        caller.issue(caller.request().unwrap()).await.unwrap().unwrap();
+        // After a restart of the CA the caller may not know yet that its connection has ended.
+        let answer = wait::until("the CA answers", Duration::from_secs(20), async || caller.issue(caller.request().unwrap()).await);
+        answer.await.unwrap().unwrap();
     }
 }
 

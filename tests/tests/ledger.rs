@@ -13,16 +13,17 @@ use chancery_tests::ca::Ca;
 use chancery_tests::caller::Caller;
 use chancery_tests::lab::Lab;
 use chancery_tests::mesh::NODE;
-use chancery_tests::{http, tools};
+use chancery_tests::{http, tools, wait};
 use serde_json::Value;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Records so many issuances.
+/// Records so many issuances. After a restart of the CA the caller may not know yet that its connection has ended.
 async fn issue(caller: &Caller, count: usize) {
     let requests: Vec<_> = (0..count).map(|_| caller.request().unwrap()).collect();
     for some in requests.chunks(64) {
-        for result in caller.call(some.to_vec()).await.unwrap() {
+        let results = wait::until("the CA answers", Duration::from_secs(20), async || caller.call(some.to_vec()).await).await.unwrap();
+        for result in results {
             assert!(matches!(result.outcome, Some(chancery_proto::chancery::v1::workload_result::Outcome::Svid(_))), "{result:?}");
         }
     }
@@ -214,4 +215,19 @@ async fn an_export_that_was_cut_off_is_resumed_where_it_ended() {
     let other = Ca::start(&other_lab, HOUR).await.unwrap();
     let (is_resumed, said) = chancery(&other, &["log", "export", "--resume", "--file", text(&lab.at("export.jsonl"))]);
     assert!(!is_resumed, "{said}");
+}
+
+#[tokio::test]
+async fn a_rotated_key_loses_nobody_who_trusts_the_older_one() {
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, HOUR).await.unwrap();
+    let old = ca.chancery(&["log", "key"]).unwrap();
+    let new = ca.chancery(&["log", "rotate-key", "--reason", "once a year"]).unwrap();
+    assert_ne!(old, new);
+    assert_eq!(ca.chancery(&["log", "key"]).unwrap(), format!("{old}{new}"));
+    for key in [&old, &new] {
+        ca.chancery(&["log", "prove", "1", "--verifier-key", key.trim()]).unwrap();
+    }
+    let acts = ca.ask(&["log", "acts"]).unwrap();
+    assert_eq!((&acts[0]["action"], &acts[0]["why"]), (&"log.checkpoint-key".into(), &"once a year".into()), "{acts}");
 }

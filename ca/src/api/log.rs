@@ -13,7 +13,7 @@ use chancery_proto::chancery::v1::log_service_server::LogService;
 use chancery_proto::chancery::v1::{
     GetCheckpointRequest, GetCheckpointResponse, GetTileRequest, GetTileResponse, IdentityFilter as WireFilter, ListActsRequest,
     ListActsResponse, ProveConsistencyRequest, ProveConsistencyResponse, ProveInclusionRequest, ProveInclusionResponse, ReadEntriesRequest,
-    prove_inclusion_request::Of,
+    RotateCheckpointKeyRequest, RotateCheckpointKeyResponse, prove_inclusion_request::Of,
 };
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
@@ -22,9 +22,13 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::api::error::ApiError;
 use crate::api::exports::{Entries, Exports};
 use crate::api::operator::page_size;
+use crate::api::people::Admitted;
 use crate::api::tiles::{TileName, TileSource, ledger_routes, refused};
 use crate::api::{CallMetrics, People};
 use crate::ledger::{Checkpoints, IdentityFilter, Ledger, LedgerError, Published};
+
+/// How the ledger names the act.
+const ROTATE_KEY: &str = "log.checkpoint-key";
 
 /// Answers those who verify.
 #[derive(Clone)]
@@ -89,6 +93,18 @@ impl LogService for LogApi {
         })
         .await
     }
+
+    async fn rotate_checkpoint_key(
+        &self,
+        request: Request<RotateCheckpointKeyRequest>,
+    ) -> Result<Response<RotateCheckpointKeyResponse>, Status> {
+        self.answer_to("RotateCheckpointKey", request, async |who, request| {
+            let rotate = async |actor: &str, why: &str| Ok(self.checkpoints.rotate_key(actor, why).await.map_err(LedgerError::from)?);
+            let key = self.people.act_by(who, ROTATE_KEY, String::new(), &request.reason, rotate).await?;
+            Ok(RotateCheckpointKeyResponse { verifier_key: key.to_string() })
+        })
+        .await
+    }
 }
 
 impl LogApi {
@@ -98,11 +114,21 @@ impl LogApi {
         request: Request<Q>,
         work: impl AsyncFnOnce(Q) -> Result<A, ApiError>,
     ) -> Result<Response<A>, Status> {
+        self.answer_to(method, request, async |_, request| work(request).await).await
+    }
+
+    /// Likewise, where it matters who asks.
+    async fn answer_to<Q, A>(
+        &self,
+        method: &'static str,
+        request: Request<Q>,
+        work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
+    ) -> Result<Response<A>, Status> {
         let started = Instant::now();
         let answer = async {
             let admitted = self.people.admit(&request)?;
             tracing::debug!(method, person = %admitted.person, "an auditor asks");
-            work(request.into_inner()).await
+            work(&admitted, request.into_inner()).await
         };
         let answer = answer.await;
         self.metrics.answered(method, answer.is_ok(), started.elapsed());

@@ -128,28 +128,47 @@ impl People {
     /// If the person may not act, gives no reason, or the state does not allow the change: then that is recorded. Or if the ledger fails.
     pub(super) async fn act(&self, who: &Admitted, change: Change, reason: &str) -> Result<u64, ApiError> {
         let (action, target) = (change.action(), change.target());
-        let done = self.try_act(who, change, reason).await;
+        self.act_by(who, action, target, reason, async |actor, why| Ok(self.ledger.act(actor, change, why).await?)).await
+    }
+
+    /// Likewise, where `work` records the act, given who acts and why.
+    pub(super) async fn act_by<T>(
+        &self,
+        who: &Admitted,
+        action: &str,
+        target: String,
+        reason: &str,
+        work: impl AsyncFnOnce(&str, &str) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        let actor = who.person.to_string();
+        let done = match who.reason_to_act(reason) {
+            Ok(why) => work(&actor, why).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = &done
             && let Some(word) = error.refused_act()
         {
             let message = error.to_string();
             warn!(person = %who.person, action, target, reason = word, "an act was refused");
             let refused = RefusedAct { action: action.to_owned(), target, reason: word.to_owned(), message, count: 1 };
-            self.refused.note(&who.person.to_string(), refused, reason).await;
+            self.refused.note(&actor, refused, reason).await;
         }
         done
     }
+}
 
-    async fn try_act(&self, who: &Admitted, change: Change, reason: &str) -> Result<u64, ApiError> {
-        if !who.may_act {
-            return Err(ApiError::MayNotAct(who.person.clone()));
+impl Admitted {
+    /// The reason, if the person may act for it.
+    fn reason_to_act<'a>(&self, reason: &'a str) -> Result<&'a str, ApiError> {
+        if !self.may_act {
+            return Err(ApiError::MayNotAct(self.person.clone()));
         }
         match reason.trim() {
             "" => Err(ApiError::ReasonMissing),
             reason if reason.len() > MAX_REASON_BYTES => {
                 Err(ApiError::Invalid(format!("the reason is longer than {MAX_REASON_BYTES} bytes")))
             }
-            reason => Ok(self.ledger.act(&who.person.to_string(), change, reason).await?),
+            reason => Ok(reason),
         }
     }
 }

@@ -28,6 +28,12 @@ pub(crate) enum Command {
     Checkpoint,
     /// Print the key that verifies checkpoints, as other tlog tools read it.
     Key,
+    /// Sign checkpoints with another key from now on, and with the one before as well for 30 days; prints the new verifier key.
+    RotateKey {
+        /// Why: recorded with the act.
+        #[arg(long)]
+        reason: String,
+    },
     /// Prove that an entry is in the ledger, or that the ledger begins with an older checkpoint. Each proof is verified before it is printed.
     Prove(prove::ProveArgs),
     /// Check a whole ledger offline (an export or a data directory), or that a running CA's ledger begins with a checkpoint kept earlier.
@@ -45,6 +51,7 @@ pub(crate) async fn run(way: &Way, command: Command, out: &mut impl Write, forma
     match command {
         Command::Checkpoint => checkpoint::show(connect().await?, out, format).await,
         Command::Key => checkpoint::key(connect().await?, out, format).await,
+        Command::RotateKey { reason } => checkpoint::rotate_key(connect().await?, reason, out, format).await,
         Command::Prove(args) => prove::run(connect().await?, args, out, format).await,
         Command::Verify(args) => match args.since() {
             Some(since) => since::run(connect().await?, since, out, format).await,

@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chancery_identity::checkpoint::{Checkpoint, CheckpointVerifier, Hash, MAX_NOTE_BYTES, verify};
 use chancery_process::output::{Format, OutputError, fields};
-use chancery_proto::chancery::v1::GetCheckpointRequest;
+use chancery_proto::chancery::v1::{GetCheckpointRequest, RotateCheckpointKeyRequest};
 use serde::Serialize;
 
 use crate::client::{CliError, Log};
@@ -46,10 +46,20 @@ pub(super) async fn show(mut log: Log, out: &mut impl Write, format: Format) -> 
 /// Prints the verifier key alone; while it is being rotated both, the older one first.
 pub(super) async fn key(mut log: Log, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let answer = log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
+    print_keys(answer.verifier_keys, out, format)
+}
+
+/// Has another key made, and prints what verifies it.
+pub(super) async fn rotate_key(mut log: Log, reason: String, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let answer = log.rotate_checkpoint_key(RotateCheckpointKeyRequest { reason }).await?.into_inner();
+    print_keys(vec![answer.verifier_key], out, format)
+}
+
+fn print_keys(verifier_keys: Vec<String>, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     if format == Format::Table {
-        return Ok(answer.verifier_keys.iter().try_for_each(|key| writeln!(out, "{key}")).map_err(OutputError::Write)?);
+        return Ok(verifier_keys.iter().try_for_each(|key| writeln!(out, "{key}")).map_err(OutputError::Write)?);
     }
-    Ok(fields(out, format, &Keys { verifier_keys: answer.verifier_keys })?)
+    Ok(fields(out, format, &Keys { verifier_keys })?)
 }
 
 /// The checkpoint in a note that one of these keys has signed.
