@@ -3,12 +3,13 @@
 //! Each folder is one idea, and imports run one way (`tests/` fails on one against the arrows):
 //!
 //! ```text
-//! api -> rotation -> { issuance, fleet } -> { attestation, authority } -> ledger -> store        config, keys, telemetry, server: at the edge
+//! api -> rotation -> { issuance, fleet } -> { attestation, authority } -> ledger -> store        backup, config, keys, telemetry, server: at the edge
 //! ```
 
 pub mod api;
 pub mod attestation;
 pub mod authority;
+pub mod backup;
 pub mod config;
 pub mod fleet;
 pub mod issuance;

@@ -20,6 +20,8 @@ const AWAY: Duration = Duration::minutes(2);
 const MAX_CLOCK_OFFSET: Duration = Duration::seconds(30);
 /// What was refused longer ago has been mended, or asked for again.
 const RECENT: Duration = Duration::minutes(10);
+/// What was issued since the newest backup is lost with the machine.
+const BACKUP_EVERY: Duration = Duration::DAY;
 /// How many of a kind are named.
 const NAMED: usize = 5;
 
@@ -36,6 +38,10 @@ pub(super) struct Facts {
     pub(super) trust_sequence: u64,
     /// Newest first.
     pub(super) refusals: Vec<Refusal>,
+    /// Nobody has to keep what it issues.
+    pub(super) development: bool,
+    /// When the newest backup was made.
+    pub(super) last_backup: Option<OffsetDateTime>,
 }
 
 impl Facts {
@@ -47,6 +53,7 @@ impl Facts {
         findings.extend(self.certificates.iter().filter_map(|certificate| self.on_certificate(certificate)));
         findings.extend(self.on_agents());
         findings.extend(self.on_refusals());
+        findings.extend(self.on_backup());
         findings.sort_by_key(|(level, ..)| *level != Level::Bad);
         findings.into_iter().map(|(level, text, next)| Finding { level: level.to_string(), text, next_step: next.into() }).collect()
     }
@@ -118,6 +125,16 @@ impl Facts {
         findings
     }
 
+    fn on_backup(&self) -> Option<(Level, String, &'static str)> {
+        let text = match self.last_backup {
+            _ if self.development => return None,
+            Some(made_at) if self.now - made_at <= BACKUP_EVERY => return None,
+            Some(made_at) => format!("the newest backup is older than a day: it was made at {made_at}"),
+            None => "there is no backup: with this machine, the ledger would be lost".to_owned(),
+        };
+        Some((Level::Warn, text, "`chancery-ca backup --config FILE --to FILE.tar`, every hour, and keep the file on another machine"))
+    }
+
     fn on_refusals(&self) -> Option<(Level, String, &'static str)> {
         let mut by_reason: BTreeMap<&str, usize> = BTreeMap::new();
         for refusal in self.refusals.iter().take_while(|refusal| self.now - refusal.time < RECENT) {
@@ -174,6 +191,8 @@ mod tests {
             agents: vec![agent],
             trust_sequence: 7,
             refusals: Vec::new(),
+            development: false,
+            last_backup: Some(NOW - Duration::hours(23)),
         }
     }
 
@@ -226,6 +245,13 @@ mod tests {
         finds("warn", "newest trust bundle", |facts| facts.agents[0].lagging = 1);
         finds("bad", "does not belong to this one", |facts| facts.agents[0].ledger_alarm = "forked: other entries".into());
         finds("bad", "clock", |facts| facts.agents[0].clock_offset_ms = -31_000);
+    }
+
+    #[test]
+    fn a_ca_without_a_backup_of_the_last_day_is_told_so_unless_it_is_for_development() {
+        finds("warn", "older than a day", |facts| facts.last_backup = Some(NOW - Duration::hours(25)));
+        finds("warn", "there is no backup", |facts| facts.last_backup = None);
+        assert_eq!(Facts { last_backup: None, development: true, ..well() }.judge(), []);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use time::{Duration, OffsetDateTime};
 use crate::api::People;
 use crate::attestation::Clusters;
 use crate::authority::{Authority, DataDirectory};
+use crate::backup::last_backup;
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::issuance::Issuance;
@@ -92,6 +93,7 @@ impl Parts {
 
     /// What `chancery doctor` shows.
     pub(super) fn diagnose(&self) -> Vec<Finding> {
+        let config = self.config.load();
         let facts = Facts {
             now: self.clock.now(),
             obstacles: self.obstacles(),
@@ -100,6 +102,8 @@ impl Parts {
             agents: self.fleet.agents(),
             trust_sequence: self.trust_sequence(),
             refusals: self.refusals.list_newest(&RefusalFilter::default(), JUDGED_REFUSALS),
+            development: config.development,
+            last_backup: last_backup(&config.data_dir).map(|last| last.made_at),
         };
         facts.judge()
     }
@@ -165,6 +169,8 @@ impl Parts {
         let scrub = self.scrubs.standing();
         // As the agents say it: 0 if there is none.
         let first_expiry = fleet.first_expiry_ms.map_or(0.0, |expiry| Duration::milliseconds(expiry - millis(now)).as_seconds_f64());
+        // Infinite if there is none, so that whoever watches for an old one is told.
+        let backup_age = last_backup(&self.config.load().data_dir).map_or(f64::INFINITY, |last| (now - last.made_at).as_seconds_f64());
         let is = |condition: bool| if condition { 1.0 } else { 0.0 };
         vec![
             Reading::one("chancery_development", "1 if this is a development CA", is(self.config.load().development)),
@@ -205,6 +211,7 @@ impl Parts {
             ),
             Reading::one("chancery_ledger_scrub_bytes", "What was read then", count(scrub.bytes)),
             Reading::one("chancery_ledger_damaged", "1 if the stored ledger was found damaged", is(scrub.damage.is_some())),
+            Reading::one("chancery_backup_age_seconds", "Since the newest backup was made; infinite if there is none", backup_age),
             Reading::one("chancery_ledger_queue", "Requests that wait for a durable write", count(ledger.queued_requests)),
         ]
     }

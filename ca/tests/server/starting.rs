@@ -109,7 +109,7 @@ async fn an_old_backup_of_the_ledger_is_refused() {
     let data_dir = directory.path().join("data");
     let error = refused(ANY_PORTS, Mode::Development { data_dir: Some(data_dir) }).await;
     assert!(matches!(error, ServeError::Checkpoint(PublishError::EntriesMissing { published, .. }) if published == entries), "{error}");
-    assert!(error.to_string().contains("--accept-loss"), "{error}");
+    assert!(error.to_string().contains("chancery-ca restore"), "{error}");
 }
 
 #[tokio::test]

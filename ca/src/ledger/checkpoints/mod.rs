@@ -68,7 +68,7 @@ pub enum PublishError {
     /// Entries that were published are missing.
     #[error(
         "the ledger has {entries} entries, and a checkpoint with {published} was published ({}): entries are missing, as after restoring an old \
-         backup. Restore the newest backup; or accept the loss with `chancery-ca restore --accept-loss`, which begins a new ledger",
+         backup. Keep a copy of the data directory, and restore the newest backup (`chancery-ca restore FILE --checkpoint` says whether it has them)",
         path.display()
     )]
     EntriesMissing {

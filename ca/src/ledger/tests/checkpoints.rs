@@ -157,7 +157,7 @@ async fn an_old_backup_and_another_history_are_refused_by_name() {
     let restored = on_disk(&place, &backup).await;
     let refused = place.try_checkpoints(&restored).await.unwrap_err();
     assert!(matches!(refused, PublishError::EntriesMissing { entries: 3, published: 5, .. }), "{refused}");
-    assert!(refused.to_string().contains("--accept-loss") && refused.to_string().contains(FILE), "{refused}");
+    assert!(refused.to_string().contains("chancery-ca restore") && refused.to_string().contains(FILE), "{refused}");
     restored.append_all(vec![start("3"); 2]).await.unwrap();
     for _ in 0..2 {
         let refused = place.try_checkpoints(&restored).await.unwrap_err();

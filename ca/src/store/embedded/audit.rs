@@ -1,11 +1,12 @@
 //! Reads a log from its first entry to its last without opening the store: nothing is locked, repaired or written, so that a copy, a backup
-//! or the evidence itself can be looked at.
+//! or the evidence itself can be looked at; and the log of a running CA, up to entries that are known to be durable.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::checkpoint;
 use super::frame::{self, Header, Tag};
-use super::segment::{self, Seal, Tail};
+use super::segment::{self, LogId, Seal, Tail};
 use super::{damaged, failed_in};
 use crate::store::{Head, StoreError};
 
@@ -53,6 +54,19 @@ impl Audit {
         self.bytes
     }
 
+    /// Leaves out what begins behind the first `entries` entries, which may still be written to.
+    #[must_use]
+    pub fn up_to(mut self, entries: u64) -> Self {
+        let begins = |path: &PathBuf| path.file_name().and_then(|name| segment::first_of(&name.to_string_lossy()));
+        self.segments.retain(|path| begins(path).is_some_and(|first| first == 0 || first < entries));
+        self
+    }
+
+    /// The segments, from the first one on.
+    pub fn segments(&self) -> &[PathBuf] {
+        &self.segments
+    }
+
     /// Checks everything, and hands each entry with its index to `entry`. `read` is told how many bytes each segment had.
     ///
     /// # Errors
@@ -62,23 +76,112 @@ impl Audit {
         mut entry: impl FnMut(u64, &[u8]) -> Result<(), E>,
         mut read: impl FnMut(u64),
     ) -> Result<Audited, E> {
-        let (mut at, mut log, mut is_torn) = (START, None, false);
+        let (mut walk, mut is_torn) = (Walk::default(), false);
         for (number, path) in self.segments.iter().enumerate() {
             let bytes = fs::read(path).map_err(failed_in(path))?;
-            let header = segment::parse_header(&bytes);
-            let (id, start) = header.ok_or_else(|| damaged(path, 0, "the segment's header is not intact".into()))?;
-            if *log.get_or_insert(id) != id {
-                return Err(damaged(path, 0, "the segment belongs to another log".into()).into());
+            if number + 1 < self.segments.len() {
+                walk.full(path, &bytes, &mut entry)?;
+            } else {
+                is_torn = walk.last(path, &bytes, &mut entry)?;
             }
-            if start != at {
-                return Err(damaged(path, 0, format!("the segment does not follow the one before: entry {} is due", at.entries)).into());
-            }
-            let segment = Segment { path, bytes: &bytes, tag: segment::tag(id) };
-            let end = if number + 1 < self.segments.len() { segment.sealed()? } else { segment.last(at, &mut is_torn)? };
-            at = segment.frames(at, end, &mut entry)?;
             read(bytes.len() as u64);
         }
-        Ok(Audited { entries: at.entries, is_torn })
+        Ok(Audited { entries: walk.entries(), is_torn })
+    }
+}
+
+/// Follows a log through its segments, which are handed over from the first one on, and checks that they hang together.
+#[derive(Debug)]
+pub struct Walk {
+    at: Head,
+    log: Option<LogId>,
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        Self { at: START, log: None }
+    }
+}
+
+impl Walk {
+    /// How many entries there were.
+    pub fn entries(&self) -> u64 {
+        self.at.entries
+    }
+
+    /// The log's ID; none before the first segment.
+    pub fn log_id(&self) -> Option<[u8; 16]> {
+        self.log
+    }
+
+    /// The note that a store keeps of where its log must not end before: here.
+    pub fn floor(&self) -> Option<String> {
+        self.log.map(|log| checkpoint::encode(log, &self.at))
+    }
+
+    /// The next segment, whose file is `path`, one that others follow.
+    ///
+    /// # Errors
+    /// The first place that is not as it was written, or what `entry` says.
+    pub fn full<E: From<StoreError>>(
+        &mut self,
+        path: &Path,
+        bytes: &[u8],
+        mut entry: impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let segment = self.begin(path, bytes)?;
+        let end = segment.sealed()?;
+        self.at = segment.frames(self.at, end, &mut entry)?;
+        Ok(())
+    }
+
+    /// The segment that none follows; tells whether a write that was cut off is at its end.
+    ///
+    /// # Errors
+    /// The first place that is not as it was written, or what `entry` says.
+    pub fn last<E: From<StoreError>>(
+        &mut self,
+        path: &Path,
+        bytes: &[u8],
+        mut entry: impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let segment = self.begin(path, bytes)?;
+        let mut is_torn = false;
+        let end = segment.last(self.at, &mut is_torn)?;
+        self.at = segment.frames(self.at, end, &mut entry)?;
+        Ok(is_torn)
+    }
+
+    /// The segment that is written to, up to and with the entry before `entries`, which is durable; tells how many of its bytes that are. What
+    /// is behind them may change while it is read, and is not looked at.
+    ///
+    /// # Errors
+    /// The first place that is not as it was written, or if no group ends there.
+    pub fn beginning(&mut self, path: &Path, bytes: &[u8], entries: u64) -> Result<usize, StoreError> {
+        let segment = self.begin(path, bytes)?;
+        let mut offset = segment::HEADER_BYTES;
+        while self.at.entries < entries {
+            let (header, rest) = segment.frame(offset, bytes.len(), self.at)?;
+            self.at = segment::follow(&self.at, &header, rest).map_err(|detail| segment.damaged(offset, detail))?;
+            offset += header.frame_bytes();
+        }
+        if self.at.entries == entries {
+            return Ok(offset);
+        }
+        let detail = format!("a group ends behind entry {}, and none behind entry {entries}", self.at.entries);
+        Err(segment.damaged(offset, detail))
+    }
+
+    fn begin<'a>(&mut self, path: &'a Path, bytes: &'a [u8]) -> Result<Segment<'a>, StoreError> {
+        let header = segment::parse_header(bytes);
+        let (id, start) = header.ok_or_else(|| damaged(path, 0, "the segment's header is not intact".into()))?;
+        if *self.log.get_or_insert(id) != id {
+            return Err(damaged(path, 0, "the segment belongs to another log".into()));
+        }
+        if start != self.at {
+            return Err(damaged(path, 0, format!("the segment does not follow the one before: entry {} is due", self.at.entries)));
+        }
+        Ok(Segment { path, bytes, tag: segment::tag(id) })
     }
 }
 
@@ -122,11 +225,7 @@ impl Segment<'_> {
     ) -> Result<Head, E> {
         let mut offset = segment::HEADER_BYTES;
         while offset < data_end {
-            let rest = self.bytes.get(offset..data_end).unwrap_or_default();
-            let header = frame::check(rest, self.tag).ok_or_else(|| {
-                let detail = self.bad_entry(offset).unwrap_or_else(|| format!("no intact frame with entry {}", at.entries));
-                self.damaged(offset, detail)
-            })?;
+            let (header, rest) = self.frame(offset, data_end, at)?;
             at = segment::follow(&at, &header, rest).map_err(|detail| self.damaged(offset, detail))?;
             let mut place = frame::HEADER_BYTES + header.table_bytes();
             for (index, row) in (header.first..).zip(frame::rows(&rest[frame::HEADER_BYTES..place])) {
@@ -140,6 +239,16 @@ impl Segment<'_> {
         }
         let detail = format!("the segment ends with {} entries, but its seal says {}", at.entries, due.entries);
         Err(self.damaged(offset, detail).into())
+    }
+
+    /// The frame at `offset`, where the log is `at`, and all bytes from there on.
+    fn frame(&self, offset: usize, data_end: usize, at: Head) -> Result<(Header, &[u8]), StoreError> {
+        let rest = self.bytes.get(offset..data_end).unwrap_or_default();
+        let header = frame::check(rest, self.tag).ok_or_else(|| {
+            let detail = self.bad_entry(offset).unwrap_or_else(|| format!("no intact frame with entry {}", at.entries));
+            self.damaged(offset, detail)
+        })?;
+        Ok((header, rest))
     }
 
     /// Which entry of the frame at `offset` is not as it was written, if the frame's header and table are.

@@ -75,7 +75,8 @@ pub(super) fn take_closed(files: &dyn LogFiles, dir: &Path) -> Result<Option<(Lo
     Ok(text.and_then(|text| parse(&text)))
 }
 
-fn encode(id: LogId, head: &Head) -> String {
+/// The note of `head` in the log `id`.
+pub(super) fn encode(id: LogId, head: &Head) -> String {
     let mut text = format!("{FIRST_LINE}\n{}\n{}\n{}\n{}\n", hex::encode(id), head.entries, head.epoch, hex::encode(head.frame));
     let checksum = crc32c::crc32c(text.as_bytes());
     // Writing to a string cannot fail.

@@ -1,6 +1,8 @@
-//! `chancery-ca`: the certificate authority's server.
+//! `chancery-ca`: the certificate authority's server, and the backups of it.
 //!
 //! Exit status: 0 ended on request, 1 failed with the reason on standard error, 2 wrong usage.
+
+mod backup;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -24,6 +26,10 @@ enum Command {
     Serve(Start),
     /// Say what is wrong with a configuration, and where. Starts nothing, writes nothing.
     Check(Start),
+    /// Back up a CA, which may be running, into one file, and read that back.
+    Backup(backup::BackupArgs),
+    /// Make a data directory from a backup.
+    Restore(backup::RestoreArgs),
     /// About the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -73,6 +79,8 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
             Config::load(path.as_deref(), &mode)?.check_keys()?;
             Ok(writeln!(io::stdout(), "the configuration is valid")?)
         }
+        Command::Backup(args) => backup::create(&args),
+        Command::Restore(args) => backup::restore(&args),
         Command::Config(ConfigCommand::Example) => Ok(io::stdout().write_all(config::EXAMPLE.as_bytes())?),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "chancery-ca", &mut io::stdout());
