@@ -24,7 +24,7 @@ pub(super) type KeyFile = (String, Zeroizing<Vec<u8>>);
 
 /// Reads a public key of age.
 pub(super) fn recipient(text: &str) -> Result<Recipient, BackupError> {
-    text.trim().parse().map_err(|_| BackupError::Recipient(text.to_owned()))
+    text.trim().parse().map_err(|_| BackupError::Recipient)
 }
 
 /// The keys of `data_dir`, encrypted to `recipient`.

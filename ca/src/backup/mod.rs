@@ -101,9 +101,9 @@ pub enum BackupError {
     /// A name that is taken.
     #[error("{} is there already; name another file, or move it away", .0.display())]
     Exists(PathBuf),
-    /// Not who the keys can be encrypted to.
-    #[error("the recipient {0:?} is no public key of age (age1…); `age-keygen` makes one, and prints it")]
-    Recipient(String),
+    /// Not who the keys can be encrypted to. Not shown: it may be the other half, by mistake.
+    #[error("the recipient is no public key of age (age1…); `age-keygen` makes one, and prints it")]
+    Recipient,
     /// The keys cannot be encrypted or decrypted.
     #[error("the keys in the backup: {0}")]
     Keys(String),
