@@ -35,7 +35,7 @@ async fn a_ca_whose_last_sync_failed_is_not_ready() {
     let (directory, disk) = (tempfile::tempdir().unwrap(), FaultyFiles::new(1));
     let parts = opened(directory.path(), &disk).await;
     assert_eq!(parts.readiness(), Readiness::Ready);
-    disk.fail_sync_after(0);
+    disk.fail_every_sync();
     parts.ledger.append(start_entry()).await.unwrap_err();
     let Readiness::NotReady(reasons) = parts.readiness() else { panic!("it says that it can issue") };
     assert!(reasons[0].contains("could not be made durable"), "{reasons:?}");
@@ -66,7 +66,7 @@ async fn a_failed_sync_ends_the_process_with_the_reason() {
     let (config, mode) = config(directory.path());
     let options = Options::new(config, mode.clone(), CancellationToken::new()).with_log_files(Arc::new(disk.clone()));
     let running = start(options).await.unwrap();
-    disk.fail_sync_after(0);
+    disk.fail_every_sync();
     // The next thing that is recorded meets the failure: a change of the configuration.
     let text = "listen = \"127.0.0.1:0\"\nhttp_listen = \"127.0.0.1:0\"\n[log]\nlevel = \"debug\"\n";
     std::fs::write(directory.path().join("ca.toml"), text).unwrap();

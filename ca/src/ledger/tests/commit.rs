@@ -182,7 +182,7 @@ async fn after_a_failed_sync_nothing_more_is_recorded() {
     let place = Place::new();
     let ledger = place.ledger().await;
     let mut health = ledger.health();
-    place.files.fail_sync_after(0);
+    place.files.fail_every_sync();
     let failed = ledger.append(issuance(1).into()).await.unwrap_err();
     assert!(matches!(failed, LedgerError::Failed(_)) && !failed.is_retryable(), "{failed}");
     health.changed().await.unwrap();

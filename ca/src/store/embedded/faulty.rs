@@ -38,6 +38,7 @@ struct Disk {
     syncs: u64,
     sync_delay: Duration,
     ignores_sync_data: bool,
+    every_sync_fails: bool,
     capacity: Option<u64>,
 }
 
@@ -72,6 +73,7 @@ impl FaultyFiles {
             syncs: 0,
             sync_delay: Duration::ZERO,
             ignores_sync_data: false,
+            every_sync_fails: false,
             capacity: None,
         })))
     }
@@ -101,11 +103,17 @@ impl FaultyFiles {
         self.disk().syncs_until_failure = Some(syncs);
     }
 
+    /// Every sync fails from now on, whichever thread's comes first.
+    pub fn fail_every_sync(&self) {
+        self.disk().every_sync_fails = true;
+    }
+
     /// Takes back every fault that has not happened yet, and the capacity.
     pub fn no_more_faults(&self) {
         let mut disk = self.disk();
         disk.operations_until_off = None;
         disk.syncs_until_failure = None;
+        disk.every_sync_fails = false;
         disk.capacity = None;
     }
 
@@ -201,7 +209,7 @@ impl Disk {
                 *left -= 1;
                 false
             }
-            None => false,
+            None => self.every_sync_fails,
         }
     }
 

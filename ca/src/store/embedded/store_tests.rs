@@ -163,7 +163,7 @@ async fn a_failed_sync_is_told_to_whoever_waits_for_it() {
         let store = store.clone();
         async move { store.failed().await }
     });
-    disk.fail_sync_after(0);
+    disk.fail_every_sync();
     let group = Group { entries: vec![Bytes::from_static(b"two")], raises_epoch: false };
     assert!(matches!(store.commit(head, group.clone()).await, Err(StoreError::NotDurable { .. })));
     assert!(matches!(waiting.await.unwrap(), StoreError::NotDurable { .. }));
