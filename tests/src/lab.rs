@@ -84,3 +84,9 @@ impl Drop for Lab {
 pub fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
+
+/// Copies a directory as it is to a place where there is none.
+pub fn copy_directory(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp").arg("-a").args([from, to]).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{} could not be copied: {status}", from.display()).into()) }
+}

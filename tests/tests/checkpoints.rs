@@ -2,24 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use chancery_tests::agent::Agent;
 use chancery_tests::ca::Ca;
 use chancery_tests::caller::Caller;
-use chancery_tests::lab::Lab;
+use chancery_tests::lab::{Lab, copy_directory};
 use chancery_tests::mesh::NODE;
 use chancery_tests::{http, wait};
 use serde_json::Value;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SEEN_WITHIN: Duration = Duration::from_secs(20);
-
-fn copy(from: &Path, to: &Path) {
-    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
-}
 
 async fn issue(caller: &Caller, count: usize) {
     caller.connected().await.unwrap();
@@ -54,7 +48,7 @@ async fn a_restored_old_backup_is_an_alarm_of_ca_and_agent_and_both_go_on() {
     let first = known(&agent, "the agent knows a checkpoint", |ledger| size(ledger) > 0).await;
     ca.stop().await.unwrap();
     let (data, backup) = (ca.data().to_owned(), lab.at("backup"));
-    copy(&data, &backup);
+    copy_directory(&data, &backup).unwrap();
 
     // Each new session begins with the newest checkpoint, and a proof from the agent's.
     ca.run(&lab).await.unwrap();
@@ -66,7 +60,7 @@ async fn a_restored_old_backup_is_an_alarm_of_ca_and_agent_and_both_go_on() {
 
     ca.stop().await.unwrap();
     std::fs::remove_dir_all(&data).unwrap();
-    copy(&backup, &data);
+    copy_directory(&backup, &data).unwrap();
     ca.run(&lab).await.unwrap();
     let alarmed = known(&agent, "the agent's alarm", |ledger| !ledger["alarm"].is_null()).await;
     assert_eq!(alarmed["alarm"]["reason"], "smaller", "{alarmed}");

@@ -11,7 +11,7 @@ use chancery_identity::checkpoint::CheckpointVerifier;
 use chancery_tests::auditor::{GoClient, Served};
 use chancery_tests::ca::Ca;
 use chancery_tests::caller::Caller;
-use chancery_tests::lab::Lab;
+use chancery_tests::lab::{Lab, copy_directory};
 use chancery_tests::mesh::NODE;
 use chancery_tests::{http, tools, wait};
 use serde_json::Value;
@@ -38,10 +38,6 @@ fn chancery(ca: &Ca, arguments: &[&str]) -> (bool, String) {
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-fn copy(from: &Path, to: &Path) {
-    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }
 
 #[tokio::test]
@@ -152,7 +148,7 @@ async fn a_ledger_that_was_rolled_back_or_forked_is_an_alarm() {
     let caller = Caller::join(&lab, &ca, NODE).await.unwrap();
     ca.stop().await.unwrap();
     let backup = lab.at("backup");
-    copy(ca.data(), &backup);
+    copy_directory(ca.data(), &backup).unwrap();
     ca.run(&lab).await.unwrap();
     caller.connected().await.unwrap();
     issue(&caller, 5).await;
@@ -164,7 +160,7 @@ async fn a_ledger_that_was_rolled_back_or_forked_is_an_alarm() {
     // Everything as it was a while ago, with nothing in it that knows better.
     ca.stop().await.unwrap();
     fs::remove_dir_all(ca.data()).unwrap();
-    copy(&backup, ca.data());
+    copy_directory(&backup, ca.data()).unwrap();
     ca.run(&lab).await.unwrap();
     let alarmed = || {
         let (is_verified, said) = chancery(&ca, &since);

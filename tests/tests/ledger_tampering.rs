@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use chancery_identity::checkpoint::leaf_hash;
 use chancery_tests::ca::Ca;
 use chancery_tests::caller::Caller;
-use chancery_tests::lab::Lab;
+use chancery_tests::lab::{Lab, copy_directory};
 use chancery_tests::mesh::NODE;
 use chancery_tests::tools;
 use serde_json::Value;
@@ -77,7 +77,7 @@ impl Place {
         if copy.exists() {
             fs::remove_dir_all(&copy).unwrap();
         }
-        assert!(Command::new("cp").arg("-a").args([self.ca.data(), &copy]).status().unwrap().success());
+        copy_directory(self.ca.data(), &copy).unwrap();
         copy
     }
 

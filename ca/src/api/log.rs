@@ -4,7 +4,6 @@
 //! moment ago can prove it now.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
 use axum::middleware::Next;
@@ -124,15 +123,7 @@ impl LogApi {
         request: Request<Q>,
         work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
     ) -> Result<Response<A>, Status> {
-        let started = Instant::now();
-        let answer = async {
-            let admitted = self.people.admit(&request)?;
-            tracing::debug!(method, person = %admitted.person, "an auditor asks");
-            work(&admitted, request.into_inner()).await
-        };
-        let answer = answer.await;
-        self.metrics.answered(method, answer.is_ok(), started.elapsed());
-        Ok(Response::new(answer?))
+        self.people.answer(&self.metrics, method, request, work).await
     }
 
     async fn newest(&self) -> Result<Arc<Published>, ApiError> {

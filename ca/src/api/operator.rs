@@ -1,7 +1,6 @@
 //! For operators and auditors: on the local admin socket, and on the TLS port for those whom the configuration names ([`People`]).
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use chancery_identity::{SpiffeId, TrustDomain};
 use chancery_proto::chancery::v1::operator_service_server::OperatorService;
@@ -75,15 +74,7 @@ impl OperatorApi {
         request: Request<Q>,
         work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
     ) -> Result<Response<A>, Status> {
-        let started = Instant::now();
-        let answer = async {
-            let admitted = self.people.admit(&request)?;
-            tracing::debug!(method, person = %admitted.person, "an operator asks");
-            work(&admitted, request.into_inner()).await
-        };
-        let answer = answer.await;
-        self.metrics.answered(method, answer.is_ok(), started.elapsed());
-        Ok(Response::new(answer?))
+        self.people.answer(&self.metrics, method, request, work).await
     }
 }
 

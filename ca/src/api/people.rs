@@ -6,17 +6,18 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use chancery_identity::{Clock, SpiffeId, TrustDomain};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
-use tonic::Request;
 use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status};
 use tracing::warn;
 
-use crate::api::Peer;
 use crate::api::error::ApiError;
+use crate::api::{CallMetrics, Peer};
 use crate::attestation::RESERVED_SEGMENT;
 use crate::ledger::Ledger;
 use crate::ledger::acts::{Change, RefusedAct, RefusedActs};
@@ -120,6 +121,25 @@ impl People {
             return Err(ApiError::Stranger(svid.id.clone()));
         }
         Ok(Admitted { person: Person::Svid(svid.id.clone()), may_act, _permit: Some(peer.admit(0)?) })
+    }
+
+    /// Answers a call of somebody who may read with what `work` makes of it; the call is counted.
+    pub(super) async fn answer<Q, A>(
+        &self,
+        metrics: &CallMetrics,
+        method: &'static str,
+        request: Request<Q>,
+        work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
+    ) -> Result<Response<A>, Status> {
+        let started = Instant::now();
+        let answer = async {
+            let admitted = self.admit(&request)?;
+            tracing::debug!(method, person = %admitted.person, "somebody asks");
+            work(&admitted, request.into_inner()).await
+        };
+        let answer = answer.await;
+        metrics.answered(method, answer.is_ok(), started.elapsed());
+        Ok(Response::new(answer?))
     }
 
     /// Records that `who` makes `change`, and returns the entry's index.

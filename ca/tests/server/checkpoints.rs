@@ -1,7 +1,5 @@
 //! The ledger's checkpoints between the running CA and its agents.
 
-use std::path::Path;
-
 use chancery_identity::X509Svid;
 use chancery_identity::checkpoint::{Checkpoint, CheckpointVerifier, Hash, verify_consistency};
 use chancery_proto::chancery::v1::{
@@ -12,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::support::{Ca, NODE, SOON, TRUST_DOMAIN, issue};
+use crate::support::{Ca, NODE, SOON, TRUST_DOMAIN, copy, issue};
 
 /// An agent's side of a session.
 struct Follower {
@@ -87,20 +85,6 @@ async fn restored() -> (Ca, X509Svid, String) {
     std::fs::remove_dir_all(&data).unwrap();
     std::fs::rename(backup, data).unwrap();
     (Ca::try_start(directory, "").await.unwrap(), agent, shown.note)
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    std::fs::set_permissions(to, std::fs::metadata(from).unwrap().permissions()).unwrap();
-    for found in std::fs::read_dir(from).unwrap() {
-        let found = found.unwrap();
-        let (kind, target) = (found.file_type().unwrap(), to.join(found.file_name()));
-        if kind.is_dir() {
-            copy(&found.path(), &target);
-        } else if kind.is_file() {
-            std::fs::copy(found.path(), target).unwrap();
-        }
-    }
 }
 
 #[tokio::test]

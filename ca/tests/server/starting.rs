@@ -1,13 +1,11 @@
 //! What a start is refused for, and what it leaves as it was.
 
-use std::path::Path;
-
 use chancery_ca::config::{Config, Mode};
 use chancery_ca::ledger::PublishError;
 use chancery_ca::server::{self, ServeError};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Ca, NODE, issue};
+use crate::support::{Ca, NODE, copy, issue};
 
 /// Starts another CA; the reason why it did not.
 async fn refused(text: &str, mode: Mode) -> ServeError {
@@ -81,19 +79,6 @@ async fn a_data_directory_that_others_may_enter_is_refused() {
     std::fs::set_permissions(&data_dir, std::fs::Permissions::from_mode(0o755)).unwrap();
     let error = refused(ANY_PORTS, Mode::Development { data_dir: Some(data_dir) }).await;
     assert!(error.to_string().contains("chmod 0700"), "{error}");
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! A real CA on loopback ports of the system's choosing, with its development issuer, and clients that speak to it as agents do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -243,5 +243,20 @@ pub(crate) async fn issue(client: &mut AgentServiceClient<Channel>, token: Strin
     match response.results.into_iter().next().unwrap().outcome.unwrap() {
         Outcome::Svid(issued) => Ok(svid(&issued, key)),
         Outcome::Refusal(refusal) => Err(refusal),
+    }
+}
+
+/// Copies a directory to a new one, as it is; sockets stay behind.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    std::fs::set_permissions(to, std::fs::metadata(from).unwrap().permissions()).unwrap();
+    for found in std::fs::read_dir(from).unwrap() {
+        let found = found.unwrap();
+        let (kind, target) = (found.file_type().unwrap(), to.join(found.file_name()));
+        if kind.is_dir() {
+            copy(&found.path(), &target);
+        } else if kind.is_file() {
+            std::fs::copy(found.path(), target).unwrap();
+        }
     }
 }

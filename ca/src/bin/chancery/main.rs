@@ -9,6 +9,7 @@ mod explain;
 mod identity;
 mod log;
 mod output;
+mod pages;
 mod policy;
 mod status;
 mod token;

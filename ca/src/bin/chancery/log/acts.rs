@@ -2,17 +2,16 @@
 
 use std::io::Write;
 
-use chancery_process::output::{Format, Json, Listing};
+use chancery_process::output::Format;
 use chancery_proto::chancery::v1::{ActFilter, ActRecord, ListActsRequest, act::Change};
 use clap::Args;
 use serde::Serialize;
 
 use crate::client::{CliError, Log};
 use crate::identity::moment_or_ago;
-use crate::output::{self, moment};
+use crate::output::moment;
+use crate::pages::PageArgs;
 
-/// The most that one answer of the CA holds.
-const PAGE: u64 = 1000;
 const COLUMNS: [&str; 9] = ["time", "actor", "action", "target", "outcome", "why", "count", "entry", "epoch"];
 
 #[derive(Debug, Args)]
@@ -29,12 +28,8 @@ pub(crate) struct ActsArgs {
     /// Recorded before this time, or longer ago than this.
     #[arg(long, value_parser = moment_or_ago, value_name = "TIME")]
     until: Option<i64>,
-    /// How many at most.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
-    limit: u64,
-    /// However many there are.
-    #[arg(long, conflicts_with = "limit")]
-    all: bool,
+    #[command(flatten)]
+    pages: PageArgs,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -53,7 +48,6 @@ struct ActRow {
 }
 
 pub(super) async fn list(mut ca: Log, args: ActsArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
-    let mut left = if args.all { u64::MAX } else { args.limit };
     let filter = ActFilter {
         actor: args.actor.unwrap_or_default(),
         action: args.action.unwrap_or_default(),
@@ -61,25 +55,12 @@ pub(super) async fn list(mut ca: Log, args: ActsArgs, out: &mut impl Write, form
         until_ms: args.until.unwrap_or_default(),
     };
     let columns = if format == Format::Table { &COLUMNS[..6] } else { &COLUMNS[..] };
-    let mut listing = Listing::begin(out, format, Json::Array, columns)?;
-    let mut page_token = String::new();
-    loop {
-        let page_size = u32::try_from(left.min(PAGE)).unwrap_or_default();
+    let fetch = async |page_size, page_token| {
         let request = ListActsRequest { filter: Some(filter.clone()), page_size, page_token };
         let page = ca.list_acts(request).await?.into_inner();
-        let rows: Vec<_> = page.acts.into_iter().map(ActRow::of).collect();
-        listing.add(&rows)?;
-        left = left.saturating_sub(rows.len() as u64);
-        page_token = page.next_page_token;
-        if page_token.is_empty() || left == 0 {
-            break;
-        }
-    }
-    listing.finish()?;
-    if !page_token.is_empty() && format == Format::Table {
-        output::remark("more follow: name a --limit, or --all");
-    }
-    Ok(())
+        Ok((page.acts.into_iter().map(ActRow::of).collect(), page.next_page_token))
+    };
+    args.pages.print(out, format, columns, fetch).await
 }
 
 impl ActRow {
