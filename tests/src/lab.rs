@@ -1,7 +1,10 @@
 //! A place for one test's files, ports and programs: in memory, private, and kept when the test fails.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,6 +13,8 @@ use crate::Result;
 /// State that agents keep must lie in memory, and sockets want short paths.
 const MEMORY: &str = "/dev/shm";
 const LOGS: &str = "logs";
+const PORTS: Range<u16> = 15_000..30_000;
+const LAST_PORT: &str = "chancery-tests-last-port";
 
 /// A test's directory. Dropped, it is removed, unless the test is failing or it was asked to stay.
 pub struct Lab {
@@ -80,9 +85,21 @@ impl Drop for Lab {
     }
 }
 
-/// A loopback address with a port that nobody listens on.
+/// A loopback address whose port nobody listens on, and that no other test is given soon: each port is handed out in its turn, to all the
+/// processes of a test run. They lie below those that the system gives to outgoing connections, which could otherwise take one before its
+/// owner listens.
 pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(std::env::temp_dir().join(LAST_PORT))?;
+    file.lock()?;
+    let mut last = String::new();
+    file.read_to_string(&mut last)?;
+    let last = last.trim().parse().ok().filter(|port| PORTS.contains(port)).unwrap_or(PORTS.start);
+    let free = (last + 1..PORTS.end).chain(PORTS.start..=last).find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok());
+    let port = free.ok_or("every port for tests is in use")?;
+    file.rewind()?;
+    // Always five digits: nothing of what stood there remains.
+    write!(file, "{port:05}")?;
+    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
 }
 
 /// Copies a directory as it is to a place where there is none.

@@ -47,7 +47,7 @@ impl Place {
 
     /// Starts the program on a port of its own.
     pub fn run(&self, ca: &FakeCa) -> Process {
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let http = TcpListener::bind((super::LISTENS, 0)).unwrap().local_addr().unwrap();
         self.write_config(ca, http, "");
         // Beside the directory of the configuration, which the agent watches.
         let log = self.logs.path().join("agent.log");

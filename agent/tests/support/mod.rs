@@ -11,7 +11,7 @@ mod pki;
 mod service;
 mod tokens;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -37,6 +37,8 @@ pub use pki::Pki;
 pub use tokens::{Signer, TokenPlan};
 
 pub const CLUSTER: &str = "east";
+/// Where what a test starts listens: an address that no outgoing connection has for its own, so that a port can be given up and taken again.
+const LISTENS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 pub const TICK: Duration = Duration::from_millis(20);
 pub const GRACE: Duration = Duration::from_secs(300);
 
@@ -107,7 +109,7 @@ impl FakeCa {
     pub fn start() -> Self {
         let now = OffsetDateTime::now_utc().unix_timestamp();
         let mut ca = Self {
-            address: ([127, 0, 0, 1], 0).into(),
+            address: (LISTENS, 0).into(),
             pki: Arc::new(Pki::new("root")),
             signer: Arc::new(Signer::new("k1")),
             behaviour: Arc::new(Behaviour {
