@@ -82,6 +82,7 @@ impl CaClient {
             pod: lag.pod,
             trust_sequence: lag.trust_sequence,
             nack: lag.nack,
+            ..wire::ProxyLag::default()
         });
         wire::Report {
             clock_ms: milliseconds(self.clock.now()),
@@ -94,6 +95,7 @@ impl CaClient {
             lagging_total: proxies.lagging_total,
             first_expiry_ms: holdings.first_expiry.map_or(0, milliseconds),
             ledger: Some(self.published.ledger.memory().borrow().report()),
+            ..wire::Report::default()
         }
     }
 }

@@ -164,11 +164,11 @@ fn mend(refusal: &Refusal) -> String {
     format!("{}. Once that is mended the agent tries again by itself", refusal.message)
 }
 
-fn moment(time: OffsetDateTime) -> String {
+pub(super) fn moment(time: OffsetDateTime) -> String {
     time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
-fn moment_ms(millis: i64) -> String {
+pub(super) fn moment_ms(millis: i64) -> String {
     OffsetDateTime::from_unix_timestamp(millis.div_euclid(1000)).map(moment).unwrap_or_default()
 }
 

@@ -4,6 +4,8 @@
 //! as long as its stream: it hands down the trust state and the cluster's keys whenever they change, and takes reports. Everything is
 //! bounded: one session an agent, a fixed number of agents remembered, a short queue of orders each.
 
+mod alive;
+mod convergence;
 mod explain;
 mod ledger;
 mod session;
@@ -13,13 +15,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chancery_identity::{Clock, SpiffeId};
-use chancery_proto::chancery::v1::{AgentRecord, Hello, LedgerAlarm, Order, Report};
+use chancery_proto::chancery::v1::{AgentRecord, Hello, LedgerAlarm, Order, ProxyLag, Report};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use alive::Alive;
 use session::LineEnd;
 
+pub use convergence::{Goal, MAX_NAMED as MAX_MISSING_NAMED, Missing, MissingKind, MissingOne, Unproven, missing};
 pub use explain::{Explanation, Level};
 pub use ledger::LedgerSource;
 pub use session::{Session, SessionEnd, Sources};
@@ -38,7 +43,7 @@ const MAX_NOTE: usize = 2048;
 /// How many agents with an alarm about the ledger are named one by one.
 const MAX_NAMED: usize = 5;
 /// What this CA can do on a session, named in its welcome.
-pub const CAPABILITIES: [&str; 3] = ["order.reissue_all", "order.renew_agent", session::LEDGER_CHECKPOINTS];
+pub const CAPABILITIES: [&str; 4] = ["order.reissue_all", "order.renew_agent", session::LEDGER_CHECKPOINTS, convergence::CONVERGENCE];
 
 /// Why the fleet refused something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -96,6 +101,8 @@ pub struct Totals {
 pub struct Fleet {
     clock: Arc<dyn Clock>,
     agents: Mutex<Agents>,
+    /// Who holds a certificate, by the ledger.
+    alive: tokio::sync::Mutex<Alive>,
 }
 
 #[derive(Debug, Default)]
@@ -110,7 +117,11 @@ struct Record {
     line: Option<Line>,
     last_seen: OffsetDateTime,
     version: String,
+    /// A report has come since this CA started.
+    reported: bool,
     report: Report,
+    /// The pods that the report is about, in order; taken out of it.
+    pods: Box<[Uuid]>,
     clock_offset_ms: i64,
     /// The sequence of the trust state that it was sent last.
     given: u64,
@@ -129,7 +140,7 @@ struct Line {
 impl Fleet {
     /// A fleet of nobody.
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { clock, agents: Mutex::default() })
+        Arc::new(Self { clock, agents: Mutex::default(), alive: tokio::sync::Mutex::default() })
     }
 
     /// Remembers an agent that has just joined; its session follows.
@@ -170,6 +181,7 @@ impl Fleet {
         record.version = shortened(&hello.version);
         record.last_seen = now;
         if let Some(report) = &hello.report {
+            record.forget_pods();
             record.take(report.clone(), now);
         }
         drop(agents);
@@ -244,6 +256,15 @@ impl Fleet {
         problems
     }
 
+    /// The median of the connected agents' clocks less this CA's; none while no agent has reported.
+    pub fn median_clock_offset(&self) -> Option<time::Duration> {
+        let agents = self.lock();
+        let reporting = agents.by_id.values().filter(|record| record.line.is_some() && record.reported);
+        let mut offsets: Vec<i64> = reporting.map(|record| record.clock_offset_ms).collect();
+        let middle = offsets.len() / 2;
+        (!offsets.is_empty()).then(|| time::Duration::milliseconds(*offsets.select_nth_unstable(middle).1))
+    }
+
     /// The sequence of the trust state that an agent was sent last; 0 if it was sent none since this CA started.
     pub fn given_to(&self, id: &SpiffeId) -> u64 {
         self.lock().by_id.get(id).map_or(0, |record| record.given)
@@ -313,7 +334,9 @@ impl Record {
             line: None,
             last_seen: now,
             version: String::new(),
+            reported: false,
             report: Report::default(),
+            pods: Box::default(),
             clock_offset_ms: 0,
             given: 0,
             found: None,
@@ -324,13 +347,25 @@ impl Record {
         self.line.as_ref().is_some_and(|line| line.number == number)
     }
 
-    fn take(&mut self, mut report: Report, now: OffsetDateTime) {
-        report.lagging.truncate(MAX_LAGGING);
-        for lag in &mut report.lagging {
-            for text in [&mut lag.proxy, &mut lag.pod, &mut lag.nack] {
-                *text = shortened(text);
-            }
+    /// On a new stream the agent names its pods anew.
+    fn forget_pods(&mut self) {
+        self.pods = Box::default();
+        if let Some(convergence) = &mut self.report.convergence {
+            convergence.pods_version = 0;
         }
+    }
+
+    fn take(&mut self, mut report: Report, now: OffsetDateTime) {
+        bound_lags(&mut report.lagging);
+        if let Some(convergence) = &mut report.convergence {
+            bound_lags(&mut convergence.unproven);
+            let known = self.report.convergence.as_ref().map(|known| known.pods_version);
+            if known != Some(convergence.pods_version) {
+                self.pods = convergence::pods(convergence);
+            }
+            convergence.pods.clear();
+        }
+        self.reported = true;
         if let Some(view) = &mut report.ledger {
             // Only the size is needed on; the session has compared the note itself.
             view.checkpoint = shortened_to(&view.checkpoint, MAX_NOTE);
@@ -374,6 +409,18 @@ impl Record {
             svid_not_after_ms: wire::millis(self.member.svid_not_after),
             ledger_size: self.ledger_size(),
             ledger_alarm: self.ledger_alarm().map(|alarm| format!("{}: {}", alarm.reason, alarm.message)).unwrap_or_default(),
+            holders: self.report.convergence.as_ref().map_or(0, |convergence| convergence.holders),
+            proven_sequence: self.report.convergence.as_ref().map_or(0, |convergence| convergence.trust_sequence),
+            behind: self.report.lagging.iter().map(convergence::describe).collect(),
+        }
+    }
+}
+
+fn bound_lags(lags: &mut Vec<ProxyLag>) {
+    lags.truncate(MAX_LAGGING);
+    for lag in lags {
+        for text in [&mut lag.proxy, &mut lag.pod, &mut lag.nack] {
+            *text = shortened(text);
         }
     }
 }

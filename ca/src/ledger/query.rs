@@ -150,6 +150,12 @@ impl Ledger {
         }
     }
 
+    /// The first entry that may record a certificate that has not expired.
+    pub async fn first_alive(&self) -> Result<u64, LedgerError> {
+        let entries = self.store.head().await?.entries;
+        self.first_since(self.clock.now() - self.longest_lifetime.get() - RECORDING_SLACK, entries).await
+    }
+
     async fn stored(&self, index: u64) -> Result<Option<Bytes>, LedgerError> {
         if index >= self.store.head().await?.entries {
             return Ok(None);

@@ -1,0 +1,374 @@
+//! Who is missing? Whether everybody who counts has proven to hold a trust state, or to have let go of certificates.
+//!
+//! Who counts comes from the ledger: whoever holds a certificate that has not expired, connected or not. What they hold comes from the reports
+//! that their agents have sent since this CA started; nothing of it is kept on disk, so whoever has not reported since then is missing, by
+//! name, with the reason. An agent that is not connected counts with its last report.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use chancery_identity::SpiffeId;
+use chancery_proto::chancery::v1::{Convergence, ProxyLag};
+use uuid::Uuid;
+
+use crate::fleet::alive::{Issued, Newest};
+use crate::fleet::explain::{moment, moment_ms};
+use crate::fleet::{Fleet, Record};
+use crate::ledger::{Ledger, LedgerError};
+
+/// The capability of agents that report what their proxies hold, and of a CA that reads it.
+pub(super) const CONVERGENCE: &str = "convergence";
+/// How many are named one by one.
+pub const MAX_NAMED: usize = 1000;
+/// How many pods of one agent are remembered (agent.proto allows it no more).
+pub(super) const MAX_PODS: usize = 4096;
+
+/// What everybody who counts has to prove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// To have acknowledged the trust state with this sequence, or a newer one.
+    Trust(u64),
+    /// To use no certificate that was recorded up to this entry.
+    Certificates {
+        /// Certificates behind it are good.
+        after_entry: u64,
+    },
+}
+
+/// What is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MissingKind {
+    /// The CA's own server certificate.
+    Ca,
+    /// An agent or sidecar: itself, and so all that it serves.
+    Agent,
+    /// One proxy of a pod.
+    Proxy,
+    /// A pod that nobody speaks for.
+    Pod,
+}
+
+/// One that has not proven it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingOne {
+    /// An agent's SPIFFE ID, or `namespace/name` of a pod.
+    pub name: String,
+    /// What it is.
+    pub kind: MissingKind,
+    /// The name of its node; empty if not known.
+    pub node: String,
+    /// The SPIFFE ID of the agent that speaks for it.
+    pub agent: String,
+    /// Why it is missing, in a sentence.
+    pub reason: String,
+    /// The proxy's words when it refused what it was sent; empty if it did not.
+    pub nack: String,
+}
+
+/// A proxy that cannot prove anything, since it has no validation context from us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unproven {
+    /// `namespace/name` of its pod.
+    pub name: String,
+    /// Its node ID.
+    pub proxy: String,
+    /// The name of its node.
+    pub node: String,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// The first [`MAX_NAMED`] of them.
+    pub who: Vec<MissingOne>,
+    /// How many more there are, by their agent's SPIFFE ID and node.
+    pub more: BTreeMap<(String, String), u64>,
+    /// How many were asked about: agents, servers and pods.
+    pub counted: u64,
+    /// The first [`MAX_NAMED`] that cannot prove anything.
+    pub unproven: Vec<Unproven>,
+    /// How many these are in all.
+    pub unproven_total: u64,
+}
+
+/// Who has not reached `goal`.
+///
+/// # Errors
+/// If the ledger cannot be read.
+pub async fn missing(ledger: &Ledger, fleet: &Fleet, goal: Goal) -> Result<Missing, LedgerError> {
+    let mut alive = fleet.alive.lock().await;
+    let now = fleet.clock.now();
+    alive.catch_up(ledger, now).await?;
+    let mut asked = Asked { goal, missing: Missing::default(), pods: Vec::new() };
+    for (id, newest) in alive.servers() {
+        asked.server(id, newest);
+    }
+    for (id, issued) in alive.agents() {
+        // Locked for each anew: sessions go on meanwhile.
+        asked.agent(id, issued, fleet.lock().by_id.get(id));
+    }
+    drop(alive);
+    asked.named(ledger).await
+}
+
+impl Missing {
+    /// Whether nobody is.
+    pub fn is_empty(&self) -> bool {
+        self.total() == 0
+    }
+
+    /// How many are.
+    pub fn total(&self) -> u64 {
+        self.who.len() as u64 + self.more.values().sum::<u64>()
+    }
+
+    /// Takes out of the count whoever one of `names` means: an agent's SPIFFE ID or a node's name (with everybody there), or a pod as
+    /// `namespace/name`.
+    #[must_use]
+    pub fn without(mut self, names: &[String]) -> Self {
+        let names_it = |agent: &String, node: &String| names.iter().any(|name| name == agent || name == node);
+        self.who.retain(|one| !names_it(&one.agent, &one.node) && !names.contains(&one.name));
+        self.more.retain(|(agent, node), _| !names_it(agent, node));
+        self
+    }
+
+    fn add(&mut self, one: MissingOne) {
+        if self.who.len() < MAX_NAMED {
+            self.who.push(one);
+        } else {
+            self.count(one.agent, one.node, 1);
+        }
+    }
+
+    fn count(&mut self, agent: String, node: String, more: u64) {
+        *self.more.entry((agent, node)).or_default() += more;
+    }
+}
+
+/// A question, while it is being answered.
+struct Asked {
+    goal: Goal,
+    missing: Missing,
+    /// Pods that are missing, whose names the ledger has.
+    pods: Vec<(MissingOne, u64)>,
+}
+
+/// The agent that is being asked about.
+struct Speaker<'a> {
+    id: &'a SpiffeId,
+    node: &'a str,
+    /// ` (not connected since …)`, or nothing.
+    away: String,
+}
+
+impl Asked {
+    fn server(&mut self, id: &SpiffeId, newest: &Newest) {
+        self.missing.counted += 1;
+        if let Some(reason) = self.outdated(newest) {
+            let one = MissingOne {
+                name: id.to_string(),
+                kind: MissingKind::Ca,
+                node: String::new(),
+                agent: id.to_string(),
+                reason,
+                nack: String::new(),
+            };
+            self.missing.add(one);
+        }
+    }
+
+    fn agent(&mut self, id: &SpiffeId, issued: &Issued, record: Option<&Record>) {
+        self.missing.counted += issued.pods.len() as u64 + u64::from(issued.svid.is_some());
+        let node = record.map(|record| &*record.member.node).filter(|node| !node.is_empty()).unwrap_or(&issued.node);
+        let away = record.filter(|record| record.line.is_none());
+        let away = away.map(|record| format!(" (not connected since {})", moment(record.last_seen))).unwrap_or_default();
+        let speaker = Speaker { id, node, away };
+        let Some(record) = record.filter(|record| record.reported) else {
+            return self.missing.add(speaker.missing(&hanging("has not reported since the CA started", issued)));
+        };
+        let Some(convergence) = &record.report.convergence else {
+            let old = format!("is too old to report what its proxies hold (version {}): upgrade it", record.version);
+            return self.missing.add(speaker.missing(&hanging(&old, issued)));
+        };
+        self.itself(&speaker, issued, record, convergence);
+        self.proxies(&speaker, record, convergence);
+        self.pods_of(&speaker, issued, record);
+        self.unproven_of(&speaker, convergence);
+    }
+
+    /// What the agent itself holds.
+    fn itself(&mut self, speaker: &Speaker<'_>, issued: &Issued, record: &Record, convergence: &Convergence) {
+        let reason = match self.goal {
+            Goal::Trust(sequence) if record.report.trust_sequence < sequence => {
+                let has = record.report.trust_sequence;
+                Some(format!("has taken over the bundle with sequence {has} and not yet the one with sequence {sequence}"))
+            }
+            Goal::Certificates { after_entry } if convergence.svid_entry <= after_entry => match &issued.svid {
+                Some(svid) if svid.entry > after_entry => Some("has not yet taken over its own new certificate".to_owned()),
+                Some(svid) => self.outdated(svid),
+                None => None,
+            },
+            Goal::Trust(_) | Goal::Certificates { .. } => None,
+        };
+        if let Some(reason) = reason {
+            self.missing.add(speaker.missing(&reason));
+        }
+    }
+
+    /// What its proxies hold.
+    fn proxies(&mut self, speaker: &Speaker<'_>, record: &Record, convergence: &Convergence) {
+        let report = &record.report;
+        let (reached, total) = match self.goal {
+            Goal::Trust(sequence) => (convergence.trust_sequence >= sequence, report.lagging_total),
+            Goal::Certificates { after_entry } => (convergence.certificate_entry > after_entry, convergence.outdated_total),
+        };
+        if reached {
+            return;
+        }
+        let behind: Vec<&ProxyLag> = report.lagging.iter().filter(|lag| self.is_behind(lag)).collect();
+        let named = behind.len() as u64;
+        for lag in behind {
+            let reason = format!("{}{}", why_proxy(self.goal, lag), speaker.away);
+            let one = MissingOne { kind: MissingKind::Proxy, nack: lag.nack.clone(), ..speaker.one(lag.pod.clone(), reason) };
+            self.missing.add(one);
+        }
+        // The agent names only so many; and if it says that somebody is behind, somebody is.
+        let unnamed = u64::from(total).saturating_sub(report.lagging.len() as u64).max(u64::from(named == 0));
+        if unnamed > 0 {
+            self.missing.count(speaker.id.to_string(), speaker.node.to_owned(), unnamed);
+        }
+    }
+
+    fn is_behind(&self, lag: &ProxyLag) -> bool {
+        match self.goal {
+            Goal::Trust(sequence) => lag.trust_sequence < sequence,
+            Goal::Certificates { after_entry } => lag.certificate_entry <= after_entry,
+        }
+    }
+
+    /// Pods whose certificates are too old, or that their agent does not speak for.
+    fn pods_of(&mut self, speaker: &Speaker<'_>, issued: &Issued, record: &Record) {
+        for (uid, newest) in &issued.pods {
+            let reason = match self.outdated(newest) {
+                Some(reason) => reason,
+                None if record.pods.binary_search(uid).is_ok() => continue,
+                None => format!(
+                    "its agent does not know who has its certificate, which is good until {}: it lost its state, or has not heard of it yet{}",
+                    moment(newest.until),
+                    speaker.away
+                ),
+            };
+            if self.missing.who.len() + self.pods.len() < MAX_NAMED {
+                let one = MissingOne { kind: MissingKind::Pod, ..speaker.one(uid.to_string(), reason) };
+                self.pods.push((one, newest.entry));
+            } else {
+                self.missing.count(speaker.id.to_string(), speaker.node.to_owned(), 1);
+            }
+        }
+    }
+
+    fn unproven_of(&mut self, speaker: &Speaker<'_>, convergence: &Convergence) {
+        self.missing.unproven_total += u64::from(convergence.unproven_total);
+        let room = MAX_NAMED - self.missing.unproven.len();
+        self.missing.unproven.extend(convergence.unproven.iter().take(room).map(|lag| Unproven {
+            name: lag.pod.clone(),
+            proxy: lag.proxy.clone(),
+            node: speaker.node.to_owned(),
+        }));
+    }
+
+    /// Why a certificate is one of those that must go.
+    fn outdated(&self, newest: &Newest) -> Option<String> {
+        match self.goal {
+            Goal::Certificates { after_entry } if newest.entry <= after_entry => {
+                Some(format!("its newest certificate is an old one, ledger entry {}, good until {}", newest.entry, moment(newest.until)))
+            }
+            Goal::Certificates { .. } | Goal::Trust(_) => None,
+        }
+    }
+
+    /// The answer, with the pods' names.
+    async fn named(mut self, ledger: &Ledger) -> Result<Missing, LedgerError> {
+        for (mut one, entry) in self.pods {
+            if let Some(identity) = ledger.show_entry(entry).await? {
+                one.name = format!("{}/{}", identity.issuance.namespace, identity.issuance.pod);
+            }
+            self.missing.add(one);
+        }
+        Ok(self.missing)
+    }
+}
+
+impl Speaker<'_> {
+    /// The agent itself.
+    fn missing(&self, what: &str) -> MissingOne {
+        MissingOne { kind: MissingKind::Agent, ..self.one(self.id.to_string(), format!("{what}{}", self.away)) }
+    }
+
+    fn one(&self, name: String, reason: String) -> MissingOne {
+        MissingOne { name, kind: MissingKind::Pod, node: self.node.to_owned(), agent: self.id.to_string(), reason, nack: String::new() }
+    }
+}
+
+/// With how much else hangs on the agent.
+fn hanging(what: &str, issued: &Issued) -> String {
+    match issued.pods.len() {
+        0 => what.to_owned(),
+        pods => format!("{what}, and speaks for {pods} pods"),
+    }
+}
+
+fn why_proxy(goal: Goal, lag: &ProxyLag) -> String {
+    let proxy = if lag.proxy.is_empty() { "its proxy".to_owned() } else { format!("its proxy {}", lag.proxy) };
+    let what = match goal {
+        _ if lag.not_back => return format!("{proxy} has not come back since its agent restarted"),
+        Goal::Trust(sequence) => {
+            let held = if lag.trust_sequence == 0 { "none yet".to_owned() } else { format!("the one with {}", lag.trust_sequence) };
+            format!("{proxy} has not acknowledged the bundle with sequence {sequence}, but {held}")
+        }
+        Goal::Certificates { .. } if lag.certificate_entry == 0 => format!("{proxy} has not acknowledged the new certificate"),
+        Goal::Certificates { .. } => {
+            format!("{proxy} has not acknowledged the new certificate, but that of ledger entry {}", lag.certificate_entry)
+        }
+    };
+    match lag.away_since_ms {
+        0 => what,
+        away => format!("{what}; it is not connected since {}", moment_ms(away)),
+    }
+}
+
+/// What is wrong with a proxy, for people.
+pub(super) fn describe(lag: &ProxyLag) -> String {
+    let held = match lag.trust_sequence {
+        0 => "no bundle of ours".to_owned(),
+        sequence => format!("the bundle with sequence {sequence}"),
+    };
+    let state = match (lag.not_back, lag.away_since_ms) {
+        (true, _) => "; not back since the agent restarted".to_owned(),
+        (false, 0) => String::new(),
+        (false, away) => format!("; away since {}", moment_ms(away)),
+    };
+    let nack = if lag.nack.is_empty() { String::new() } else { format!("; refused: {}", lag.nack) };
+    format!("{} {}: {held}{state}{nack}", lag.pod, lag.proxy)
+}
+
+/// The UIDs as they are looked up.
+pub(super) fn pods(convergence: &mut Convergence) -> Box<[Uuid]> {
+    let sent = std::mem::take(&mut convergence.pods);
+    let mut pods: Vec<Uuid> = sent.iter().take(MAX_PODS).filter_map(|uid| Uuid::from_slice(uid).ok()).collect();
+    pods.sort_unstable();
+    pods.into()
+}
+
+impl fmt::Display for MissingOne {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, kind, node, reason, nack, .. } = self;
+        let on_node = if node.is_empty() { String::new() } else { format!(" on node {node}") };
+        match kind {
+            MissingKind::Ca => write!(f, "the CA's own server certificate: {reason}")?,
+            MissingKind::Agent => write!(f, "agent {name}{on_node} {reason}")?,
+            MissingKind::Proxy | MissingKind::Pod => write!(f, "pod {name}{on_node}: {reason}")?,
+        }
+        if nack.is_empty() { Ok(()) } else { write!(f, "; it refused what it was sent: {nack}") }
+    }
+}
