@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chancery_ca::authority::{Authority, DataDirectory, Kind, LeafRequest, Settings};
 use chancery_ca::keys::{FileKeyManager, KeyError, KeyManager, PublicKey};
-use chancery_ca::ledger::{Body, DICTIONARY_DIMENSIONS, EntryTerms, IdentityFilter, Issuance, Ledger, LedgerOptions};
+use chancery_ca::ledger::{Body, DICTIONARY_DIMENSIONS, EntryTerms, IdentityFilter, Issuance, Ledger, LedgerOptions, Provenance};
 use chancery_ca::store::embedded::{EmbeddedStore, Options};
 use chancery_identity::csr::{self, KeyType, VerifiedCsr};
 use chancery_identity::{Serial, SpiffeId, SystemClock};
@@ -255,6 +255,7 @@ impl Mesh {
             request_id: Uuid::new_v4(),
             trust_sequence: 1,
             sidecar_pod_uid: None,
+            provenance: Provenance::Issued,
         })
     }
 }

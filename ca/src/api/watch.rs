@@ -111,7 +111,7 @@ mod tests {
     use super::*;
     use crate::authority::LeafRequest;
     use crate::authority::testing::{Run, TestCa};
-    use crate::ledger::{Body, Issuance};
+    use crate::ledger::{Body, Issuance, Provenance};
 
     /// A watch tells at most this many at once.
     const BLOCK: usize = 1000;
@@ -143,6 +143,7 @@ mod tests {
             request_id: Uuid::new_v4(),
             trust_sequence: 1,
             sidecar_pod_uid: None,
+            provenance: Provenance::Issued,
         };
         for _ in 0..count.div_ceil(BLOCK) {
             run.ledger.append_all(vec![Body::from(entry.clone()); BLOCK.min(count)]).await.unwrap();

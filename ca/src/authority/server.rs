@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::issuer::{Issuer, IssuerError, LeafRequest};
 use super::{AuthorityError, Settings, is_past_half};
-use crate::ledger::{Issuance, Ledger};
+use crate::ledger::{Issuance, Ledger, Provenance};
 
 /// The server's certificate in use.
 #[derive(Debug)]
@@ -119,5 +119,6 @@ fn entry(issuer: &Issuer, certificate: &[u8]) -> Issuance {
         request_id: Uuid::new_v4(),
         trust_sequence: 0,
         sidecar_pod_uid: None,
+        provenance: Provenance::Issued,
     }
 }

@@ -40,7 +40,7 @@ use zeroize::Zeroizing;
 use crate::attestation::{AttestedAgent, AttestedWorkload, Caller, Clusters, Holder};
 use crate::authority::{Authority, Issuer, LeafRequest, UnrecordedLeaf};
 use crate::ledger::acts::{Applicant, State};
-use crate::ledger::{Body, IdentityFilter, Issuance as Entry, Ledger, LedgerError, Refusals};
+use crate::ledger::{Body, IdentityFilter, Issuance as Entry, Ledger, LedgerError, Provenance, Refusals};
 
 use policy::{Asked, Decision, Workload};
 pub use policy::{Policy, PolicySettings};
@@ -398,6 +398,7 @@ impl Subject<'_> {
             request_id,
             trust_sequence,
             sidecar_pod_uid: pod_of_sidecar,
+            provenance: Provenance::Issued,
         }
     }
 }

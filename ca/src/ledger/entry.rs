@@ -78,6 +78,20 @@ pub struct Issuance {
     pub trust_sequence: u64,
     /// The pod of the sidecar that asked; none for an agent.
     pub sidecar_pod_uid: Option<Uuid>,
+    /// How it came into this log.
+    pub provenance: Provenance,
+}
+
+/// How an issuance came into a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Provenance {
+    /// It was recorded before the certificate was released.
+    #[default]
+    Issued,
+    /// It was copied from the log that this one continues, where it was this entry.
+    CarriedOver(u64),
+    /// An agent reported it after a loss.
+    Recovered,
 }
 
 /// What an entry says. To record one, hand it to [`Ledger::append`](super::Ledger::append), which adds index and time.
@@ -234,6 +248,8 @@ impl From<Issuance> for wire::Issuance {
             request_id: uid_bytes(Some(issuance.request_id)),
             trust_sequence: issuance.trust_sequence,
             sidecar_pod_uid: uid_bytes(issuance.sidecar_pod_uid),
+            carried_over: if let Provenance::CarriedOver(entry) = issuance.provenance { Some(entry) } else { None },
+            recovered: issuance.provenance == Provenance::Recovered,
         }
     }
 }
@@ -255,6 +271,11 @@ impl TryFrom<wire::Issuance> for Issuance {
             request_id: uid("request_id", &issuance.request_id)?
                 .ok_or_else(|| EntryError::Field { field: "request_id", problem: "is missing".into() })?,
             sidecar_pod_uid: uid("sidecar_pod_uid", &issuance.sidecar_pod_uid)?,
+            provenance: match issuance.carried_over {
+                Some(entry) => Provenance::CarriedOver(entry),
+                None if issuance.recovered => Provenance::Recovered,
+                None => Provenance::Issued,
+            },
             trust_sequence: issuance.trust_sequence,
             certificate: issuance.certificate,
             cluster: issuance.cluster,

@@ -33,7 +33,7 @@ use tokio::sync::watch;
 use self::acts::{ActError, Acts};
 pub use self::checkpoints::{Checkpoints, PublishError, Published};
 use self::committer::{Append, Committer, Queue};
-pub use self::entry::{Body, Entry, EntryError, Issuance};
+pub use self::entry::{Body, Entry, EntryError, Issuance, Provenance};
 pub use self::filter::{FilterError, FingerprintFilter, IdentityFilter, PodFilter, ServiceAccountFilter};
 pub use self::follow::Watch;
 pub use self::leaf::Leaf;

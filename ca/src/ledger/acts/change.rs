@@ -96,14 +96,18 @@ pub enum Change {
     CheckpointKey([u8; 32]),
     /// Changes nothing.
     Refused(RefusedAct),
-    /// This log continues one that was lost in part. Changes nothing.
+    /// This log continues one that was lost in part; its first entry alone can say so.
     AcceptedLoss {
         /// Of the old log.
         origin: String,
         /// The newest one of it that is known, a signed note.
         checkpoint: String,
-        /// The entries that are not there.
+        /// The entries that are not there; an empty range where nobody knows whether there were any.
         missing: Range<u64>,
+        /// Added to the sequence of each trust state.
+        trust_floor: u64,
+        /// No root is retired before.
+        roots_kept_until: OffsetDateTime,
     },
 }
 
@@ -137,7 +141,10 @@ impl Change {
             Self::Ban(agent) | Self::Unban(agent) => agent.to_string(),
             Self::CheckpointKey(key) => hex::encode(key),
             Self::Refused(RefusedAct { action, target, .. }) => format!("{action} {target}").trim_end().to_owned(),
-            Self::AcceptedLoss { origin, .. } => origin.clone(),
+            Self::AcceptedLoss { origin, missing, .. } if missing.is_empty() => {
+                format!("{origin}: whatever followed its {} entries", missing.start)
+            }
+            Self::AcceptedLoss { origin, missing, .. } => format!("{origin}: entries {} to {}", missing.start, missing.end - 1),
         }
     }
 
@@ -161,9 +168,14 @@ impl Change {
             Self::Refused(RefusedAct { action, target, reason, message, count }) => {
                 WireChange::Refused(wire::RefusedAct { action, target, reason, message, count })
             }
-            Self::AcceptedLoss { origin, checkpoint, missing } => {
-                WireChange::Loss(wire::AcceptedLoss { origin, checkpoint, first: missing.start, end: missing.end })
-            }
+            Self::AcceptedLoss { origin, checkpoint, missing, trust_floor, roots_kept_until } => WireChange::Loss(wire::AcceptedLoss {
+                origin,
+                checkpoint,
+                first: missing.start,
+                end: missing.end,
+                trust_floor,
+                roots_kept_until_ms: to_millis(roots_kept_until),
+            }),
         }
     }
 
@@ -186,8 +198,14 @@ impl Change {
             WireChange::Refused(wire::RefusedAct { action, target, reason, message, count }) => {
                 Self::Refused(RefusedAct { action, target, reason, message, count })
             }
-            WireChange::Loss(wire::AcceptedLoss { origin, checkpoint, first, end }) => {
-                Self::AcceptedLoss { origin, checkpoint, missing: first..end }
+            WireChange::Loss(wire::AcceptedLoss { origin, checkpoint, first, end, trust_floor, roots_kept_until_ms }) => {
+                Self::AcceptedLoss {
+                    origin,
+                    checkpoint,
+                    missing: first..end,
+                    trust_floor,
+                    roots_kept_until: from_millis(roots_kept_until_ms),
+                }
             }
         })
     }

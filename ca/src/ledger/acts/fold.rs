@@ -23,12 +23,14 @@ pub struct Fold {
     next: u64,
     /// The entry with the newest recorded state.
     recorded: Option<u64>,
+    /// Behind an accepted loss, until all of it is there: the parts of the state that it carries over.
+    carried: Option<Vec<wire::State>>,
 }
 
 impl Fold {
     /// From the beginning of the log.
     pub fn genesis(verifier: ActsVerifier) -> Self {
-        Self { verifier, state: State::default(), next: 0, recorded: None }
+        Self { verifier, state: State::default(), next: 0, recorded: None, carried: None }
     }
 
     /// From the newest recorded state, or from the beginning if there is none.
@@ -71,25 +73,57 @@ impl Fold {
     /// If it is not the next act, or not this CA's own, or cannot be.
     pub fn act(&mut self, index: u64, entry: &[u8]) -> Result<(), ActError> {
         let act = self.verifier.act(entry)?;
+        if self.carried.is_some() {
+            return Err(ActError::Impossible("the state that the accepted loss before it carries over is missing".into()));
+        }
         if act.epoch != self.state.epoch {
             return Err(ActError::Epoch { found: act.epoch, due: self.state.epoch });
         }
         let time_ms = Entry::decode_time(entry).map_err(|error| ActError::Malformed(error.to_string()))?;
-        self.state.apply(&Change::from_wire(act.change)?, from_millis(time_ms), index)?;
+        let change = Change::from_wire(act.change)?;
+        self.state.apply(&change, from_millis(time_ms), index)?;
         self.next = index + 1;
+        if let Change::AcceptedLoss { .. } = change {
+            self.carried = Some(Vec::new());
+        }
         Ok(())
     }
 
-    /// Whether the recorded state, or part of one, in the bytes `entry` is the state so far.
+    /// Whether the recorded state, or part of one, in the entry `index`, whose bytes are `entry`, is the state so far; or, directly behind an
+    /// accepted loss, takes it over.
     ///
     /// # Errors
     /// If it is not, or not this CA's own.
-    pub fn check_state(&self, entry: &[u8]) -> Result<(), ActError> {
+    pub fn check_state(&mut self, index: u64, entry: &[u8]) -> Result<(), ActError> {
         let found = self.verifier.state(entry)?;
+        if let Some(parts) = self.carried.take() {
+            return self.carry(index, parts, found);
+        }
         let number = usize::try_from(found.part).unwrap_or(usize::MAX);
         let own = self.state.to_parts().into_iter().nth(number);
         let own = own.map(|part| wire::State { key_id: found.key_id.clone(), signature: found.signature.clone(), ..part });
         if own == Some(found) { Ok(()) } else { Err(ActError::Impossible("it is not what the acts before it lead to".into())) }
+    }
+
+    /// Takes the next part of a state over that an accepted loss carries over.
+    fn carry(&mut self, index: u64, mut parts: Vec<wire::State>, part: wire::State) -> Result<(), ActError> {
+        let number = parts.len() as u64;
+        if index != self.next + number || u64::from(part.part) != number {
+            return Err(ActError::Impossible("it does not follow the accepted loss directly".into()));
+        }
+        let count = part.parts;
+        parts.push(part);
+        if usize::try_from(count).is_ok_and(|count| parts.len() < count) {
+            self.carried = Some(parts);
+            return Ok(());
+        }
+        let carried = State::from_parts(parts)?;
+        if (carried.epoch, &carried.accepted_loss) != (self.state.epoch, &self.state.accepted_loss) {
+            return Err(ActError::Impossible("it is of another loss than the act before it".into()));
+        }
+        self.recorded = Some(self.next);
+        (self.state, self.next) = (carried, index + 1);
+        Ok(())
     }
 
     /// Whether the state allows `change`, and has room for what it leads to.
@@ -130,6 +164,10 @@ impl Fold {
         }
         for index in indexes.into_iter().rev() {
             self.read(store, index).await?;
+        }
+        if self.carried.is_some() {
+            let problem = ActError::Impossible("the state that it carries over is missing".into());
+            return Err(LedgerError::Act { index: self.next.saturating_sub(1), problem });
         }
         if self.state.epoch == head.epoch {
             Ok(())

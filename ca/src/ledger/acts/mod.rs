@@ -9,6 +9,7 @@
 
 mod change;
 mod fold;
+mod loss;
 mod query;
 pub(super) mod recorder;
 mod refused;
@@ -26,7 +27,7 @@ pub use self::fold::Fold;
 pub use self::query::{ActFilter, ActsPage, RecordedAct};
 pub use self::refused::RefusedActs;
 pub use self::signature::{ACTS_KEY, ActsVerifier};
-pub use self::state::{Applicant, Ban, CheckpointKey, MAX_STATE_BYTES, Revocation, Root, State};
+pub use self::state::{AcceptedLoss, Applicant, Ban, CheckpointKey, MAX_STATE_BYTES, Revocation, Root, State};
 
 use self::signature::ActsSigner;
 use super::committer::{Append, Queue};
@@ -181,6 +182,19 @@ impl Acts {
     }
 }
 
+/// The act, but for its epoch and signature.
+fn described(actor: &str, change: &Change, why: &str) -> wire::Act {
+    wire::Act {
+        actor: actor.to_owned(),
+        action: change.action().to_owned(),
+        target: change.target(),
+        why: why.to_owned(),
+        outcome: change.outcome().to_owned(),
+        change: Some(change.clone().into_wire()),
+        ..wire::Act::default()
+    }
+}
+
 impl Ledger {
     /// Records that `actor` makes `change`, for the reason `why`, and returns the entry's index. When it returns, the state has changed.
     ///
@@ -203,16 +217,13 @@ impl Ledger {
         why: &str,
         gate: impl Fn(&State) -> Result<(), E> + Send + Sync + 'static,
     ) -> Result<u64, E> {
-        let act = wire::Act {
-            actor: actor.to_owned(),
-            action: change.action().to_owned(),
-            target: change.target(),
-            why: why.to_owned(),
-            outcome: change.outcome().to_owned(),
-            change: Some(change.clone().into_wire()),
-            ..wire::Act::default()
-        };
+        let act = described(actor, &change, why);
         let (store, queue, acts) = (Arc::clone(&self.store), Arc::clone(&self.queue), Arc::clone(&self.acts));
+        let (now, checked) = (self.clock.now(), change.clone());
+        let gate = move |state: &State| {
+            loss::check(&checked, state, now)?;
+            gate(state)
+        };
         // A caller that goes away between recording and folding would leave a state behind that lacks the act.
         let done = tokio::spawn(async move { acts.act(&store, &queue, act, change, gate).await });
         done.await.unwrap_or_else(|_| Err(LedgerError::Closed.into()))

@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::ActError;
 use super::change::{RootState, Subject, array, spiffe_id};
-use super::state::{Ban, CheckpointKey, Revocation, Root, State};
+use super::state::{AcceptedLoss, Ban, CheckpointKey, Revocation, Root, State};
 use crate::ledger::entry::{from_millis, to_millis};
 
 /// What the lists of one part take at most; with epoch, numbers, signature and the entry's own fields it is well below an entry's limit.
@@ -20,6 +20,8 @@ enum Item {
     Revocation(wire::state::Revocation),
     Ban(wire::state::Ban),
     CheckpointKey(wire::state::CheckpointKeyState),
+    /// At most one.
+    Loss(wire::state::Loss),
 }
 
 impl State {
@@ -97,10 +99,29 @@ impl State {
                 entry: key.entry,
             })
         });
-        roots.chain(revocations).chain(bans).chain(keys)
+        let loss = self.accepted_loss.iter().map(|loss| {
+            Item::Loss(wire::state::Loss {
+                origin: loss.origin.clone(),
+                first: loss.missing.start,
+                end: loss.missing.end,
+                trust_floor: loss.trust_floor,
+                roots_kept_until_ms: to_millis(loss.roots_kept_until),
+                since_ms: to_millis(loss.since),
+            })
+        });
+        loss.chain(roots).chain(revocations).chain(bans).chain(keys)
     }
 
     fn add(&mut self, part: wire::State) -> Result<(), ActError> {
+        if let Some(loss) = part.loss {
+            self.accepted_loss = Some(AcceptedLoss {
+                origin: loss.origin,
+                missing: loss.first..loss.end,
+                since: from_millis(loss.since_ms),
+                trust_floor: loss.trust_floor,
+                roots_kept_until: from_millis(loss.roots_kept_until_ms),
+            });
+        }
         for root in part.roots {
             let state = wire::RootState::try_from(root.state).map_err(|_| ActError::UnknownChange)?;
             let state = RootState::try_from(state)?;
@@ -135,6 +156,7 @@ impl Item {
             Self::Revocation(item) => item.encoded_len(),
             Self::Ban(item) => item.encoded_len(),
             Self::CheckpointKey(item) => item.encoded_len(),
+            Self::Loss(item) => item.encoded_len(),
         };
         bytes + ITEM_OVERHEAD_BYTES
     }
@@ -145,6 +167,7 @@ impl Item {
             Self::Revocation(item) => part.revocations.push(item),
             Self::Ban(item) => part.bans.push(item),
             Self::CheckpointKey(item) => part.checkpoint_keys.push(item),
+            Self::Loss(item) => part.loss = Some(item),
         }
     }
 }

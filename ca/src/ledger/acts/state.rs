@@ -5,6 +5,7 @@
 //! [`MAX_STATE_BYTES`] is refused before it is recorded.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use chancery_identity::{Fingerprint, Serial, SpiffeId};
 use time::OffsetDateTime;
@@ -29,6 +30,23 @@ pub struct State {
     pub bans: BTreeMap<SpiffeId, Ban>,
     /// The keys that have signed checkpoints, oldest first; the last one does now.
     pub checkpoint_keys: Vec<CheckpointKey>,
+    /// The log that this one continues, if that one was lost in part.
+    pub accepted_loss: Option<AcceptedLoss>,
+}
+
+/// A log was lost in part, and this one continues it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptedLoss {
+    /// Of the old log.
+    pub origin: String,
+    /// The old log's entries that are not known; an empty range where nobody knows whether there were any.
+    pub missing: Range<u64>,
+    /// When it was accepted.
+    pub since: OffsetDateTime,
+    /// Added to the sequence of each trust state, so that none is smaller than one that agents were given before.
+    pub trust_floor: u64,
+    /// Until then a certificate that is in no log may be valid, and no root is retired.
+    pub roots_kept_until: OffsetDateTime,
 }
 
 /// A trust root.
@@ -118,7 +136,16 @@ impl State {
                 }
                 self.checkpoint_keys.push(CheckpointKey { key: *key, since: time, entry });
             }
-            Change::Refused(_) | Change::AcceptedLoss { .. } => {}
+            Change::Refused(_) => {}
+            Change::AcceptedLoss { origin, missing, trust_floor, roots_kept_until, .. } => {
+                if entry != 0 {
+                    return Err(ActError::Impossible(
+                        "a loss is accepted by the first entry of a new log alone (`chancery-ca restore`)".into(),
+                    ));
+                }
+                let (origin, missing, trust_floor) = (origin.clone(), missing.clone(), *trust_floor);
+                self.accepted_loss = Some(AcceptedLoss { origin, missing, since: time, trust_floor, roots_kept_until: *roots_kept_until });
+            }
         }
         self.revocations.retain(|subject, revocation| !revocation.is_over(subject, time));
         self.epoch += 1;
@@ -174,6 +201,17 @@ impl State {
     /// The roots that are trusted never again.
     pub fn distrusted(&self) -> impl Iterator<Item = Fingerprint> + '_ {
         self.roots.iter().filter(|(_, root)| root.state == RootState::Distrusted).map(|(fingerprint, _)| *fingerprint)
+    }
+
+    /// What is added to the sequence of each trust state: 0 but for a log that continues a lost one.
+    pub fn trust_floor(&self) -> u64 {
+        self.accepted_loss.as_ref().map_or(0, |loss| loss.trust_floor)
+    }
+
+    /// Until when no root may be retired, since certificates that no log has may be valid: none but for a log that continues a lost one.
+    /// [`Ledger::act`](crate::ledger::Ledger::act) refuses it until then.
+    pub fn roots_kept_until(&self) -> Option<OffsetDateTime> {
+        self.accepted_loss.as_ref().map(|loss| loss.roots_kept_until)
     }
 
     /// Whether nothing is issued to this agent, nor on its behalf.

@@ -41,7 +41,7 @@ async fn banned(place: &Place, number: u8) -> Vec<u8> {
     bytes
 }
 
-async fn verifier(place: &Place, ledger: &Ledger) -> ActsVerifier {
+pub(super) async fn verifier(place: &Place, ledger: &Ledger) -> ActsVerifier {
     let key = place.options().keys.public_key(ACTS_KEY).await.unwrap();
     ActsVerifier::new(ledger.origin().to_owned(), &key).unwrap()
 }
@@ -363,7 +363,8 @@ fn any_change() -> impl Strategy<Value = Change> {
         1 => any::<u8>().prop_map(|number| Change::CheckpointKey([number; 32])),
         1 => Just(refused_act("agent.ban")),
         1 => (any::<u64>(), any::<u64>()).prop_map(|(first, end)| {
-            Change::AcceptedLoss { origin: "old".into(), checkpoint: "note".into(), missing: first..end }
+            let (origin, checkpoint) = ("old".into(), "note".into());
+            Change::AcceptedLoss { origin, checkpoint, missing: first..end, trust_floor: end, roots_kept_until: START }
         }),
     ]
 }
@@ -398,7 +399,7 @@ proptest! {
                 let entry = ledger.entry(index).await.unwrap().unwrap();
                 match entry.body {
                     Body::Act(_) => fold.act(index, entry.bytes()).unwrap(),
-                    Body::State(_) => fold.check_state(entry.bytes()).unwrap(),
+                    Body::State(_) => fold.check_state(index, entry.bytes()).unwrap(),
                     _ => {}
                 }
             }

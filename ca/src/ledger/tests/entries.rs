@@ -32,6 +32,7 @@ prop_compose! {
         trust_sequence in any::<u64>(),
         role in 0..3,
         reason in 0..6,
+        provenance in prop_oneof![Just(Provenance::Issued), any::<u64>().prop_map(Provenance::CarriedOver), Just(Provenance::Recovered)],
     ) -> Issuance {
         let [cluster, node, namespace, service_account, pod] = names;
         let [node_uid, service_account_uid, pod_uid, sidecar_pod_uid] = uids;
@@ -43,7 +44,7 @@ prop_compose! {
             reason: IssueReason::try_from(reason).unwrap(),
             cluster, node, node_uid, namespace, service_account, service_account_uid, pod, pod_uid, token_id,
             request_id: Uuid::from_u128(request_id),
-            trust_sequence, sidecar_pod_uid,
+            trust_sequence, sidecar_pod_uid, provenance,
         }
     }
 }

@@ -5,6 +5,7 @@ mod checkpoints;
 mod commit;
 mod entries;
 mod follow;
+mod loss;
 mod queries;
 mod refusals;
 mod tree;
@@ -150,5 +151,6 @@ fn issuance(number: u64) -> Issuance {
         request_id: uuid(400 + number),
         trust_sequence: 7,
         sidecar_pod_uid: None,
+        provenance: Provenance::Issued,
     }
 }

@@ -1,0 +1,68 @@
+//! A log that continues one which was lost in part: how it begins, and what it keeps from happening for a while.
+
+use bytes::Bytes;
+use time::OffsetDateTime;
+
+use super::change::{Change, RootState};
+use super::state::State;
+use super::{Acts, described};
+use crate::ledger::committer::{Append, Queue};
+use crate::ledger::entry::Body;
+use crate::ledger::{Ledger, LedgerError, MAX_ENTRY_BYTES, SharedStore};
+
+impl Ledger {
+    /// Begins this log, which is empty, as the one that continues a lost one: records `loss` ([`Change::AcceptedLoss`]) as an act of `actor`'s,
+    /// and behind it `carried`, the state that the old log's acts led to. Its entry numbers are to be those of this log.
+    ///
+    /// # Errors
+    /// If this log is not empty, or something cannot be signed or recorded.
+    pub async fn accept_loss(&self, actor: &str, loss: Change, why: &str, carried: State) -> Result<(), LedgerError> {
+        self.acts.accept_loss(&self.store, &self.queue, described(actor, &loss, why), carried).await
+    }
+}
+
+impl Acts {
+    async fn accept_loss(
+        &self,
+        store: &SharedStore,
+        queue: &Queue,
+        act: chancery_proto::chancery::v1::Act,
+        mut carried: State,
+    ) -> Result<(), LedgerError> {
+        let mut fold = self.fold.lock().await;
+        if queue.head().entries > 0 {
+            return Err(LedgerError::Impossible("a loss is accepted by the first entry of a new log".into()));
+        }
+        let signed = self.signer.sign_act(act).await?;
+        let recorded = queue.append(Append::encode(Some(0), vec![Body::Act(signed)])?).await?;
+        fold.read(store, recorded.start).await?;
+        (carried.epoch, carried.accepted_loss) = (fold.state().epoch, fold.state().accepted_loss.clone());
+        let mut parts = Vec::new();
+        for part in carried.to_parts() {
+            parts.push(Body::State(self.signer.sign_state(part).await?));
+        }
+        let recorded = queue.append(Append::encode(Some(carried.epoch), parts)?).await?;
+        for index in recorded {
+            let bytes: Bytes = store.read(index..index + 1, MAX_ENTRY_BYTES).await?.pop().unwrap_or_default();
+            fold.check_state(index, &bytes).map_err(|problem| LedgerError::Act { index, problem })?;
+        }
+        self.publish(&fold);
+        Ok(())
+    }
+}
+
+/// What cannot be while certificates may be valid that this log lacks, and what is no act of a running CA's.
+pub(super) fn check(change: &Change, state: &State, now: OffsetDateTime) -> Result<(), LedgerError> {
+    match change {
+        Change::AcceptedLoss { .. } => {
+            Err(LedgerError::Impossible("a loss is accepted by `chancery-ca restore --accept-loss`, which begins a new log".into()))
+        }
+        Change::Root { to: RootState::Retired, .. } => match state.roots_kept_until().filter(|until| now < *until) {
+            Some(until) => Err(LedgerError::Impossible(format!(
+                "no root is retired before {until}: entries of the ledger were lost, and until then certificates may be valid that it lacks"
+            ))),
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}

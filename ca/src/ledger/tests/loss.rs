@@ -1,0 +1,129 @@
+//! Logs that continue one which was lost in part.
+
+use chancery_identity::Fingerprint;
+
+use super::acts::verifier;
+use super::*;
+use crate::ledger::acts::{Fold, RootState, State, Subject};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn loss() -> Change {
+    Change::AcceptedLoss {
+        origin: "example.org/chancery/0123".into(),
+        checkpoint: "note".into(),
+        missing: 100..120,
+        trust_floor: 1000,
+        roots_kept_until: START + DAY,
+    }
+}
+
+fn root(number: u8, to: RootState) -> Change {
+    Change::Root { root: Fingerprint([number; 32]), to, except: Vec::new(), force: false }
+}
+
+fn agent(number: u64) -> chancery_identity::SpiffeId {
+    format!("spiffe://example.org/chancery/agent/east/{}", uuid(number)).parse().unwrap()
+}
+
+/// What the acts of a log led to, of which the end is lost; larger than an entry.
+async fn old_state() -> State {
+    let place = Place::new();
+    let old = place.ledger().await;
+    let mut changes =
+        vec![root(1, RootState::Active), root(2, RootState::Prepared), root(2, RootState::Published), root(2, RootState::Active)];
+    changes.push(Change::Revoke { subject: Subject::Pod(uuid(7)), until: START + DAY });
+    changes.push(Change::CheckpointKey([9; 32]));
+    changes.extend((0..1000).map(|number| Change::Ban(agent(number))));
+    for change in changes {
+        old.act("alice", change, "because").await.unwrap();
+    }
+    State::clone(&old.current_state())
+}
+
+/// A log that continues it.
+async fn continued(place: &Place) -> (Ledger, State) {
+    let (ledger, carried) = (place.ledger().await, old_state().await);
+    ledger.accept_loss("local:uid=0", loss(), "the disk is gone", carried.clone()).await.unwrap();
+    (ledger, carried)
+}
+
+#[tokio::test]
+async fn a_log_that_continues_a_lost_one_says_so_first_and_goes_on_from_its_state() {
+    let place = Place::new();
+    let (ledger, carried) = continued(&place).await;
+    let act = ledger.list_acts(&super::super::acts::ActFilter::default(), 10, None).await.unwrap().acts.pop().unwrap();
+    assert_eq!((act.index, &*act.act.action, &*act.act.why), (0, "log.accept-loss", "the disk is gone"));
+    assert!(act.act.target.ends_with("0123: entries 100 to 119"), "{}", act.act.target);
+    assert!(ledger.entries() > 2, "the state has parts");
+    ledger.act("alice", Change::Unban(agent(1)), "it is back").await.unwrap();
+    let state = ledger.current_state();
+    assert_eq!(
+        (&state.roots, &state.revocations, &state.checkpoint_keys),
+        (&carried.roots, &carried.revocations, &carried.checkpoint_keys)
+    );
+    assert_eq!((state.bans.len(), state.epoch, state.trust_floor()), (999, 2, 1000));
+    ledger.close().await.unwrap();
+    drop(ledger);
+
+    let ledger = place.ledger().await;
+    assert_eq!(*ledger.current_state(), *state, "a restart finds the same");
+    let mut fold = Fold::genesis(verifier(&place, &ledger).await);
+    for index in 0..ledger.entries() {
+        let entry = ledger.entry(index).await.unwrap().unwrap();
+        match entry.body {
+            Body::State(_) => fold.check_state(index, entry.bytes()).unwrap(),
+            _ => fold.act(index, entry.bytes()).unwrap(),
+        }
+    }
+    assert_eq!(*fold.state(), *state, "and so does whoever folds it from the beginning");
+}
+
+#[tokio::test]
+async fn a_state_is_carried_over_directly_behind_an_accepted_loss_alone_and_not_left_out() {
+    let place = Place::new();
+    let (ledger, _) = continued(&place).await;
+    ledger.act("alice", Change::Unban(agent(1)), "it is back").await.unwrap();
+    let end = ledger.entries();
+    let mut entries = Vec::new();
+    for index in 0..end {
+        entries.push(ledger.entry(index).await.unwrap().unwrap().bytes().clone());
+    }
+    let genesis = Fold::genesis(verifier(&place, &ledger).await);
+    let after_the_loss = || {
+        let mut fold = genesis.clone();
+        fold.act(0, &entries[0]).unwrap();
+        fold
+    };
+    assert!(after_the_loss().act(1, entries.last().unwrap()).is_err(), "the state is left out");
+    assert!(after_the_loss().check_state(2, &entries[1]).is_err(), "something stands between");
+    assert!(after_the_loss().check_state(1, &entries[2]).is_err(), "its first part is left out");
+    assert!(genesis.clone().check_state(0, &entries[1]).is_err(), "the loss is left out");
+    let mut behind_another_entry = genesis.clone();
+    assert!(behind_another_entry.act(1, &entries[0]).is_err());
+}
+
+#[tokio::test]
+async fn a_running_log_accepts_no_loss() {
+    let place = Place::new();
+    let ledger = place.ledger().await;
+    let error = ledger.act("alice", loss(), "why not").await.unwrap_err().to_string();
+    assert!(error.contains("chancery-ca restore --accept-loss"), "{error}");
+    ledger.append(start("1")).await.unwrap();
+    let refused = ledger.accept_loss("alice", loss(), "why not", State::default()).await;
+    assert!(matches!(refused, Err(LedgerError::Impossible(_))));
+    assert_eq!(ledger.entries(), 1);
+}
+
+#[tokio::test]
+async fn no_root_is_retired_while_certificates_may_be_valid_that_the_log_lacks() {
+    let place = Place::new();
+    let (ledger, _) = continued(&place).await;
+    let retire = || ledger.act("alice", root(1, RootState::Retired), "it is old");
+    place.clock.set(START + DAY - Duration::from_millis(1));
+    let error = retire().await.unwrap_err().to_string();
+    assert!(error.contains("no root is retired before 2026-03-02 12:00"), "{error}");
+    ledger.act("alice", root(3, RootState::Distrusted), "it is stolen").await.unwrap();
+    place.clock.set(START + DAY);
+    retire().await.unwrap();
+}
