@@ -1,15 +1,20 @@
-//! A ledger of millions of entries: what a question, an append and an opening cost, and what it takes of disk and memory.
+//! A ledger of millions of entries: what a question, a proof, an append and an opening cost, what it takes of disk and memory, and how fast it
+//! is verified without its CA.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use chancery_proto::chancery::v1::log_service_client::LogServiceClient;
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
-use chancery_proto::chancery::v1::{IdentityFilter, ListIdentitiesRequest};
+use chancery_proto::chancery::v1::prove_inclusion_request::Of;
+use chancery_proto::chancery::v1::{IdentityFilter, ListIdentitiesRequest, ProveInclusionRequest};
 use chancery_tests::ca::Ca;
 use chancery_tests::lab::Lab;
 use chancery_tests::ledger::{Filler, Pod};
-use chancery_tests::{Result, secrets};
+use chancery_tests::{Result, secrets, tools};
+use serde_json::Value;
 use tonic::transport::Channel;
 
 use crate::report::{Limit, Report, remark};
@@ -41,6 +46,7 @@ pub(crate) async fn measure(directory: &Path, entries: u64, report: &mut Report)
     let opened = open(&mut ca, &lab).await?;
     report.line("ledger_open_clean", opened.as_secs_f64(), "s", Limit::AtMost(1.0))?;
     ask(&ca, entries, &serials, report).await?;
+    prove(&ca, entries, &serials, report).await?;
     report.line("ledger_rss", memory::resident_mib(ca.id()?)?, "MiB", Limit::AtMost(200.0))?;
 
     let (client, requests) = issue::client(&lab, &ca).await?;
@@ -48,7 +54,8 @@ pub(crate) async fn measure(directory: &Path, entries: u64, report: &mut Report)
     ca.kill()?;
     let opened = open(&mut ca, &lab).await?;
     report.line("ledger_open_killed", opened.as_secs_f64(), "s", Limit::AtMost(5.0))?;
-    ca.stop().await
+    ca.stop().await?;
+    verify(&data, report)
 }
 
 fn check_room(directory: &Path, entries: u64) -> Result<()> {
@@ -147,6 +154,40 @@ async fn ask(ca: &Ca, entries: u64, serials: &[String], report: &mut Report) -> 
     }
     report.latency("ledger_query_p99", worst.as_secs_f64() * 1e3, "ms", Limit::AtMost(5.0))?;
     remark(said.trim_end_matches(';'))
+}
+
+/// Inclusion proofs as auditors ask for them: of entries by their numbers, and of certificates by their serial numbers.
+async fn prove(ca: &Ca, entries: u64, serials: &[String], report: &mut Report) -> Result<()> {
+    let mut log = LogServiceClient::new(secrets::connect(&ca.admin_socket()).await?);
+    let by_entry = (0..QUESTIONS).map(|question| Of::Entry(spread(question, entries)));
+    let by_serial = serials.iter().map(|serial| Of::Serial(serial.clone()));
+    let mut took = Vec::new();
+    for of in by_entry.chain(by_serial) {
+        let request = ProveInclusionRequest { of: Some(of) };
+        let started = Instant::now();
+        log.prove_inclusion(request).await?;
+        took.push(started.elapsed());
+    }
+    took.sort_unstable();
+    let (p50, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
+    report.latency("ledger_proof_p99", p99.as_secs_f64() * 1e3, "ms", Limit::AtMost(5.0))?;
+    remark(&format!("at {entries} entries; p50 {p50:.1?}, with the entry itself"))
+}
+
+/// `chancery log verify` over the data directory of a CA that does not run: frames, entries, tree, tiles and checkpoint.
+fn verify(data: &Path, report: &mut Report) -> Result<()> {
+    let mut command = Command::new(tools::chancery("chancery")?);
+    command.args(["--output", "json", "log", "verify", "--data-dir"]).arg(data);
+    let started = Instant::now();
+    let output = command.output()?;
+    let took = started.elapsed();
+    if !output.status.success() {
+        return Err(format!("`chancery log verify` ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let verified: Value = serde_json::from_slice(&output.stdout)?;
+    let entries = verified["entries"].as_f64().ok_or("`chancery log verify` does not say how many entries there were")?;
+    report.line("ledger_verify_rate", entries / took.as_secs_f64(), "/s", Limit::AtLeast(300_000.0))?;
+    remark(&format!("{entries} entries in {took:.2?}"))
 }
 
 async fn operator(ca: &Ca) -> Result<OperatorServiceClient<Channel>> {
