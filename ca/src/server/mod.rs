@@ -201,6 +201,10 @@ async fn supervise(
         warn!("calls were still under way after {} s and are cut off", DRAIN.as_secs());
         tasks.shutdown().await;
     }
+    // Nobody is answered any more, so nothing is counted after this.
+    if failure.is_none() && tokio::time::timeout(DRAIN, parts.people.refused_acts().flush()).await.is_err() {
+        warn!("not every refused act that was only counted could be recorded within {} s", DRAIN.as_secs());
+    }
     let closed = parts.ledger.close().await;
     match failure {
         Some(failure) => Err(failure),

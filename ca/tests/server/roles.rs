@@ -169,6 +169,19 @@ async fn of_many_refused_acts_one_a_minute_is_an_entry_with_the_count() {
     assert_eq!(refused(&ca).await.len(), 3);
 }
 
+#[tokio::test]
+async fn refused_acts_that_were_only_counted_are_entries_once_the_ca_has_ended() {
+    let ca = Ca::start_with(ROLES).await;
+    let agent = ca.join(NODE).await;
+    let mut bob = remote(&ca, &svid_of(&ca, &agent, "bob").await).await;
+    for _ in 0..5 {
+        bob.ban(ban(&agent, "I think so")).await.unwrap_err();
+    }
+    drop(bob);
+    let ca = Ca::try_start(ca.stop().await, ROLES).await.unwrap();
+    assert_eq!(refused(&ca).await, [(4, "role".to_owned()), (1, "role".to_owned())]);
+}
+
 /// `chancery` as bob types it, somewhere else.
 async fn as_bob(ca: &Ca, bob: &X509Svid, arguments: &[&str]) -> Output {
     std::fs::write(ca.directory.path().join("bob.pem"), bob.chain_pem()).unwrap();

@@ -1,7 +1,7 @@
 //! Acts that somebody known was refused: entries, but at most one a minute for each person and reason, with a count.
 //!
 //! The first one is recorded at once. What follows within the minute is counted, and recorded when it is over. What is remembered is bounded
-//! ([`MAX_REMEMBERED`]); what does not fit is logged alone, and so is what is still only counted when the CA ends.
+//! ([`MAX_REMEMBERED`]); what does not fit is logged alone. What is still only counted when the CA ends is recorded then ([`RefusedActs::flush`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,7 +68,15 @@ impl RefusedActs {
     /// Records what was counted and whose minute is over.
     pub async fn sweep(&self) {
         let now = self.clock.now();
-        for due in self.take_due(now) {
+        for due in self.take(now, |seen| !is_within(seen.recorded, now)) {
+            self.record(due).await;
+        }
+    }
+
+    /// Records everything that was only counted, for a CA that ends.
+    pub async fn flush(&self) {
+        let now = self.clock.now();
+        for due in self.take(now, |_| true) {
             self.record(due).await;
         }
     }
@@ -104,9 +112,10 @@ impl RefusedActs {
         Some(Due { actor: actor.to_owned(), refused, why })
     }
 
-    fn take_due(&self, now: OffsetDateTime) -> Vec<Due> {
+    /// What was only counted, of those that fit; to be recorded `now`.
+    fn take(&self, now: OffsetDateTime, fits: impl Fn(&Seen) -> bool) -> Vec<Due> {
         let mut due = Vec::new();
-        for ((actor, _), seen) in self.seen().iter_mut().filter(|(_, seen)| !is_within(seen.recorded, now)) {
+        for ((actor, _), seen) in self.seen().iter_mut().filter(|(_, seen)| fits(seen)) {
             if let Some((refused, why)) = seen.counted.take() {
                 seen.recorded = now;
                 due.push(Due { actor: actor.clone(), refused, why });

@@ -291,27 +291,47 @@ async fn refused_acts_of_more_persons_than_are_remembered_are_no_entries() {
     assert_eq!(ledger.entries(), 1025);
 }
 
-#[tokio::test]
-async fn what_was_only_counted_is_recorded_once_the_minute_is_over() {
-    let place = Place::new();
-    let ledger = place.ledger().await;
+/// Alice, who was refused the same ten times at once.
+async fn refused_ten_times(place: &Place, ledger: &Ledger) -> RefusedActs {
     let acts = RefusedActs::new(ledger.clone(), place.clock.clone());
     for _ in 0..10 {
         acts.note("alice", refused("x"), "").await;
     }
+    acts
+}
+
+/// How many times each entry stands for, the newest first.
+async fn recorded_counts(ledger: &Ledger) -> Vec<u64> {
+    let page = ledger.list_acts(&ActFilter::default(), 10, None).await.unwrap();
+    let count = |recorded: &RecordedAct| match &recorded.act.change {
+        Some(wire::act::Change::Refused(refused)) => refused.count,
+        other => panic!("{other:?}"),
+    };
+    page.acts.iter().map(count).collect()
+}
+
+#[tokio::test]
+async fn what_was_only_counted_is_recorded_once_the_minute_is_over() {
+    let place = Place::new();
+    let ledger = place.ledger().await;
+    let acts = refused_ten_times(&place, &ledger).await;
     place.clock.advance(Duration::from_secs(59));
     acts.sweep().await;
     assert_eq!(ledger.entries(), 1);
     place.clock.advance(Duration::from_secs(1));
     acts.sweep().await;
     acts.sweep().await;
-    let page = ledger.list_acts(&ActFilter::default(), 10, None).await.unwrap();
-    let count = |recorded: &RecordedAct| match &recorded.act.change {
-        Some(wire::act::Change::Refused(refused)) => refused.count,
-        other => panic!("{other:?}"),
-    };
-    let counts: Vec<_> = page.acts.iter().map(count).collect();
-    assert_eq!(counts, [9, 1]);
+    assert_eq!(recorded_counts(&ledger).await, [9, 1]);
+}
+
+#[tokio::test]
+async fn what_was_only_counted_is_recorded_when_the_ca_ends() {
+    let place = Place::new();
+    let ledger = place.ledger().await;
+    let acts = refused_ten_times(&place, &ledger).await;
+    acts.flush().await;
+    acts.flush().await;
+    assert_eq!(recorded_counts(&ledger).await, [9, 1]);
 }
 
 #[tokio::test]
