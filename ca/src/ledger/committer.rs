@@ -4,8 +4,8 @@
 //! epochs need no lock. Bodies are encoded by their callers; the task only puts version and time in front of them.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, BytesMut};
@@ -70,8 +70,17 @@ struct Counters {
     entries: AtomicU64,
     last_group_entries: AtomicU64,
     commit_micros: AtomicU64,
+    latency: Mutex<Latency>,
     queued_requests: AtomicU64,
     refused_busy: AtomicU64,
+}
+
+/// How long durable writes take, whether they succeed or not.
+#[derive(Debug, Default)]
+struct Latency {
+    last: Duration,
+    /// When the one under way began.
+    since: Option<Instant>,
 }
 
 /// The committing task's own state.
@@ -182,6 +191,7 @@ impl Queue {
             entries: read(&self.counters.entries),
             last_group_entries: read(&self.counters.last_group_entries),
             commit_time: Duration::from_micros(read(&self.counters.commit_micros)),
+            commit_latency: self.counters.latency().longest(),
             queued_requests: read(&self.counters.queued_requests),
             refused_busy: read(&self.counters.refused_busy),
         }
@@ -262,9 +272,13 @@ impl Committer {
             let time_ms = entry::to_millis(self.clock.now()).max(end.time_ms);
             let entries = self.lay_out(&group, time_ms);
             let started = Instant::now();
-            match self.store.commit(end.head, entries).await {
+            self.counters.latency().since = Some(started);
+            let committed = self.store.commit(end.head, entries).await;
+            let took = started.elapsed();
+            *self.counters.latency() = Latency { last: took, since: None };
+            match committed {
                 Ok(head) => {
-                    self.count(&group, started.elapsed());
+                    self.count(&group, took);
                     self.end = Some(End { head, time_ms });
                     self.head.send_replace(head);
                     let sealed = self.store.sealed();
@@ -342,6 +356,18 @@ impl Committer {
         self.counters.entries.fetch_add(entries, Ordering::Relaxed);
         self.counters.last_group_entries.store(entries, Ordering::Relaxed);
         self.counters.commit_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl Counters {
+    fn latency(&self) -> MutexGuard<'_, Latency> {
+        self.latency.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Latency {
+    fn longest(&self) -> Duration {
+        self.last.max(self.since.map_or(Duration::ZERO, |since| since.elapsed()))
     }
 }
 

@@ -176,6 +176,22 @@ pub enum LedgerHealth {
     Failed(StoreError),
 }
 
+impl LedgerHealth {
+    /// What [`Self::name`] may be.
+    pub const NAMES: [&'static str; 4] = ["ok", "full", "unavailable", "failed"];
+
+    /// In one word, for metrics.
+    pub fn name(&self) -> &'static str {
+        let [ok, full, unavailable, failed] = Self::NAMES;
+        match self {
+            Self::Ok => ok,
+            Self::Full(_) => full,
+            Self::Unavailable(_) => unavailable,
+            Self::Failed(_) => failed,
+        }
+    }
+}
+
 /// What a ledger is told when it is opened.
 #[derive(Clone, Debug)]
 pub struct LedgerOptions {
@@ -207,6 +223,8 @@ pub struct LedgerStats {
     pub last_group_entries: u64,
     /// Time spent waiting for durable writes, together.
     pub commit_time: Duration,
+    /// What the last durable write took, or the one under way has taken so far if that is longer.
+    pub commit_latency: Duration,
     /// Requests that wait for a durable write now.
     pub queued_requests: u64,
     /// Requests refused because the queue was full.

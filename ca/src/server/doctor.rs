@@ -22,6 +22,10 @@ const MAX_CLOCK_OFFSET: Duration = Duration::seconds(30);
 const RECENT: Duration = Duration::minutes(10);
 /// What was issued since the newest backup is lost with the machine.
 const BACKUP_EVERY: Duration = Duration::DAY;
+/// A disk that is full sooner should be looked at: new ones take days to get …
+const DISK_ENDS_SOON_DAYS: f64 = 14.0;
+/// … and now.
+const DISK_ENDS_NOW_DAYS: f64 = 2.0;
 /// How many of a kind are named.
 const NAMED: usize = 5;
 
@@ -42,6 +46,8 @@ pub(super) struct Facts {
     pub(super) development: bool,
     /// When the newest backup was made.
     pub(super) last_backup: Option<OffsetDateTime>,
+    /// Until the ledger's disk is full, if that can be told.
+    pub(super) disk_days_left: Option<f64>,
 }
 
 impl Facts {
@@ -54,6 +60,7 @@ impl Facts {
         findings.extend(self.on_agents());
         findings.extend(self.on_refusals());
         findings.extend(self.on_backup());
+        findings.extend(self.on_disk());
         findings.sort_by_key(|(level, ..)| *level != Level::Bad);
         findings.into_iter().map(|(level, text, next)| Finding { level: level.to_string(), text, next_step: next.into() }).collect()
     }
@@ -135,6 +142,14 @@ impl Facts {
         Some((Level::Warn, text, "`chancery-ca backup --config FILE --to FILE.tar`, every hour, and keep the file on another machine"))
     }
 
+    fn on_disk(&self) -> Option<(Level, String, &'static str)> {
+        let days = self.disk_days_left.filter(|days| *days < DISK_ENDS_SOON_DAYS)?;
+        let level = if days < DISK_ENDS_NOW_DAYS { Level::Bad } else { Level::Warn };
+        let text =
+            format!("the ledger's disk is full in {days:.1} days, if the ledger grows as within the last day; then nothing is issued");
+        Some((level, text, "make the file system under the data directory larger, or move what else is on it"))
+    }
+
     fn on_refusals(&self) -> Option<(Level, String, &'static str)> {
         let mut by_reason: BTreeMap<&str, usize> = BTreeMap::new();
         for refusal in self.refusals.iter().take_while(|refusal| self.now - refusal.time < RECENT) {
@@ -193,6 +208,7 @@ mod tests {
             refusals: Vec::new(),
             development: false,
             last_backup: Some(NOW - Duration::hours(23)),
+            disk_days_left: Some(14.0),
         }
     }
 
@@ -252,6 +268,13 @@ mod tests {
         finds("warn", "older than a day", |facts| facts.last_backup = Some(NOW - Duration::hours(25)));
         finds("warn", "there is no backup", |facts| facts.last_backup = None);
         assert_eq!(Facts { last_backup: None, development: true, ..well() }.judge(), []);
+    }
+
+    #[test]
+    fn a_disk_that_is_full_within_two_weeks_is_named() {
+        finds("warn", "full in 13.9 days", |facts| facts.disk_days_left = Some(13.9));
+        finds("bad", "full in 1.9 days", |facts| facts.disk_days_left = Some(1.9));
+        assert_eq!(Facts { disk_days_left: None, ..well() }.judge(), []);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod doctor;
 mod error;
+mod growth;
 mod listener;
 mod open;
 mod parts;
@@ -159,6 +160,7 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     let (checkpoints, stop_checkpoints) = (Arc::clone(&parts.checkpoints), stop.clone());
     tasks.spawn(async move { checkpoints.run(stop_checkpoints).await });
     tasks.spawn(scrub::run(Arc::clone(&parts), stop.clone()));
+    tasks.spawn(growth::run(Arc::clone(&parts), stop.clone()));
 
     announce(&parts, address, http_address);
     let supervisor = tokio::spawn(supervise(parts, tasks, shutdown, stop));

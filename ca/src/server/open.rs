@@ -21,6 +21,7 @@ use crate::issuance::policy::Policy;
 use crate::keys::{FileKeyManager, KeyManager};
 use crate::ledger::{Body, Checkpoints, DICTIONARY_DIMENSIONS, EntryTerms, Ledger, LedgerOptions, Refusals};
 use crate::server::ServeError;
+use crate::server::growth::Growth;
 use crate::server::parts::Parts;
 use crate::server::scrub::Scrubs;
 use crate::store::SharedStore;
@@ -108,8 +109,9 @@ pub(super) async fn open(
         clusters,
         issuance: Arc::new(issuance),
         scrubs: Scrubs::default(),
+        growth: Growth::default(),
         configuration_error: Mutex::default(),
-        _directory: directory,
+        directory,
     })
 }
 

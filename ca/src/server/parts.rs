@@ -17,11 +17,14 @@ use crate::fleet::Fleet;
 use crate::issuance::Issuance;
 use crate::ledger::{Checkpoints, Ledger, LedgerHealth, RefusalFilter, Refusals};
 use crate::server::doctor::Facts;
+use crate::server::growth::Growth;
 use crate::server::scrub::Scrubs;
 use crate::telemetry::Reading;
 
 /// How many of the newest refusals the diagnosis counts.
 const JUDGED_REFUSALS: usize = 1000;
+/// An issuance waits for a durable write, which takes a disk a millisecond or two.
+const SLOW_WRITE: std::time::Duration = std::time::Duration::from_secs(1);
 const FIRST_EXPIRY: &str = "Until the first certificate that a connected agent holds expires if this CA goes away";
 
 /// Everything that answers questions.
@@ -38,8 +41,9 @@ pub(super) struct Parts {
     pub(super) fleet: Arc<Fleet>,
     pub(super) people: Arc<People>,
     pub(super) scrubs: Scrubs,
+    pub(super) growth: Growth,
     /// Locked as long as this exists.
-    pub(super) _directory: DataDirectory,
+    pub(super) directory: DataDirectory,
     /// Why the configuration on disk is not the one in force.
     pub(super) configuration_error: Mutex<Option<String>>,
 }
@@ -51,8 +55,7 @@ impl Parts {
         if !obstacles.is_empty() {
             return Readiness::NotReady(obstacles);
         }
-        let mut flaws = self.flaws();
-        flaws.extend(self.fleet.ledger_problems());
+        let flaws = self.flaws_and_alarms();
         if flaws.is_empty() { Readiness::Ready } else { Readiness::Degraded(flaws) }
     }
 
@@ -80,7 +83,16 @@ impl Parts {
         });
         let refused = self.configuration_error().map(|error| format!("the configuration on disk is not in force: {error}"));
         let unpublished = self.checkpoints.problem().map(|problem| format!("no newer checkpoint of the ledger is published: {problem}"));
-        stale.chain(refused).chain(unpublished).chain(self.scrubs.standing().damage).collect()
+        let latency = self.ledger.stats().commit_latency;
+        let slow = (latency >= SLOW_WRITE).then(|| {
+            format!("issuance is slow, because the ledger's disk is: the newest durable write has taken {:.1} s", latency.as_secs_f64())
+        });
+        stale.chain(refused).chain(unpublished).chain(self.scrubs.standing().damage).chain(slow).collect()
+    }
+
+    /// The same, with what agents say about the ledger. The doctor judges each agent by itself.
+    fn flaws_and_alarms(&self) -> Vec<String> {
+        self.fleet.ledger_problems().into_iter().chain(self.flaws()).collect()
     }
 
     pub(super) fn configuration_error(&self) -> Option<String> {
@@ -104,6 +116,7 @@ impl Parts {
             refusals: self.refusals.list_newest(&RefusalFilter::default(), JUDGED_REFUSALS),
             development: config.development,
             last_backup: last_backup(&config.data_dir).map(|last| last.made_at),
+            disk_days_left: self.growth.days_left(),
         };
         facts.judge()
     }
@@ -118,7 +131,7 @@ impl Parts {
             trust_domain: config.trust_domain.to_string(),
             development: config.development,
             ready: obstacles.is_empty(),
-            problems: obstacles.into_iter().chain(self.fleet.ledger_problems()).chain(self.flaws()).collect(),
+            problems: obstacles.into_iter().chain(self.flaws_and_alarms()).collect(),
             ledger_entries: self.ledger.entries(),
             trust_sequence: sequence,
             authorities: self.authorities(),
@@ -171,7 +184,11 @@ impl Parts {
         let first_expiry = fleet.first_expiry_ms.map_or(0.0, |expiry| Duration::milliseconds(expiry - millis(now)).as_seconds_f64());
         // Infinite if there is none, so that whoever watches for an old one is told.
         let backup_age = last_backup(&self.config.load().data_dir).map_or(f64::INFINITY, |last| (now - last.made_at).as_seconds_f64());
+        // Infinite likewise: nobody is alarmed by a ledger that does not grow.
+        let disk_days = self.growth.days_left().unwrap_or(f64::INFINITY);
         let is = |condition: bool| if condition { 1.0 } else { 0.0 };
+        let state = self.ledger.health().borrow().name();
+        let recording = LedgerHealth::NAMES.iter().map(|name| ((*name).to_owned(), is(*name == state)));
         vec![
             Reading::one("chancery_development", "1 if this is a development CA", is(self.config.load().development)),
             Reading::one("chancery_ready", "1 if this CA can issue", is(self.obstacles().is_empty())),
@@ -204,6 +221,22 @@ impl Parts {
             ),
             Reading::one("chancery_ledger_groups", "Durable writes since the start", count(ledger.groups)),
             Reading::one("chancery_ledger_commit_seconds", "Time spent in durable writes", ledger.commit_time.as_secs_f64()),
+            Reading::one(
+                "chancery_ledger_commit_latency_seconds",
+                "What the last durable write took, or the one under way has taken so far if that is longer",
+                ledger.commit_latency.as_secs_f64(),
+            ),
+            Reading::each("chancery_ledger_recording", "1 for how the ledger stands: it records if it is ok", "state", recording.collect()),
+            Reading::one(
+                "chancery_ledger_refused_busy",
+                "Requests refused since the start because the queue was full",
+                count(ledger.refused_busy),
+            ),
+            Reading::one(
+                "chancery_ledger_disk_days_left",
+                "Until the ledger's disk is full at the rate of the last day; infinite if it does not grow, or within an hour of the start",
+                disk_days,
+            ),
             Reading::one(
                 "chancery_ledger_scrub_finished_timestamp_seconds",
                 "When the whole ledger was last read and found intact, in Unix time; 0 if it was not yet",

@@ -1,5 +1,5 @@
 //! A disk in memory for tests: it forgets at a power cut what was not synced, keeps torn and reordered parts of it, fails and delays
-//! syncs, and fills up.
+//! syncs, fills up, and takes nothing more.
 //!
 //! Everything random comes from one seed, so that a failing run can be repeated.
 
@@ -23,6 +23,7 @@ const SECTOR: usize = 512;
 pub struct FaultyFiles(Arc<Mutex<Disk>>);
 
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fault of its own, and any of them come together")]
 struct Disk {
     random: StdRng,
     nodes: Vec<Node>,
@@ -40,6 +41,7 @@ struct Disk {
     ignores_sync_data: bool,
     every_sync_fails: bool,
     capacity: Option<u64>,
+    is_read_only: bool,
 }
 
 /// A file. `content` is what a process reads, `durable` what a power cut leaves, `dirty` the sectors that a sync has to write.
@@ -75,6 +77,7 @@ impl FaultyFiles {
             ignores_sync_data: false,
             every_sync_fails: false,
             capacity: None,
+            is_read_only: false,
         })))
     }
 
@@ -115,6 +118,7 @@ impl FaultyFiles {
         disk.syncs_until_failure = None;
         disk.every_sync_fails = false;
         disk.capacity = None;
+        disk.is_read_only = false;
     }
 
     /// Every sync takes that long.
@@ -130,6 +134,11 @@ impl FaultyFiles {
     /// No file can grow once all files together have that many bytes.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.disk().capacity = bytes;
+    }
+
+    /// Nothing can be changed from now on, as where the system found the disk broken.
+    pub fn make_read_only(&self) {
+        self.disk().is_read_only = true;
     }
 
     /// How many bytes all files have.
@@ -175,9 +184,12 @@ impl FaultyFiles {
 }
 
 impl Disk {
-    /// Counts a change; fails if the power is off or goes off now.
+    /// Counts a change; fails if the power is off or goes off now, or nothing may change.
     fn change(&mut self) -> io::Result<()> {
         self.look()?;
+        if self.is_read_only {
+            return Err(Errno::ROFS.into());
+        }
         self.operations += 1;
         match &mut self.operations_until_off {
             Some(0) => {
@@ -431,7 +443,7 @@ impl LogFile for FaultyFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut disk = self.files.disk();
-        let was_on = !disk.is_off;
+        let was_on = !disk.is_off && !disk.is_read_only;
         let result = disk.change();
         let bytes = match &result {
             Err(_) if was_on => &bytes[..disk.random.random_range(0..=bytes.len())],
