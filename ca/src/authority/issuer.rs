@@ -83,6 +83,7 @@ pub struct UnrecordedLeaf {
 pub struct Issuer {
     certificate: CertificateDer<'static>,
     root: CertificateDer<'static>,
+    root_fingerprint: Fingerprint,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
     signer: Signer,
@@ -93,7 +94,8 @@ impl Issuer {
     /// If the certificate cannot be read.
     pub(super) fn new(certificate: CertificateDer<'static>, root: CertificateDer<'static>, signer: Signer) -> Result<Self, IssuerError> {
         let facts = profile::check_authority(&certificate)?;
-        Ok(Self { certificate, root, not_before: facts.not_before, not_after: facts.not_after, signer })
+        let root_fingerprint = Fingerprint::of(&root);
+        Ok(Self { certificate, root, root_fingerprint, not_before: facts.not_before, not_after: facts.not_after, signer })
     }
 
     /// Builds, signs and checks a leaf.
@@ -121,6 +123,11 @@ impl Issuer {
     /// The trust root that signed it.
     pub fn root(&self) -> &CertificateDer<'static> {
         &self.root
+    }
+
+    /// Of the trust root.
+    pub fn root_fingerprint(&self) -> Fingerprint {
+        self.root_fingerprint
     }
 
     /// The issuing certificate's validity begins.

@@ -4,15 +4,22 @@
 //! trust root (1 y)  →  issuing certificate (7 d)  →  leaves, and the CA's own server certificate (1 d)
 //! ```
 //!
-//! The first start makes the trust root, later starts reuse it. The issuing and the server certificate are renewed from half of their lives
-//! on ([`Authority::tick`]), never outliving what signed them. The ledger is the source of truth: every certificate is recorded there before
+//! Which roots there are and where each is in its life says the ledger's state, which acts alone change; the authority follows it
+//! ([`Authority::apply`]). Published, active and draining roots are in the bundle; the active one's issuing certificate signs, and a published
+//! one has its own ready. The first start makes the first root and records its activation. The issuing certificates and the server's are renewed
+//! from half of their lives on ([`Authority::tick`]), never outliving what signed them; superseded issuing keys stay until all that they
+//! signed has expired, or their root's life has ended. The ledger is the source of truth: every certificate is recorded there before
 //! it is used, and opening reads them from there and finds each one's key in the key manager by the public key. The PEM files under
 //! `authority/` are copies for people; a root among them that the ledger does not know means that the two do not belong together, and stops
-//! the CA. The trust state's sequence is the index of the ledger's entry that changed it last, plus one: it grows with every change, and
-//! needs no place of its own.
+//! the CA. The trust state's sequence is the index of the ledger's entry that changed it last, plus one: it grows with every change, is the
+//! same after a restart, and needs no place of its own.
 
+mod copies;
 pub mod directory;
+mod follow;
+mod held;
 mod issuer;
+mod make;
 mod open;
 mod profiles;
 mod server;
@@ -36,11 +43,15 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::keys::{KeyError, KeyManager};
-use crate::ledger::{Ledger, LedgerError};
+use crate::keys::KeyError;
+use crate::ledger::LedgerError;
+use crate::ledger::acts::RootState;
 
+use copies::Copies;
 pub use directory::{DataDirectory, DirectoryError, Kind};
+use held::Held;
 pub use issuer::{Issuer, IssuerError, LeafRequest, UnrecordedLeaf};
+use make::Maker;
 use server::ServerCertificate;
 
 /// How often [`Authority::run`] looks whether something is to be renewed. Short against every lifetime, so that a machine that slept
@@ -87,6 +98,19 @@ pub enum AuthorityError {
     /// A file in the data directory.
     #[error(transparent)]
     File(#[from] FileError),
+    /// An act names a root that has no entry.
+    #[error(
+        "the ledger's acts name the trust root {fingerprint}, and no entry holds its certificate: the ledger is not whole; restore the newest backup"
+    )]
+    Unrecorded {
+        /// Of the root.
+        fingerprint: Fingerprint,
+    },
+    /// Every root was given up.
+    #[error(
+        "no trust root is active, and nothing can be issued: the last one was distrusted without another; restore a backup from before that"
+    )]
+    NoActiveRoot,
     /// The root's key is gone.
     #[error(
         "the key of the trust root {fingerprint} is not in the key manager; restore it from a backup (a new root would cut off every agent)"
@@ -159,47 +183,58 @@ pub struct CertificateStatus {
     pub not_after: OffsetDateTime,
 }
 
+/// A trust root, as the ledger's state has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootStatus {
+    /// Of its certificate.
+    pub fingerprint: Fingerprint,
+    /// DER.
+    pub certificate: CertificateDer<'static>,
+    /// Its common name.
+    pub subject: String,
+    /// Its validity begins.
+    pub not_before: OffsetDateTime,
+    /// Its validity ends.
+    pub not_after: OffsetDateTime,
+    /// Where it is in its life.
+    pub state: RootState,
+    /// Since when.
+    pub since: OffsetDateTime,
+    /// The entry of the act that brought it there.
+    pub entry: u64,
+    /// Whether its key is there.
+    pub has_key: bool,
+    /// When its newest issuing certificate ends; none if none can sign.
+    pub issuing_until: Option<OffsetDateTime>,
+}
+
 /// The CA's keys and certificates, ready to sign.
 #[derive(Debug)]
 pub struct Authority {
-    trust_domain: TrustDomain,
-    development: bool,
     server_id: SpiffeId,
     settings: ArcSwap<Settings>,
-    directory: std::path::PathBuf,
-    keys: Arc<dyn KeyManager>,
-    ledger: Ledger,
+    maker: Maker,
+    copies: Copies,
     clock: Arc<dyn Clock>,
-    root: Root,
+    roots: ArcSwap<Vec<RootStatus>>,
     issuer: ArcSwap<Issuer>,
     server: ServerCertificate,
     trust: watch::Sender<Arc<TrustState>>,
     shared_trust: SharedTrust,
-    /// Held while renewing, so that two ticks never make two certificates; holds the keys to destroy at the next renewal.
-    renewing: tokio::sync::Mutex<Vec<String>>,
+    /// Locked while anything is made or changed, so that nothing is made twice.
+    held: tokio::sync::Mutex<Held>,
     failed_renewals: AtomicU64,
-}
-
-/// The trust root in use.
-#[derive(Clone, Debug)]
-struct Root {
-    certificate: CertificateDer<'static>,
-    key: String,
-    not_before: OffsetDateTime,
-    not_after: OffsetDateTime,
-    /// Its entry in the ledger.
-    entry: u64,
 }
 
 impl Authority {
     /// The trust domain that it issues for.
     pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        &self.maker.trust_domain
     }
 
     /// Whether this is a development CA.
     pub fn is_development(&self) -> bool {
-        self.development
+        self.maker.development
     }
 
     /// `spiffe://<trust domain>/chancery/ca`.
@@ -227,9 +262,14 @@ impl Authority {
         self.issuer.load_full()
     }
 
-    /// The fingerprint of the trust root, as agents pin it.
+    /// The fingerprint of the active trust root, as agents pin it.
     pub fn root_fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(&self.root.certificate)
+        self.issuer.load().root_fingerprint()
+    }
+
+    /// Every root that an act has named, in the order in which they were made.
+    pub fn roots(&self) -> Arc<Vec<RootStatus>> {
+        self.roots.load_full()
     }
 
     /// Lifetimes and names from now on. Other DNS names make a new server certificate at the next tick.
@@ -240,20 +280,26 @@ impl Authority {
         self.settings.store(Arc::new(settings));
     }
 
-    /// The root and the issuing certificate in use.
+    /// The roots in the bundle and the issuing certificate in use.
     pub fn status(&self) -> Vec<CertificateStatus> {
         let issuer = self.issuer();
-        let one = |root, certificate: &CertificateDer<'_>, not_before, not_after| CertificateStatus {
-            root,
-            fingerprint: Fingerprint::of(certificate),
-            subject: issuer::common_name_of(certificate),
-            not_before,
-            not_after,
+        let roots = self.roots();
+        let trusted = roots.iter().filter(|root| matches!(root.state, RootState::Published | RootState::Active | RootState::Draining));
+        let roots = trusted.map(|root| CertificateStatus {
+            root: true,
+            fingerprint: root.fingerprint,
+            subject: root.subject.clone(),
+            not_before: root.not_before,
+            not_after: root.not_after,
+        });
+        let issuing = CertificateStatus {
+            root: false,
+            fingerprint: Fingerprint::of(issuer.certificate()),
+            subject: issuer::common_name_of(issuer.certificate()),
+            not_before: issuer.not_before(),
+            not_after: issuer.not_after(),
         };
-        vec![
-            one(true, &self.root.certificate, self.root.not_before, self.root.not_after),
-            one(false, issuer.certificate(), issuer.not_before(), issuer.not_after()),
-        ]
+        roots.chain([issuing]).collect()
     }
 
     /// Why the CA cannot issue at `now`; nothing while it can.
@@ -268,39 +314,27 @@ impl Authority {
         self.failed_renewals.load(Ordering::Relaxed)
     }
 
-    /// Renews what is past half of its life at `now`, or not yet valid.
+    /// Renews what is past half of its life at `now`, or not yet valid, follows the ledger's state, and destroys keys that are of no more use.
     ///
     /// # Errors
     /// If something could not be renewed; what is there stays in use, and the next tick tries again.
     pub async fn tick(&self, now: OffsetDateTime) -> Result<(), AuthorityError> {
-        let mut superseded = self.renewing.lock().await;
-        let issuer = self.issuer();
-        // One that already ends with its root cannot gain anything.
-        let aged = is_past_half(now, issuer.not_before(), issuer.not_after()) && issuer.not_after() < self.root.not_after;
-        // Made while the clock was ahead: it would keep the CA from issuing until that time comes.
-        let from_the_future = (self.root.not_before..issuer.not_before()).contains(&now);
-        if aged || from_the_future {
-            let next = self.new_issuer(now).await?;
-            // Batches in flight may still sign with the one before, so its key outlives it by one renewal.
-            for key in superseded.drain(..) {
-                self.keys.destroy(&key).await?;
-            }
-            superseded.push(issuer.key_name().to_owned());
-            self.issuer.store(Arc::new(next));
-        }
-        if self.server.is_due(now) {
-            self.renew_server(now).await?;
-        }
-        Ok(())
+        let mut held = self.held.lock().await;
+        self.follow(&mut held, now).await?;
+        self.destroy_dead_keys(&mut held, now).await
     }
 
-    /// Ticks until `shutdown`. Failures are logged and tried again.
+    /// Ticks until `shutdown`, and with every act. Failures are logged and tried again.
     pub async fn run(&self, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut acts = self.maker.ledger.state();
         let renew = async {
             loop {
-                ticks.tick().await;
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    Ok(()) = acts.changed() => {}
+                }
                 if let Err(error) = self.tick(self.clock.now()).await {
                     self.failed_renewals.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(%error, "the CA's own certificates could not be renewed; trying again");

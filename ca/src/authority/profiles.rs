@@ -33,7 +33,9 @@ pub(super) fn root(
 ) -> Result<CertificateParams, IssuerError> {
     let (year, month) = (validity.0.year(), u8::from(validity.0.month()));
     let kind = if development { "Chancery DEVELOPMENT trust root" } else { "Chancery trust root" };
-    authority(kind, trust_domain, &format!("{year}-{month:02}"), 1, serial, validity)
+    // Part of the serial, so that no two have the same name: a verifier that looks roots up by name finds the right one.
+    let number = hex::encode(&serial.0[..4]);
+    authority(kind, trust_domain, &format!("{year}-{month:02} {number}"), 1, serial, validity)
 }
 
 pub(super) fn issuing(trust_domain: &TrustDomain, serial: Serial, validity: Validity) -> Result<CertificateParams, IssuerError> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use chancery_identity::csr::{self, KeyType, VerifiedCsr};
-use chancery_identity::{SpiffeId, X509Svid, tls};
+use chancery_identity::{Fingerprint, SpiffeId, X509Svid, tls};
 use chancery_proto::chancery::v1::{IssueReason, Role};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
@@ -20,13 +20,21 @@ use crate::ledger::{Issuance, Ledger, Provenance};
 #[derive(Debug)]
 pub(super) struct ServerCertificate {
     current: Arc<ArcSwap<CertifiedKey>>,
-    validity: Mutex<(OffsetDateTime, OffsetDateTime)>,
+    about: Mutex<About>,
     expired: AtomicBool,
+}
+
+/// What it says.
+#[derive(Clone, Copy, Debug)]
+struct About {
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+    root: Fingerprint,
 }
 
 struct Made {
     key: CertifiedKey,
-    validity: (OffsetDateTime, OffsetDateTime),
+    about: About,
 }
 
 impl ServerCertificate {
@@ -37,24 +45,26 @@ impl ServerCertificate {
         settings: &Settings,
         now: OffsetDateTime,
     ) -> Result<Self, AuthorityError> {
-        let made = make(issuer, ledger, id, settings, now).await?;
+        let made = make(issuer, ledger, ledger.epoch(), id, settings, now).await?;
         let current = Arc::new(ArcSwap::from_pointee(made.key));
-        Ok(Self { current, validity: Mutex::new(made.validity), expired: AtomicBool::new(false) })
+        Ok(Self { current, about: Mutex::new(made.about), expired: AtomicBool::new(false) })
     }
 
+    /// Another one, recorded under the epoch at which `issuer` is the one to use.
     pub(super) async fn renew(
         &self,
         issuer: &Issuer,
         ledger: &Ledger,
+        epoch: u64,
         id: &SpiffeId,
         settings: &Settings,
         now: OffsetDateTime,
     ) -> Result<(), AuthorityError> {
         // Before making it: whoever changes the names meanwhile gets another renewal.
         let was_expired = self.expired.swap(false, Ordering::AcqRel);
-        match make(issuer, ledger, id, settings, now).await {
+        match make(issuer, ledger, epoch, id, settings, now).await {
             Ok(made) => {
-                *self.validity.lock().unwrap_or_else(PoisonError::into_inner) = made.validity;
+                *self.about.lock().unwrap_or_else(PoisonError::into_inner) = made.about;
                 self.current.store(Arc::new(made.key));
                 Ok(())
             }
@@ -76,12 +86,28 @@ impl ServerCertificate {
 
     /// Also if it is from the future, made while the clock was ahead: nobody could connect until then.
     pub(super) fn is_due(&self, now: OffsetDateTime) -> bool {
-        let (not_before, not_after) = *self.validity.lock().unwrap_or_else(PoisonError::into_inner);
+        let About { not_before, not_after, .. } = self.about();
         self.expired.load(Ordering::Acquire) || now < not_before || is_past_half(now, not_before, not_after)
+    }
+
+    /// The trust root that it chains to.
+    pub(super) fn root(&self) -> Fingerprint {
+        self.about().root
+    }
+
+    fn about(&self) -> About {
+        *self.about.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn make(issuer: &Issuer, ledger: &Ledger, id: &SpiffeId, settings: &Settings, now: OffsetDateTime) -> Result<Made, AuthorityError> {
+async fn make(
+    issuer: &Issuer,
+    ledger: &Ledger,
+    epoch: u64,
+    id: &SpiffeId,
+    settings: &Settings,
+    now: OffsetDateTime,
+) -> Result<Made, AuthorityError> {
     let encoding = |error: csr::CsrError| IssuerError::Encoding(error.to_string());
     let (request, private) = csr::generate(KeyType::EcdsaP256, None).map_err(encoding)?;
     let request = VerifiedCsr::from_der(&request).map_err(encoding)?;
@@ -93,10 +119,10 @@ async fn make(issuer: &Issuer, ledger: &Ledger, id: &SpiffeId, settings: &Settin
         lifetime: settings.server_lifetime,
     };
     let leaf = issuer.issue(&leaf, now).await?;
-    ledger.append(entry(issuer, &leaf.certificate).into()).await?;
-    let validity = (leaf.facts.not_before, leaf.facts.not_after);
+    ledger.append_all_at(epoch, vec![entry(issuer, &leaf.certificate).into()]).await?;
+    let about = About { not_before: leaf.facts.not_before, not_after: leaf.facts.not_after, root: issuer.root_fingerprint() };
     let svid = X509Svid::new(vec![leaf.certificate, issuer.certificate().clone()], private)?;
-    Ok(Made { key: tls::certified_key(&svid, &[issuer.root().clone()])?, validity })
+    Ok(Made { key: tls::certified_key(&svid, &[issuer.root().clone()])?, about })
 }
 
 fn entry(issuer: &Issuer, certificate: &[u8]) -> Issuance {

@@ -59,6 +59,12 @@ impl MemoryStore {
         *self.commits.lock().unwrap() = commits;
     }
 
+    /// Forgets everything but the first entries, among which is no act.
+    pub(crate) fn cut(&self, entries: usize) {
+        self.entries.lock().unwrap().truncate(entries);
+        *self.epoch.lock().unwrap() = 0;
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.entries.lock().unwrap().len()
     }

@@ -289,7 +289,7 @@ impl Issuance {
         if let Some(obstacle) = state.obstacle(&subject.applicant(&decision.spiffe_id)) {
             return Err(Refusal::forbidden(obstacle));
         }
-        let issuer = self.authority.issuer();
+        let issuer = self.authority.issuer_in(state).await?;
         let leaf = LeafRequest {
             id: &decision.spiffe_id,
             dns_names: &decision.dns_names,

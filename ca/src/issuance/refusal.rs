@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::MAX_REQUESTS;
 use super::policy::PolicyRefusal;
 use crate::attestation::AttestationError;
-use crate::authority::IssuerError;
+use crate::authority::{AuthorityError, IssuerError};
 use crate::ledger::{self, LedgerError};
 
 /// Why a request was refused.
@@ -116,6 +116,16 @@ impl From<IssuerError> for Refusal {
             IssuerError::Check { .. } => ("certificate_check", false),
         };
         Self::new(reason, error.to_string(), retryable)
+    }
+}
+
+impl From<AuthorityError> for Refusal {
+    fn from(error: AuthorityError) -> Self {
+        match error {
+            AuthorityError::Issuer(error) => error.into(),
+            AuthorityError::Ledger(error) => error.into(),
+            error => Self::new("issuing_certificate", error.to_string(), true),
+        }
     }
 }
 

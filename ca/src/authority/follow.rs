@@ -1,0 +1,207 @@
+//! Follows the ledger's state: what the acts on roots call for is made, used and published.
+//!
+//! Everything is derived from the state and from what is recorded, and doing it again changes nothing: so it may be interrupted anywhere,
+//! and is done again at each tick. The trust state's content depends on the acts before its sequence alone, so that the same sequence always
+//! has the same content.
+
+use std::sync::Arc;
+
+use chancery_identity::{Fingerprint, TrustBundle, TrustDomain, TrustState};
+use time::OffsetDateTime;
+
+use super::held::Held;
+use super::issuer::common_name_of;
+use super::{Authority, AuthorityError, Issuer, RootStatus};
+use crate::ledger::LedgerError;
+use crate::ledger::acts::{Change, RootState, State};
+
+/// How long the keys of a root outlive its end, so that no batch under way finds its key gone.
+const KEYS_STAY: time::Duration = time::Duration::minutes(1);
+/// How often it is begun anew because an act came between.
+const MAX_ATTEMPTS: usize = 4;
+
+impl Authority {
+    /// Brings everything in line with the ledger's state, now. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// If something could not be made or recorded. What could be done is done; the next tick tries the rest again.
+    pub async fn apply(&self) -> Result<(), AuthorityError> {
+        self.follow(&mut *self.held.lock().await, self.clock.now()).await
+    }
+
+    /// What signs leaves in `state`, which is the ledger's or was until a moment ago: what is signed is to be recorded under its epoch.
+    ///
+    /// # Errors
+    /// If the issuing certificate that an act calls for could not be taken into use.
+    pub async fn issuer_in(&self, state: &State) -> Result<Arc<Issuer>, AuthorityError> {
+        let is_due = |issuer: &Issuer| state.active_root() == Some(issuer.root_fingerprint());
+        let issuer = self.issuer();
+        if is_due(&issuer) {
+            return Ok(issuer);
+        }
+        let applied = self.apply().await;
+        let issuer = self.issuer();
+        // With neither, `state` is an older one, under whose epoch nothing can be recorded any more.
+        if is_due(&issuer) { Ok(issuer) } else { applied.map(|()| issuer) }
+    }
+
+    /// The trust root that is to follow the active one: prepared, if none is on its way. Nobody sees it before it is published.
+    ///
+    /// # Errors
+    /// If it cannot be made or recorded. What was recorded of it is used by the next call.
+    pub async fn prepare_root(&self, actor: &str, why: &str) -> Result<Fingerprint, AuthorityError> {
+        let mut held = self.held.lock().await;
+        let state = self.maker.ledger.current_state();
+        if let Some(prepared) = replacement(&state) {
+            return Ok(prepared);
+        }
+        let now = self.clock.now();
+        *held = Held::read(&self.maker.ledger, &self.maker.keys).await?;
+        // One that is recorded and in no act is from a call that was interrupted here.
+        let unused =
+            held.roots.iter().find(|root| !state.roots.contains_key(&root.fingerprint) && root.key.is_some() && now < root.not_after);
+        let root = if let Some(root) = unused {
+            root.clone()
+        } else {
+            let root = self.maker.root(&self.settings.load(), now).await?;
+            held.roots.push(root.clone());
+            root
+        };
+        let change = Change::Root { root: root.fingerprint, to: RootState::Prepared, except: Vec::new(), force: false };
+        self.maker.ledger.act(actor, change, why).await?;
+        self.follow(&mut held, now).await?;
+        Ok(root.fingerprint)
+    }
+
+    pub(super) async fn follow(&self, held: &mut Held, now: OffsetDateTime) -> Result<(), AuthorityError> {
+        let mut attempt = 1;
+        loop {
+            let state = self.maker.ledger.current_state();
+            match self.follow_to(held, &state, now).await {
+                Err(AuthorityError::Ledger(LedgerError::EpochMoved { .. })) if attempt < MAX_ATTEMPTS => attempt += 1,
+                done => return done,
+            }
+        }
+    }
+
+    async fn follow_to(&self, held: &mut Held, state: &State, now: OffsetDateTime) -> Result<(), AuthorityError> {
+        if state.roots.keys().any(|root| held.root(*root).is_none()) {
+            *held = Held::read(&self.maker.ledger, &self.maker.keys).await?;
+        }
+        // Each independent of the others' failures; the first failure is told.
+        let published = self.publish(held, state);
+        let made = self.make_issuers(held, state, now).await;
+        let used = self.use_newest_issuer(held, state);
+        let issuer = self.issuer();
+        let served = if self.server.is_due(now) || self.server.root() != issuer.root_fingerprint() {
+            self.server.renew(&issuer, &self.maker.ledger, state.epoch, &self.server_id, &self.settings.load(), now).await
+        } else {
+            Ok(())
+        };
+        let told = self.tell(held, state);
+        published.and(made).and(used).and(served).and(told)
+    }
+
+    /// Updates what is told of the roots, and their copies.
+    fn tell(&self, held: &Held, state: &State) -> Result<(), AuthorityError> {
+        let told = roots_as_told(held, state);
+        if *self.roots() != told {
+            self.copies.write_roots(&told)?;
+            self.roots.store(Arc::new(told));
+        }
+        Ok(())
+    }
+
+    /// Destroys the keys that are of no more use.
+    pub(super) async fn destroy_dead_keys(&self, held: &mut Held, now: OffsetDateTime) -> Result<(), AuthorityError> {
+        let state = self.maker.ledger.current_state();
+        let is_gone = |root: Fingerprint| {
+            let root = state.roots.get(&root);
+            root.is_some_and(|root| matches!(root.state, RootState::Retired | RootState::Distrusted) && root.since + KEYS_STAY <= now)
+        };
+        held.destroy_dead(&*self.maker.keys, now, is_gone).await
+    }
+
+    fn publish(&self, held: &Held, state: &State) -> Result<(), AuthorityError> {
+        let trust = trust_state(&self.maker.trust_domain, held, state)?;
+        if **self.shared_trust.load() == trust {
+            return Ok(());
+        }
+        self.copies.write_bundle(&trust)?;
+        tracing::info!(sequence = trust.sequence, roots = trust.own().x509_authorities().len(), "another trust state is published");
+        let trust = Arc::new(trust);
+        self.shared_trust.store(Arc::clone(&trust));
+        self.trust.send_replace(trust);
+        Ok(())
+    }
+
+    /// A root that is published has its issuing certificate already, so that activating it takes effect at once.
+    async fn make_issuers(&self, held: &mut Held, state: &State, now: OffsetDateTime) -> Result<(), AuthorityError> {
+        let mut made = Ok(());
+        let signing = state.roots.iter().filter(|(_, root)| matches!(root.state, RootState::Published | RootState::Active));
+        for (fingerprint, _) in signing {
+            let Some(root) = held.root(*fingerprint).filter(|root| held.is_issuer_due(root, now)) else { continue };
+            match self.maker.issuing(root, &self.settings.load(), now).await {
+                Ok(issuer) => held.issuers.push(Arc::new(issuer)),
+                Err(error) => made = made.and(Err(error)),
+            }
+        }
+        made
+    }
+
+    fn use_newest_issuer(&self, held: &Held, state: &State) -> Result<(), AuthorityError> {
+        let active = state.active_root().ok_or(AuthorityError::NoActiveRoot)?;
+        let newest = held.issuer_of(active).ok_or(AuthorityError::RootKeyMissing { fingerprint: active })?;
+        if !Arc::ptr_eq(newest, &self.issuer.load()) {
+            self.copies.write_issuer(newest)?;
+            self.issuer.store(Arc::clone(newest));
+            tracing::info!(root = %active, not_after = %newest.not_after(), "another issuing certificate is in use");
+        }
+        Ok(())
+    }
+}
+
+/// The root that is to follow the active one: the one that is furthest on its way.
+fn replacement(state: &State) -> Option<Fingerprint> {
+    let furthest = |to: RootState| {
+        let there = state.roots.iter().filter(move |(_, root)| root.state == to);
+        there.min_by_key(|(_, root)| root.entry).map(|(fingerprint, _)| *fingerprint)
+    };
+    furthest(RootState::Published).or_else(|| furthest(RootState::Prepared))
+}
+
+/// What everybody is to trust: the roots that are published, active or draining, in the order in which they were made.
+pub(super) fn trust_state(trust_domain: &TrustDomain, held: &Held, state: &State) -> Result<TrustState, AuthorityError> {
+    let is_trusted = |root: &Fingerprint| {
+        state.roots.get(root).is_some_and(|root| matches!(root.state, RootState::Published | RootState::Active | RootState::Draining))
+    };
+    if let Some((fingerprint, _)) = state.roots.iter().find(|(root, _)| is_trusted(root) && held.root(**root).is_none()) {
+        return Err(AuthorityError::Unrecorded { fingerprint: *fingerprint });
+    }
+    let trusted = held.roots.iter().filter(|root| is_trusted(&root.fingerprint)).map(|root| root.certificate.clone());
+    let bundle = TrustBundle::new(trust_domain.clone(), trusted.collect())?;
+    // Who prepares a root changes nothing for anybody.
+    let changes = state.roots.values().filter(|root| root.state != RootState::Prepared).map(|root| root.entry + 1);
+    let sequence = changes.max().unwrap_or_default();
+    Ok(TrustState::new(sequence, trust_domain.clone(), [bundle])?.with_distrusted(state.distrusted().collect()))
+}
+
+/// Every root that an act has named, in the order in which they were made.
+pub(super) fn roots_as_told(held: &Held, state: &State) -> Vec<RootStatus> {
+    let told = held.roots.iter().filter_map(|root| {
+        let fold = state.roots.get(&root.fingerprint)?;
+        Some(RootStatus {
+            fingerprint: root.fingerprint,
+            certificate: root.certificate.clone(),
+            subject: common_name_of(&root.certificate),
+            not_before: root.not_before,
+            not_after: root.not_after,
+            state: fold.state,
+            since: fold.since,
+            entry: fold.entry,
+            has_key: root.key.is_some(),
+            issuing_until: held.issuer_of(root.fingerprint).map(|issuer| issuer.not_after()),
+        })
+    });
+    told.collect()
+}
