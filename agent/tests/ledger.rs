@@ -59,7 +59,7 @@ async fn shown() -> (FakeCa, Place, Agent, Log, LogKey) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_continues_the_known_one_is_taken_over_and_reported() {
     let (ca, place, agent, mut log, key) = shown().await;
-    assert_eq!(*ca.behaviour.capabilities.lock().unwrap(), ["ledger-checkpoints"]);
+    assert_eq!(*ca.behaviour.capabilities.lock().unwrap(), ["ledger-checkpoints", "convergence"]);
     for (from, size) in [(10, 11), (11, 64), (64, 65), (65, 1000)] {
         log = log.grown(size, "entry");
         show(&ca, log.offer(&[&key], from)).await;

@@ -89,7 +89,7 @@ async fn a_certificate_is_in_the_state_file_before_a_proxy_can_receive_it() {
     ca.clock.advance(time::Duration::seconds(2400));
     for (stream, before) in streams.iter_mut().zip(before) {
         let SvidState::Ready(before) = before else { panic!("{before:?}") };
-        let svid = renewed(stream, &before).await;
+        let svid = renewed(stream, &before.svid).await;
         assert!(contains(&place.state_file(), &svid.chain()[0]), "a renewed one as well");
     }
 }

@@ -23,6 +23,8 @@ pub struct Held {
     pub svid: Arc<X509Svid>,
     /// By the agent's clock.
     pub received_at: OffsetDateTime,
+    /// Where the ledger recorded it; 0 if that is not known.
+    pub entry: u64,
 }
 
 impl Held {
@@ -38,7 +40,7 @@ impl Held {
         if svid.id().as_str() != issued.spiffe_id {
             return Err(CaError::Answer(format!("it calls the certificate of {} one of {}", svid.id(), issued.spiffe_id)));
         }
-        Ok(Self { svid: Arc::new(svid), received_at: now })
+        Ok(Self { svid: Arc::new(svid), received_at: now, entry: issued.entry })
     }
 
     /// The UID that an agent's SPIFFE ID ends in: its node's, or as a sidecar its pod's.

@@ -18,7 +18,9 @@ const MOST_DELAY: Duration = Duration::from_secs(2);
 const REFUSED_DELAY: Duration = Duration::from_secs(5);
 /// A session that ends sooner counts as a failure: two agents with one identity, say, would otherwise end each other's without a pause.
 const SHORT_SESSION: Duration = Duration::from_secs(1);
-/// Changes are gathered for so long before they are reported.
+/// A change is reported after so long, with what changes together with it,
+const REPORT_SETTLE: Duration = Duration::from_millis(5);
+/// but not sooner after the last report than this.
 const REPORT_GATHER: Duration = Duration::from_millis(100);
 /// A report is sent at least as often as this.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -153,7 +155,8 @@ impl Keeper {
         let mut ledger = self.client.ledger();
         let mut tick = tokio::time::interval(self.client.settings.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut report_at = Instant::now() + REPORT_EVERY;
+        let mut reported_at = Instant::now();
+        let mut report_at = reported_at + REPORT_EVERY;
         let mut gathering = false;
         loop {
             let mut changed = false;
@@ -172,7 +175,8 @@ impl Keeper {
                 Ok(()) = ledger.changed() => changed = true,
                 () = tokio::time::sleep_until(report_at) => {
                     gathering = !session.report(&self.client);
-                    report_at = Instant::now() + if gathering { REPORT_GATHER } else { REPORT_EVERY };
+                    reported_at = Instant::now();
+                    report_at = reported_at + if gathering { REPORT_GATHER } else { REPORT_EVERY };
                 }
                 _ = tick.tick() => if self.renew_when_due(session).await {
                     return End::Outdated;
@@ -180,7 +184,7 @@ impl Keeper {
             }
             if changed && !gathering {
                 gathering = true;
-                report_at = Instant::now() + REPORT_GATHER;
+                report_at = (Instant::now() + REPORT_SETTLE).max(reported_at + REPORT_GATHER);
             }
         }
     }

@@ -100,6 +100,12 @@ pub struct ProxyLag {
     pub trust_sequence: u64,
     /// Its words when it refused the newer one; empty if it has just not answered.
     pub nack: String,
+    /// The oldest ledger entry of a certificate that it may use: 0 if that is not known, the largest number if it has none.
+    pub certificate_entry: u64,
+    /// Since when none of its streams that held something is open.
+    pub away_since: Option<OffsetDateTime>,
+    /// It was there before the agent restarted, and has not come back for all that it took.
+    pub not_back: bool,
 }
 
 /// What the proxies on this agent's socket hold and said, summed up for the CA.
@@ -111,10 +117,26 @@ pub struct ProxySummary {
     pub acks: u64,
     /// Refusals since the agent's start.
     pub nacks: u64,
-    /// Proxies that hold an older validation context; the first 100.
+    /// Proxies that hold an older validation context, and those that may use an older certificate; the first 100.
     pub lagging: Vec<ProxyLag>,
-    /// How many they are in all.
+    /// How many hold an older validation context.
     pub lagging_total: u32,
+    /// How many may use an older certificate.
+    pub outdated_total: u32,
+    /// Proxies that hold something, connected or not.
+    pub holders: u32,
+    /// The oldest trust state that any of them holds; the largest number if nobody holds one, and 0 before anything is known.
+    pub trust_sequence: u64,
+    /// The oldest ledger entry of a certificate that any of them may use; likewise.
+    pub certificate_entry: u64,
+    /// Proxies that took a certificate and no validation context; the first 100.
+    pub unproven: Vec<ProxyLag>,
+    /// How many they are in all.
+    pub unproven_total: u32,
+    /// The pods that the agent answers for.
+    pub pods: Arc<[Uuid]>,
+    /// Grows with every change of `pods`; 0 before anything is known.
+    pub pods_version: u64,
 }
 
 /// What the agent holds, summed up for the CA.

@@ -103,7 +103,11 @@ impl<P: Protocol> Driver<P> {
     fn look(&mut self) -> Look {
         // The certificate first: the agent publishes a bundle before what depends on it, so a certificate is never seen without its bundle.
         let certificate = match &*self.subscription.svid.borrow_and_update() {
-            SvidState::Ready(svid) => Some(self.context.secrets.certificate(&self.subscription.workload, svid)),
+            SvidState::Ready(held) => {
+                let secret = self.context.secrets.certificate(&self.subscription.workload, &held.svid);
+                self.entry.note_certificate(secret.version(), held.entry, &self.context.source.accounts());
+                Some(secret)
+            }
             SvidState::Pending | SvidState::Refused { .. } => None,
         };
         let bundle = self.trust.borrow_and_update().as_ref().map(|trust| self.context.secrets.bundle(trust));
@@ -153,6 +157,7 @@ impl<P: Protocol> Driver<P> {
             ProtocolError::TypeUrl(_) => Status::invalid_argument(error.to_string()),
             ProtocolError::TooManyNames | ProtocolError::NameTooLong(_) => Status::resource_exhausted(error.to_string()),
         })?;
+        self.entry.note_names(&self.context.source.accounts());
         self.entry.note_answer(&answer);
         self.just_accepted = answer == Answer::Ack;
         Ok(true)

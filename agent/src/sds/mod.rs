@@ -8,11 +8,12 @@
 //! - a changed bundle is with the proxy before a changed certificate is.
 //!
 //! [`stream`] is the protocol without I/O; [`connection`] what the streams of one proxy agree about; [`tokens`] when a stream is ended for a
-//! fresh token; [`registry`] who is told what the proxies hold. Which certificate there is to serve is `svids`' business.
+//! fresh token; [`registry`] who is told what the proxies hold, and [`holders`] what that comes to. Which certificate there is to serve is `svids`' business.
 
 pub mod connection;
 mod driver;
 mod frames;
+mod holders;
 mod occasionally;
 pub mod registry;
 pub mod secret;
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use registry::{Registry, StreamStatus};
 
+use crate::svids::accounts::Accounts;
 use crate::svids::{AttachError, ProxySummary, Subscription, Svids, Token};
 use occasionally::Occasionally;
 use secret::Secrets;
@@ -49,7 +51,7 @@ const MAX_HEADER_BYTES: u32 = 24 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 8 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024;
 /// Between two summaries for the CA.
-const SUMMARY_PAUSE: Duration = Duration::from_millis(50);
+const SUMMARY_PAUSE: Duration = Duration::from_millis(25);
 /// Proxies get this long to close their connections.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
@@ -67,6 +69,9 @@ pub trait Source: Send + Sync + 'static {
 
     /// Whether the CA can be reached.
     fn ca_reachable(&self) -> watch::Receiver<bool>;
+
+    /// The pods that certificates were issued to.
+    fn accounts(&self) -> Accounts;
 
     /// Takes the sum of what the proxies hold, whenever it changes.
     fn set_proxies(&self, summary: ProxySummary);
@@ -91,6 +96,10 @@ impl Source for Svids {
 
     fn ca_reachable(&self) -> watch::Receiver<bool> {
         Self::ca_reachable(self)
+    }
+
+    fn accounts(&self) -> Accounts {
+        Self::accounts(self)
     }
 
     fn set_proxies(&self, summary: ProxySummary) {
@@ -194,16 +203,18 @@ impl Server {
 impl Context {
     /// Keeps the registry and the report to the CA up to date for ever.
     async fn report(&self) {
-        let mut trust = self.source.trust();
+        let (mut trust, accounts) = (self.source.trust(), self.source.accounts());
         loop {
             if let Some(state) = &*trust.borrow_and_update() {
                 self.registry.note_bundle(self.secrets.bundle(state).version(), state.sequence);
             }
-            self.source.set_proxies(self.registry.summary());
+            self.source.set_proxies(self.registry.summary(&accounts, self.clock.now()));
             tokio::time::sleep(SUMMARY_PAUSE).await;
             tokio::select! {
                 () = self.registry.changed() => {}
                 Ok(()) = trust.changed() => {}
+                // Certificates expire, and with the last one of a pod nobody there counts any longer.
+                () = tokio::time::sleep(self.tick) => {}
             }
         }
     }

@@ -112,7 +112,7 @@ async fn open<P: Protocol>(context: Arc<Context>, request: &Request<Streaming<Un
     })?;
     let stale = subscription.token.as_ref().is_some_and(|token| context.ended.comes_back(token));
     let plan = subscription.token.as_ref().filter(|_| !stale).map(|token| EndPlan::new(token, rand::random()));
-    let entry = context.registry.open(connection.id(), P::VARIANT, &subscription, stale, context.clock.now());
+    let entry = context.registry.open(connection.id(), P::VARIANT, &subscription, stale, context.clock.clone());
     let entry = entry.map_err(|full| refused(&context, "too_many_streams", Status::resource_exhausted(full.to_string())))?;
     connection.came_back();
     if stale {

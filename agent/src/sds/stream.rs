@@ -114,6 +114,19 @@ pub struct NameView<'s> {
     pub held: Option<Version>,
 }
 
+/// A name of a stream, for whoever asks what its proxy may be using.
+#[derive(Clone, Debug)]
+pub struct Use {
+    /// As the proxy spelled it.
+    pub name: Box<str>,
+    /// A certificate, not a validation context.
+    pub is_certificate: bool,
+    /// The proxy has something: it came with it, or was sent it.
+    pub given: bool,
+    /// What it accepted last; nothing while that cannot be told.
+    pub held: Option<Version>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reply {
     Awaited,
@@ -140,6 +153,8 @@ struct Name {
     held: Option<Version>,
     /// The proxy came with some secret under this name.
     came_with: bool,
+    /// [`StreamState::asked_anew`] has told it.
+    told: bool,
 }
 
 /// The state of one stream.
@@ -261,6 +276,25 @@ impl StreamState {
     pub fn bundle_held(&self) -> Option<Option<Version>> {
         let mut bundles = self.names.iter().filter(|name| name.kind() == Kind::Bundle && name.standing != Standing::Withheld);
         bundles.next().map(|name| name.held)
+    }
+
+    /// What the proxy may be using, by name. A name counts from the moment that the proxy asks for it.
+    pub fn uses(&self) -> impl Iterator<Item = Use> {
+        let allowed = |name: &&Name| name.standing != Standing::Withheld && name.kind() != Kind::Unknown;
+        self.names.iter().filter(allowed).map(|name| Use {
+            name: name.text.clone(),
+            is_certificate: name.kind() == Kind::Certificate,
+            given: name.sent.is_some() || name.came_with,
+            held: name.held,
+        })
+    }
+
+    /// The uses that this has not told before.
+    pub fn asked_anew(&mut self) -> Vec<Use> {
+        let new = |used: &Use| self.names.iter().any(|name| !name.told && name.text == used.name);
+        let anew = self.uses().filter(new).collect();
+        self.names.iter_mut().for_each(|name| name.told = true);
+        anew
     }
 
     /// Whether a response has not been answered yet.
@@ -391,6 +425,7 @@ impl Name {
             reply: Reply::Accepted,
             held: None,
             came_with: false,
+            told: false,
         })
     }
 

@@ -42,8 +42,7 @@ pub(super) struct Ask {
 pub(super) struct Answer {
     pub(super) key: WorkloadKey,
     pub(super) request_id: String,
-    /// The ledger's entry beside the certificate.
-    pub(super) outcome: Result<(Held, u64), Failure>,
+    pub(super) outcome: Result<Held, Failure>,
 }
 
 /// A request under way, with the key that its answer must fit.
@@ -123,7 +122,7 @@ async fn generate(key_type: KeyType) -> Result<(Vec<u8>, PrivateKey), CaError> {
     made.map_err(|e| CaError::Local(format!("no key: {e}")))
 }
 
-fn check(private: PrivateKey, result: wire::WorkloadResult, trust: Option<&TrustState>, clock: &dyn Clock) -> Result<(Held, u64), Failure> {
+fn check(private: PrivateKey, result: wire::WorkloadResult, trust: Option<&TrustState>, clock: &dyn Clock) -> Result<Held, Failure> {
     let answer = |problem: &str| Failure::Rejected(CaError::Answer(problem.to_owned()));
     match result.outcome.ok_or_else(|| answer("it holds neither a certificate nor a refusal"))? {
         Outcome::Refusal(refusal) => {
@@ -135,7 +134,7 @@ fn check(private: PrivateKey, result: wire::WorkloadResult, trust: Option<&Trust
             if held.svid.id().trust_domain() != &trust.trust_domain || held.svid.id().segments().next() == Some("chancery") {
                 return Err(answer(&format!("{} is no identity of a workload", held.svid.id())));
             }
-            Ok((held, issued.entry))
+            Ok(held)
         }
     }
 }

@@ -17,6 +17,8 @@ use crate::telemetry::Metrics;
 
 /// A write may hold certificates back for so long.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Which proxies there are is written after so long.
+const SOON: Duration = Duration::from_millis(100);
 /// After a failed write.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -48,6 +50,13 @@ impl Keep {
     pub(super) fn changed(&mut self) {
         if self.file.is_some() {
             self.due = Some(Instant::now());
+        }
+    }
+
+    /// Something to keep has changed that nobody waits for: it may go with what is written next.
+    pub(super) fn changed_soon(&mut self) {
+        if self.file.is_some() {
+            self.due.get_or_insert_with(|| Instant::now() + SOON);
         }
     }
 

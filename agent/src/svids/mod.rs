@@ -5,6 +5,7 @@
 //! - what is [`SvidState::Ready`] has a matching key, leads to the bundle that is being served, and was in time when it was published;
 //! - the last good certificate stays until it expires, whatever fails meanwhile.
 
+pub mod accounts;
 mod batch;
 mod keep;
 mod owner;
@@ -18,19 +19,20 @@ use std::time::Duration;
 
 use chancery_identity::csr::KeyType;
 use chancery_identity::token::{TokenError, VerifiedToken};
-use chancery_identity::{Clock, TrustState, X509Svid};
+use chancery_identity::{Clock, TrustState};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use crate::ca_client::{ProxyLag, ProxySummary, Token};
+pub use crate::ca_client::{Held, ProxyLag, ProxySummary, Token};
 pub use state::{RestoredWorkload, State, StateError, StateFile};
 pub use status::{AgentStatus, LedgerStatus, WorkloadStatus};
 
 use crate::ca_client::{CaClient, Role};
 use crate::telemetry::{Metrics, Reason};
+use accounts::Accounts;
 use owner::{Command, Owner};
 use workload::TokenSource;
 
@@ -45,6 +47,7 @@ const NEW_KEYS_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Svids {
     commands: mpsc::Sender<Command>,
+    accounts: Accounts,
     ca: CaClient,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
@@ -78,7 +81,7 @@ pub enum SvidState {
     /// Nothing yet, or no longer: the first certificate is on its way, or the last one has expired.
     Pending,
     /// Serve this. It stays while renewals fail, until it expires.
-    Ready(Arc<X509Svid>),
+    Ready(Held),
     /// The CA refused, and there is no certificate from before.
     Refused {
         /// A stable word in `snake_case`.
@@ -171,9 +174,10 @@ impl Svids {
         shutdown: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED);
-        let owner = Owner::new(settings, restored, ca.clone(), clock.clone(), metrics.clone());
+        let accounts = Accounts::default();
+        let owner = Owner::new(settings, restored, accounts.clone(), ca.clone(), clock.clone(), metrics.clone());
         let task = tokio::spawn(owner.run(receiver, shutdown));
-        (Self { commands, ca, clock, metrics }, task)
+        (Self { commands, accounts, ca, clock, metrics }, task)
     }
 
     /// Verifies `token` offline with the cluster's keys and attaches a proxy stream to the pod's workload. The first certificate is
@@ -232,6 +236,11 @@ impl Svids {
     /// Whether the CA can be reached.
     pub fn ca_reachable(&self) -> watch::Receiver<bool> {
         self.ca.reachable()
+    }
+
+    /// The pods that this agent answers for.
+    pub fn accounts(&self) -> Accounts {
+        self.accounts.clone()
     }
 
     /// Takes over what the proxies' side knows of its streams, for the next report to the CA. Call it on every change: reports are

@@ -17,6 +17,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::accounts::Accounts;
 use super::batch::{self, Answer, Ask, Failure};
 use super::keep::Keep;
 use super::state::{RestoredWorkload, State};
@@ -43,6 +44,7 @@ pub(super) enum Command {
 
 pub(super) struct Owner {
     settings: Settings,
+    accounts: Accounts,
     ca: CaClient,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
@@ -62,8 +64,18 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(settings: Settings, restored: Vec<RestoredWorkload>, ca: CaClient, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        restored: Vec<RestoredWorkload>,
+        accounts: Accounts,
+        ca: CaClient,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Self {
         let now = clock.now();
+        for kept in &restored {
+            accounts.restored(&kept.key, &kept.pod_name, &kept.held, &kept.proxies);
+        }
         let workloads = restored
             .into_iter()
             .take(settings.max_workloads)
@@ -72,6 +84,7 @@ impl Owner {
         let keep = Keep::new(settings.state.clone(), metrics.clone());
         Self {
             settings,
+            accounts,
             ca,
             clock,
             metrics,
@@ -106,6 +119,7 @@ impl Owner {
                 Ok(()) = remembered.0.changed() => self.keep.changed(),
                 Ok(()) = remembered.1.changed() => self.keep.changed(),
                 Ok(()) = remembered.2.changed() => self.keep.changed(),
+                () = self.accounts.changed() => self.keep.changed_soon(),
                 released = self.keep.written() => self.publish(&released),
                 () = tokio::time::sleep_until(wake) => {}
                 () = shutdown.cancelled() => break,
@@ -281,9 +295,10 @@ impl Owner {
         let Answer { key, request_id, outcome } = answer;
         let Some(workload) = self.workloads.get_mut(&key) else { return };
         match outcome {
-            Ok((held, entry)) => {
-                let svid = &held.svid;
+            Ok(held) => {
+                let (svid, entry) = (&held.svid, held.entry);
                 tracing::info!(%request_id, workload = %key, id = %svid.id(), serial = %svid.serial(), expires_at = %svid.not_after(), entry, "issued");
+                self.accounts.issued(&key, workload.pod_name(), &held);
                 self.metrics.issued.inc();
                 workload.succeeded(held, now, self.settings.renew_from);
                 if self.keep.issued(&key) {
@@ -325,7 +340,8 @@ impl Owner {
     fn state(&self) -> State {
         let kept = |workload: &Workload| {
             let held = workload.held()?.clone();
-            Some(RestoredWorkload { key: workload.key().clone(), pod_name: workload.pod_name().to_owned(), held })
+            let proxies = self.accounts.proxies(workload.key().pod_uid);
+            Some(RestoredWorkload { key: workload.key().clone(), pod_name: workload.pod_name().to_owned(), held, proxies })
         };
         State { remembered: self.ca.remembered(), workloads: self.workloads.values().filter_map(kept).collect() }
     }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::WorkloadKey;
+use super::accounts::Taken;
 use crate::ca_client::{ClusterKeys, Held, Remembered, trust};
 
 /// The encoding that this version writes.
@@ -60,6 +61,8 @@ pub struct RestoredWorkload {
     pub pod_name: String,
     /// Its certificate.
     pub held: Held,
+    /// The proxies that took something of it, by node ID.
+    pub proxies: Vec<(String, Taken)>,
 }
 
 /// Where the state is kept.
@@ -209,6 +212,9 @@ struct Certificate {
     /// Unix seconds.
     #[prost(int64, tag = "3")]
     received_at: i64,
+    /// Of the ledger.
+    #[prost(uint64, tag = "4")]
+    entry: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -224,6 +230,18 @@ struct KeptWorkload {
     pod_name: String,
     #[prost(message, optional, tag = "5")]
     certificate: Option<Certificate>,
+    #[prost(message, repeated, tag = "6")]
+    proxies: Vec<KeptProxy>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct KeptProxy {
+    #[prost(string, tag = "1")]
+    proxy: String,
+    #[prost(bool, tag = "2")]
+    bundle: bool,
+    #[prost(bool, tag = "3")]
+    certificate: bool,
 }
 
 impl Content {
@@ -241,6 +259,7 @@ impl Certificate {
             chain: held.svid.chain().iter().map(|der| der.to_vec()).collect(),
             key: held.svid.key().secret_pkcs8().to_vec(),
             received_at: held.received_at.unix_timestamp(),
+            entry: held.entry,
         }
     }
 
@@ -251,7 +270,7 @@ impl Certificate {
         let svid = X509Svid::new(chain, key).and_then(|svid| svid.verify(trust, now).map(|()| svid));
         let svid = svid.inspect_err(|error| tracing::warn!(%error, "a kept certificate is left out")).ok()?;
         let received_at = OffsetDateTime::from_unix_timestamp(self.received_at).ok()?;
-        Some(Held { svid: Arc::new(svid), received_at })
+        Some(Held { svid: Arc::new(svid), received_at, entry: self.entry })
     }
 }
 
@@ -263,12 +282,24 @@ impl KeptWorkload {
             service_account: workload.key.service_account.clone(),
             pod_name: workload.pod_name.clone(),
             certificate: Some(Certificate::of(&workload.held)),
+            proxies: workload.proxies.iter().map(KeptProxy::of).collect(),
         }
     }
 
     fn restored(&self, held: Held) -> Option<RestoredWorkload> {
         let pod_uid: Uuid = self.pod_uid.parse().ok()?;
         let key = WorkloadKey { pod_uid, namespace: self.namespace.clone(), service_account: self.service_account.clone() };
-        Some(RestoredWorkload { key, pod_name: self.pod_name.clone(), held })
+        let proxies = self.proxies.iter().map(KeptProxy::restored).collect();
+        Some(RestoredWorkload { key, pod_name: self.pod_name.clone(), held, proxies })
+    }
+}
+
+impl KeptProxy {
+    fn of((proxy, taken): &(String, Taken)) -> Self {
+        Self { proxy: proxy.clone(), bundle: taken.bundle, certificate: taken.certificate }
+    }
+
+    fn restored(&self) -> (String, Taken) {
+        (self.proxy.clone(), Taken { bundle: self.bundle, certificate: self.certificate })
     }
 }

@@ -83,7 +83,7 @@ impl Workload {
     /// One from before a restart: it is served again to whoever proves to be the same pod, and renewed once a token has come.
     pub(super) fn restored(key: WorkloadKey, pod_name: String, held: Held, now: OffsetDateTime, renew_from: f64) -> Self {
         let next = Next::Try(held.renewal(renew_from));
-        let svid = watch::Sender::new(SvidState::Ready(held.svid.clone()));
+        let svid = watch::Sender::new(SvidState::Ready(held.clone()));
         Self { held: Some(held), svid, next, reason: IssueReason::Renewal, ..Self::new(key, pod_name, now) }
     }
 
@@ -160,7 +160,7 @@ impl Workload {
     /// Hands out the certificate that it holds. If that has expired meanwhile, there is nothing to hand out.
     pub(super) fn publish(&self) {
         if let Some(held) = &self.held {
-            self.svid.send_replace(SvidState::Ready(held.svid.clone()));
+            self.svid.send_replace(SvidState::Ready(held.clone()));
         }
     }
 

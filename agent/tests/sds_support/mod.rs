@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chancery_agent::sds::{Registry, Server, Settings, Source};
-use chancery_agent::svids::{AttachError, ProxySummary, Subscription, SvidState, Token, TokenInfo, WorkloadKey};
+use chancery_agent::svids::accounts::Accounts;
+use chancery_agent::svids::{AttachError, Held, ProxySummary, Subscription, SvidState, Token, TokenInfo, WorkloadKey};
 use chancery_agent::telemetry::Metrics;
-use chancery_identity::{TrustState, X509Svid};
+use chancery_identity::{Clock, TrustState, X509Svid};
 use pki::{Pki, SetClock};
 use proxy::{Proxy, WorldStream};
 use tempfile::TempDir;
@@ -42,6 +43,7 @@ pub struct Stub {
     pub trust: watch::Sender<Option<Arc<TrustState>>>,
     pub ca_reachable: watch::Sender<bool>,
     pub summary: watch::Sender<ProxySummary>,
+    accounts: Accounts,
     pub needs_token: bool,
     hold: Arc<()>,
 }
@@ -65,7 +67,9 @@ impl Stub {
 
     /// Publishes a certificate.
     pub fn ready(&self, name: &str, svid: X509Svid) {
-        self.publish(name, SvidState::Ready(Arc::new(svid)));
+        let held = Held { svid: Arc::new(svid), received_at: pki::now(), entry: 1 };
+        self.accounts.issued(&workload(name), "cart-0", &held);
+        self.publish(name, SvidState::Ready(held));
     }
 
     fn sender(&self, workload: &WorkloadKey) -> watch::Sender<SvidState> {
@@ -94,6 +98,10 @@ impl Source for Stub {
 
     fn ca_reachable(&self) -> watch::Receiver<bool> {
         self.ca_reachable.subscribe()
+    }
+
+    fn accounts(&self) -> Accounts {
+        self.accounts.clone()
     }
 
     fn set_proxies(&self, summary: ProxySummary) {
@@ -131,6 +139,7 @@ impl Serving {
             trust: watch::Sender::new(None),
             ca_reachable: watch::Sender::new(true),
             summary: watch::Sender::default(),
+            accounts: Accounts::default(),
             needs_token,
             hold: Arc::default(),
         });
@@ -167,6 +176,11 @@ impl Serving {
     /// Publishes trust in these roots.
     pub fn trust(&self, sequence: u64, roots: &[&Pki]) {
         self.stub.trust.send_replace(Some(Arc::new(trust(sequence, roots))));
+    }
+
+    /// What the CA would be told now.
+    pub fn summary(&self) -> ProxySummary {
+        self.registry.summary(&self.stub.accounts, self.clock.now())
     }
 
     /// A proxy that has connected.

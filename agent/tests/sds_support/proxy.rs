@@ -87,6 +87,20 @@ impl Proxy {
         stream
     }
 
+    /// The same by a proxy with this node ID.
+    pub async fn world_of(&mut self, node: &str, names: &[&str]) -> WorldStream {
+        let mut stream = self.open_world().await.unwrap();
+        let node = Node { id: node.to_owned(), ..Node::default() };
+        let request = DiscoveryRequest {
+            node: Some(node),
+            resource_names: owned(names),
+            type_url: TYPE_URL.to_owned(),
+            ..DiscoveryRequest::default()
+        };
+        stream.send(request).await;
+        stream
+    }
+
     /// Opens a delta stream and subscribes to these names, with what the proxy has of each.
     pub async fn delta(&mut self, names: &[&str], has: &[(&str, &str)]) -> DeltaStream {
         let mut stream = self.open_delta().await.unwrap();

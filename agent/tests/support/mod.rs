@@ -71,6 +71,8 @@ impl Clock for SetClock {
 pub struct Behaviour {
     /// Sizes of the calls.
     pub calls: Mutex<Vec<usize>>,
+    /// What was issued so far.
+    pub entries: AtomicU64,
     pub joins: AtomicUsize,
     pub renewals: AtomicUsize,
     /// Handshakes that came to nothing.
@@ -95,6 +97,13 @@ pub struct Behaviour {
     pub sessions: Mutex<Vec<mpsc::Sender<Result<wire::CaMessage, tonic::Status>>>>,
 }
 
+impl Behaviour {
+    /// The ledger's entry of the next certificate, from 1 on.
+    pub fn next_entry(&self) -> u64 {
+        self.entries.fetch_add(1, Ordering::SeqCst) + 1
+    }
+}
+
 /// The CA.
 pub struct FakeCa {
     pub address: SocketAddr,
@@ -114,6 +123,7 @@ impl FakeCa {
             signer: Arc::new(Signer::new("k1")),
             behaviour: Arc::new(Behaviour {
                 calls: Mutex::default(),
+                entries: AtomicU64::new(0),
                 joins: AtomicUsize::new(0),
                 renewals: AtomicUsize::new(0),
                 refused_handshakes: AtomicUsize::new(0),
@@ -313,23 +323,23 @@ pub async fn a_while() {
 pub async fn ready(subscription: &mut Subscription) -> Arc<X509Svid> {
     let state = subscription.svid.wait_for(|state| matches!(state, SvidState::Ready(_)));
     match &*tokio::time::timeout(SOON, state).await.expect("a certificate").unwrap() {
-        SvidState::Ready(svid) => svid.clone(),
+        SvidState::Ready(held) => held.svid.clone(),
         other => panic!("{other:?}"),
     }
 }
 
 /// A certificate other than `last`.
 pub async fn renewed(subscription: &mut Subscription, last: &X509Svid) -> Arc<X509Svid> {
-    let state = subscription.svid.wait_for(|state| matches!(state, SvidState::Ready(svid) if svid.serial() != last.serial()));
+    let state = subscription.svid.wait_for(|state| matches!(state, SvidState::Ready(held) if held.svid.serial() != last.serial()));
     match &*tokio::time::timeout(SOON, state).await.expect("a new certificate").unwrap() {
-        SvidState::Ready(svid) => svid.clone(),
+        SvidState::Ready(held) => held.svid.clone(),
         other => panic!("{other:?}"),
     }
 }
 
 /// Whether `svid` is what is being served.
 pub fn serves(subscription: &Subscription, svid: &X509Svid) -> bool {
-    matches!(&*subscription.svid.borrow(), SvidState::Ready(served) if served.serial() == svid.serial())
+    matches!(&*subscription.svid.borrow(), SvidState::Ready(served) if served.svid.serial() == svid.serial())
 }
 
 pub fn contains(file: &Path, needle: &[u8]) -> bool {

@@ -83,7 +83,7 @@ impl Service {
         let csr = VerifiedCsr::from_der(csr).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let now = self.clock.now();
         let leaf = self.pki.sign(id, &csr.public_key, now - Duration::seconds(30), now + OWN_LIFETIME);
-        Ok(wire::IssuedSvid { spiffe_id: id.to_owned(), chain: vec![leaf.to_vec().into()], entry: 1 })
+        Ok(wire::IssuedSvid { spiffe_id: id.to_owned(), chain: vec![leaf.to_vec().into()], entry: self.behaviour.next_entry() })
     }
 
     fn issue_one(&self, request: wire::WorkloadRequest) -> wire::WorkloadResult {
@@ -123,7 +123,11 @@ impl Service {
         let skew = Duration::seconds(self.behaviour.skew.load(Ordering::SeqCst));
         let lifetime = Duration::seconds(self.behaviour.lifetime.load(Ordering::SeqCst));
         let leaf = self.pki.sign(&id, &csr.public_key, now + skew - Duration::seconds(30), now + skew + lifetime);
-        wire::workload_result::Outcome::Svid(wire::IssuedSvid { spiffe_id: id, chain: vec![leaf.to_vec().into()], entry: 2 })
+        wire::workload_result::Outcome::Svid(wire::IssuedSvid {
+            spiffe_id: id,
+            chain: vec![leaf.to_vec().into()],
+            entry: self.behaviour.next_entry(),
+        })
     }
 }
 
