@@ -15,6 +15,7 @@ pub mod fleet;
 pub mod issuance;
 pub mod keys;
 pub mod ledger;
+pub mod rotation;
 pub mod server;
 pub mod store;
 pub mod telemetry;

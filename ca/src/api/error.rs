@@ -12,6 +12,7 @@ use crate::attestation::NotACaller;
 use crate::fleet::{FleetError, SessionEnd};
 use crate::issuance::Refusal;
 use crate::ledger::{FilterError, LedgerError};
+use crate::rotation::RotationError;
 
 /// The metadata key that carries a refusal's stable word.
 pub const REASON_KEY: &str = "chancery-reason";
@@ -70,6 +71,9 @@ pub enum ApiError {
     /// The ledger failed.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// A trust root stays where it is.
+    #[error(transparent)]
+    Rotation(#[from] RotationError),
     /// The fleet refused.
     #[error(transparent)]
     Fleet(#[from] FleetError),
@@ -104,7 +108,12 @@ impl ApiError {
         match self {
             Self::MayNotAct(_) => Some("role"),
             Self::ReasonMissing => Some("reason_missing"),
-            Self::Ledger(LedgerError::Impossible(_)) => Some("impossible"),
+            Self::Ledger(LedgerError::Impossible(_)) | Self::Rotation(RotationError::Ledger(LedgerError::Impossible(_))) => {
+                Some("impossible")
+            }
+            Self::Rotation(RotationError::Gate(_)) => Some("gate"),
+            Self::Rotation(RotationError::NotDue(_)) => Some("not_due"),
+            Self::Rotation(RotationError::Unknown(_)) => Some("unknown_root"),
             _ => None,
         }
     }
@@ -137,11 +146,22 @@ impl ApiError {
             | Self::MayNotAct(_)
             | Self::Session(SessionEnd::ClusterRemoved) => Code::PermissionDenied,
             Self::Ledger(LedgerError::Impossible(_)) => Code::FailedPrecondition,
+            Self::Rotation(error) => of_rotation(error),
             Self::Ledger(error) if error.is_retryable() => Code::Unavailable,
             Self::Ledger(_) => Code::Internal,
             Self::Session(SessionEnd::Replaced) => Code::Aborted,
             Self::Session(_) | Self::Ending { .. } => Code::Unavailable,
         }
+    }
+}
+
+fn of_rotation(error: &RotationError) -> Code {
+    match error {
+        RotationError::Gate(_) | RotationError::NotDue(_) | RotationError::Ledger(LedgerError::Impossible(_)) => Code::FailedPrecondition,
+        RotationError::Unknown(_) => Code::NotFound,
+        RotationError::Ledger(error) if !error.is_retryable() => Code::Internal,
+        // It can be tried again, and what is recorded is followed by itself.
+        _ => Code::Unavailable,
     }
 }
 

@@ -13,7 +13,7 @@ use super::held::Held;
 use super::issuer::common_name_of;
 use super::{Authority, AuthorityError, Issuer, RootStatus};
 use crate::ledger::LedgerError;
-use crate::ledger::acts::{Change, RootState, State};
+use crate::ledger::acts::{Change, Overrides, RootState, State};
 
 /// How long the keys of a root outlive its end, so that no batch under way finds its key gone.
 const KEYS_STAY: time::Duration = time::Duration::minutes(1);
@@ -67,7 +67,7 @@ impl Authority {
             held.roots.push(root.clone());
             root
         };
-        let change = Change::Root { root: root.fingerprint, to: RootState::Prepared, except: Vec::new(), force: false };
+        let change = Change::Root { root: root.fingerprint, to: RootState::Prepared, overrides: Overrides::default() };
         self.maker.ledger.act(actor, change, why).await?;
         self.follow(&mut held, now).await?;
         Ok(root.fingerprint)
@@ -182,7 +182,7 @@ pub(super) fn trust_state(trust_domain: &TrustDomain, held: &Held, state: &State
     let bundle = TrustBundle::new(trust_domain.clone(), trusted.collect())?;
     // Who prepares a root changes nothing for anybody.
     let changes = state.roots.values().filter(|root| root.state != RootState::Prepared).map(|root| root.entry + 1);
-    let sequence = changes.max().unwrap_or_default();
+    let sequence = state.trust_floor() + changes.max().unwrap_or_default();
     Ok(TrustState::new(sequence, trust_domain.clone(), [bundle])?.with_distrusted(state.distrusted().collect()))
 }
 
@@ -199,6 +199,7 @@ pub(super) fn roots_as_told(held: &Held, state: &State) -> Vec<RootStatus> {
             state: fold.state,
             since: fold.since,
             entry: fold.entry,
+            leave_by: fold.leave_by,
             has_key: root.key.is_some(),
             issuing_until: held.issuer_of(root.fingerprint).map(|issuer| issuer.not_after()),
         })

@@ -173,6 +173,8 @@ pub enum AuthorityError {
 pub struct CertificateStatus {
     /// A trust root, or an issuing certificate.
     pub root: bool,
+    /// Where a root is in its life.
+    pub state: Option<RootState>,
     /// Of the certificate.
     pub fingerprint: Fingerprint,
     /// Its common name.
@@ -202,6 +204,8 @@ pub struct RootStatus {
     pub since: OffsetDateTime,
     /// The entry of the act that brought it there.
     pub entry: u64,
+    /// It is being distrusted, and leaves the bundles by then.
+    pub leave_by: Option<OffsetDateTime>,
     /// Whether its key is there.
     pub has_key: bool,
     /// When its newest issuing certificate ends; none if none can sign.
@@ -287,6 +291,7 @@ impl Authority {
         let trusted = roots.iter().filter(|root| matches!(root.state, RootState::Published | RootState::Active | RootState::Draining));
         let roots = trusted.map(|root| CertificateStatus {
             root: true,
+            state: Some(root.state),
             fingerprint: root.fingerprint,
             subject: root.subject.clone(),
             not_before: root.not_before,
@@ -294,6 +299,7 @@ impl Authority {
         });
         let issuing = CertificateStatus {
             root: false,
+            state: None,
             fingerprint: Fingerprint::of(issuer.certificate()),
             subject: issuer::common_name_of(issuer.certificate()),
             not_before: issuer.not_before(),

@@ -17,7 +17,7 @@ use super::server::ServerCertificate;
 use super::{Authority, AuthorityError, Settings};
 use crate::keys::KeyManager;
 use crate::ledger::Ledger;
-use crate::ledger::acts::{Change, RootState};
+use crate::ledger::acts::{Change, Overrides, RootState};
 
 /// The first path segments of the CA's own ID.
 const SERVER_PATH: [&str; 2] = ["chancery", "ca"];
@@ -96,7 +96,7 @@ async fn active_root(maker: &Maker, held: &mut Held, settings: &Settings, now: O
         None => maker.root(settings, now).await?,
     };
     check_root(&root, &maker.trust_domain, now)?;
-    let change = Change::Root { root: root.fingerprint, to: RootState::Active, except: Vec::new(), force: false };
+    let change = Change::Root { root: root.fingerprint, to: RootState::Active, overrides: Overrides::default() };
     maker.ledger.act(ACTOR, change, "the first trust root of this CA").await?;
     if held.root(root.fingerprint).is_none() {
         held.roots.push(root.clone());

@@ -26,6 +26,7 @@ use crate::attestation::development::{self, JWKS_FILE};
 use crate::attestation::{ClusterSettings, ClusterSettingsError, JwksSource, check_clusters, check_keys};
 use crate::authority::Settings as AuthoritySettings;
 use crate::issuance::policy::{Policy, PolicySettings};
+use crate::rotation::Settings as RotationSettings;
 use settings::Settings;
 
 /// Every key with its default and meaning; what `chancery-ca config example` prints.
@@ -99,6 +100,8 @@ pub struct Config {
     pub policy: PolicySettings,
     /// The CA's own certificates.
     pub authority: AuthoritySettings,
+    /// How trust roots follow each other.
+    pub rotation: RotationSettings,
     /// What each peer may take.
     pub limits: LimitSettings,
     /// Which people may ask and act.
@@ -171,7 +174,8 @@ impl Config {
         Ok(Self::with_defaults(settings, defaults, source))
     }
 
-    fn with_defaults(settings: Settings, defaults: Defaults, source: &Source<'_>) -> Self {
+    fn with_defaults(mut settings: Settings, defaults: Defaults, source: &Source<'_>) -> Self {
+        settings.rotation.keep_replacement.get_or_insert(!defaults.development);
         Self {
             path: source.path.map(Path::to_owned),
             digest: sha256(source.text),
@@ -184,6 +188,7 @@ impl Config {
             log: settings.log,
             policy: settings.policy,
             authority: settings.authority,
+            rotation: settings.rotation,
             limits: settings.limits,
             roles: settings.roles,
             clusters: settings.clusters,
@@ -259,6 +264,7 @@ impl Config {
             ("log", self.log.level != new.log.level),
             ("policy", self.policy != new.policy),
             ("authority", self.authority != new.authority),
+            ("rotation", self.rotation != new.rotation),
             ("roles", self.roles != new.roles),
         ];
         changed.extend(sections.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()));

@@ -12,6 +12,7 @@ use crate::attestation::ClusterSettings;
 use crate::authority::Settings as AuthoritySettings;
 use crate::config::LimitSettings;
 use crate::issuance::policy::PolicySettings;
+use crate::rotation::Settings as RotationSettings;
 
 /// What is left out depends on whether the CA is for development, so it is filled in later.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -25,6 +26,7 @@ pub(super) struct Settings {
     pub(super) log: LogSettings,
     pub(super) policy: PolicySettings,
     pub(super) authority: AuthoritySettings,
+    pub(super) rotation: RotationSettings,
     pub(super) limits: LimitSettings,
     pub(super) roles: RoleSettings,
     #[serde(rename = "cluster")]

@@ -205,6 +205,16 @@ impl Fleet {
         connected.filter_map(|(id, line)| line.orders.try_send(order).err().map(|_| FleetError::Busy(id.clone()))).collect()
     }
 
+    /// The connected agents with the number of certificates that each holds, those with the first certificate to expire first.
+    pub fn by_expiry(&self) -> Vec<(SpiffeId, u32)> {
+        let agents = self.lock();
+        let connected = agents.by_id.iter().filter(|(_, record)| record.line.is_some());
+        let mut found: Vec<_> =
+            connected.map(|(id, record)| (record.report.first_expiry_ms, id.clone(), record.report.workloads)).collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, id, workloads)| (id, workloads)).collect()
+    }
+
     /// Everyone who was seen since this CA started, by SPIFFE ID.
     pub fn agents(&self) -> Vec<AgentRecord> {
         self.lock().by_id.values().map(Record::describe).collect()

@@ -122,6 +122,7 @@ impl OwnCertificate {
             subject: self.subject,
             not_before_ms: to_millis(self.not_before),
             not_after_ms: to_millis(self.not_after),
+            state: String::new(),
         }
     }
 }

@@ -3,17 +3,21 @@
 //! Judges what the other parts tell of themselves; holds nothing and changes nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use chancery_proto::chancery::v1::{AgentRecord, Finding};
 use time::{Duration, OffsetDateTime};
 
-use crate::authority::CertificateStatus;
+use crate::authority::{CertificateStatus, RootStatus};
 use crate::fleet::Level;
 use crate::ledger::Refusal;
+use crate::ledger::acts::RootState;
 
 /// A trust root has to be rotated in time: everybody must get the next one first.
 const ROOT_ENDS_SOON: Duration = Duration::days(30);
 const ROOT_ENDS_NOW: Duration = Duration::days(7);
+/// How long the certificates under a draining root take to be replaced where everybody is there: they live an hour, agents' own a day.
+const DRAINS_WITHIN: Duration = Duration::hours(36);
 /// How long an agent may be away without a word: a restart, a drained connection.
 const AWAY: Duration = Duration::minutes(2);
 /// Clocks that differ by more make certificates look not yet valid or expired.
@@ -37,6 +41,8 @@ pub(super) struct Facts {
     /// What it issues in spite of.
     pub(super) flaws: Vec<String>,
     pub(super) certificates: Vec<CertificateStatus>,
+    /// All that acts have named.
+    pub(super) roots: Arc<Vec<RootStatus>>,
     pub(super) agents: Vec<AgentRecord>,
     /// The newest trust state.
     pub(super) trust_sequence: u64,
@@ -57,6 +63,7 @@ impl Facts {
         findings.extend(self.obstacles.iter().map(|obstacle| (Level::Bad, format!("nothing is issued: {obstacle}"), "")));
         findings.extend(self.flaws.iter().map(|flaw| (Level::Warn, flaw.clone(), "")));
         findings.extend(self.certificates.iter().filter_map(|certificate| self.on_certificate(certificate)));
+        findings.extend(self.on_roots());
         findings.extend(self.on_agents());
         findings.extend(self.on_refusals());
         findings.extend(self.on_backup());
@@ -66,14 +73,17 @@ impl Facts {
     }
 
     fn on_certificate(&self, certificate: &CertificateStatus) -> Option<(Level, String, &'static str)> {
-        let CertificateStatus { root, subject, not_before, not_after, .. } = certificate;
+        let CertificateStatus { root, state, subject, not_before, not_after, .. } = certificate;
+        if *state == Some(RootState::Draining) {
+            return None;
+        }
         let left = *not_after - self.now;
         let ends = format!("{subject} ends at {not_after}");
         match (root, left) {
             (true, left) if left < ROOT_ENDS_NOW => {
-                Some((Level::Bad, ends, "bring in a new trust root now, before anything it signed ends with it"))
+                Some((Level::Bad, ends, "`chancery root rotate` now, before anything that it signed ends with it"))
             }
-            (true, left) if left < ROOT_ENDS_SOON => Some((Level::Warn, ends, "plan the next trust root")),
+            (true, left) if left < ROOT_ENDS_SOON => Some((Level::Warn, ends, "`chancery root rotate` brings in the next one")),
             (false, left) if left < (*not_after - *not_before) / 4 => Some((
                 Level::Bad,
                 format!("{ends}, and was not renewed from half of its life on"),
@@ -81,6 +91,28 @@ impl Facts {
             )),
             _ => None,
         }
+    }
+
+    /// A rotation that is stuck, a distrust that has not ended, a replacement that is missing.
+    fn on_roots(&self) -> Vec<(Level, String, &'static str)> {
+        let mut findings = Vec::new();
+        let draining = || self.roots.iter().filter(|root| root.state == RootState::Draining);
+        for root in draining() {
+            let RootStatus { fingerprint, since, leave_by, .. } = root;
+            if leave_by.is_some_and(|leave_by| leave_by < self.now) {
+                let text = format!("the distrusted root {fingerprint} is still in the bundles");
+                findings.push((Level::Bad, text, "the CA's log says what keeps it there"));
+            } else if self.now - *since > DRAINS_WITHIN {
+                let text = format!("the root {fingerprint} is draining since {since}: the rotation is stuck");
+                findings.push((Level::Warn, text, "`chancery root retire --dry-run` says who is missing"));
+            }
+        }
+        let has_replacement = self.roots.iter().any(|root| root.state == RootState::Published && root.issuing_until.is_some());
+        if !has_replacement && draining().next().is_none() && !self.development {
+            let text = "no replacement for the trust root is published: distrusting it would cost connections".to_owned();
+            findings.push((Level::Warn, text, "set `keep_replacement` under [rotation], or `chancery root prepare` and `publish`"));
+        }
+        findings
     }
 
     fn on_agents(&self) -> Vec<(Level, String, &'static str)> {
@@ -203,6 +235,7 @@ mod tests {
             obstacles: Vec::new(),
             flaws: Vec::new(),
             certificates: vec![certificate(true, Duration::days(300)), certificate(false, Duration::days(6))],
+            roots: Arc::new(vec![root(RootState::Active), root(RootState::Published)]),
             agents: vec![agent],
             trust_sequence: 7,
             refusals: Vec::new(),
@@ -218,7 +251,37 @@ mod tests {
 
     fn certificate(root: bool, left: Duration) -> CertificateStatus {
         let not_before = NOW - Duration::DAY;
-        CertificateStatus { root, fingerprint: Fingerprint([1; 32]), subject: "a certificate".into(), not_before, not_after: NOW + left }
+        let (fingerprint, state) = (Fingerprint([1; 32]), root.then_some(RootState::Active));
+        CertificateStatus { root, state, fingerprint, subject: "a certificate".into(), not_before, not_after: NOW + left }
+    }
+
+    fn root(state: RootState) -> RootStatus {
+        RootStatus {
+            fingerprint: Fingerprint([1; 32]),
+            certificate: Vec::new().into(),
+            subject: "a root".into(),
+            not_before: NOW - Duration::DAY,
+            not_after: NOW + Duration::days(300),
+            state,
+            since: NOW - Duration::HOUR,
+            entry: 1,
+            leave_by: None,
+            has_key: true,
+            issuing_until: Some(NOW + Duration::DAY),
+        }
+    }
+
+    #[test]
+    fn a_rotation_that_does_not_go_on_is_named() {
+        let roots = |changed: RootStatus| Arc::new(vec![changed, root(RootState::Active)]);
+        finds("warn", "no replacement", |facts| facts.roots = Arc::new(vec![root(RootState::Active)]));
+        let mut facts = well();
+        facts.roots = roots(root(RootState::Draining));
+        assert_eq!(facts.judge(), [], "it takes its time");
+        let since = NOW - Duration::hours(37);
+        finds("warn", "is stuck", |facts| facts.roots = roots(RootStatus { since, ..root(RootState::Draining) }));
+        let leave_by = Some(NOW - Duration::SECOND);
+        finds("bad", "distrusted root", |facts| facts.roots = roots(RootStatus { leave_by, ..root(RootState::Draining) }));
     }
 
     /// What is found after `spoil`: one finding that says `words`.

@@ -27,6 +27,7 @@ use chancery_process::watch::FileWatch;
 use chancery_proto::chancery::v1::agent_service_server::AgentServiceServer;
 use chancery_proto::chancery::v1::log_service_server::LogServiceServer;
 use chancery_proto::chancery::v1::operator_service_server::OperatorServiceServer;
+use chancery_proto::chancery::v1::root_service_server::RootServiceServer;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -37,7 +38,7 @@ use tracing::{error, info, warn};
 
 pub use error::ServeError;
 
-use crate::api::{AgentApi, CallMetrics, Exports, LogApi, NoteUnread, OperatorApi, Peers, Watches, auditors_ledger_routes};
+use crate::api::{AgentApi, CallMetrics, Exports, LogApi, NoteUnread, OperatorApi, Peers, RootApi, Watches, auditors_ledger_routes};
 use crate::config::{Config, Mode};
 use crate::fleet::LedgerSource;
 use crate::ledger::LedgerHealth;
@@ -121,6 +122,14 @@ impl Running {
     }
 }
 
+/// What people are answered by, on either door.
+#[derive(Clone)]
+struct Services {
+    operators: OperatorServiceServer<OperatorApi>,
+    log: LogApi,
+    roots: RootServiceServer<RootApi>,
+}
+
 /// Starts a CA; it accepts connections when this returns.
 ///
 /// # Errors
@@ -145,9 +154,9 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     let mut tasks = JoinSet::new();
     let operators = operators(&parts, Arc::clone(&calls), stop.clone());
     let log_api = log_api(&parts, Arc::clone(&calls), stop.clone());
-    let services = (operators.clone(), log_api.clone());
-    tasks.spawn(serve_tls(&parts, doors.tls, services, Arc::clone(&metrics), calls, stop.clone())?);
-    tasks.spawn(serve_admin(doors.admin, operators, log_api, stop.clone()));
+    let services = Services { operators, log: log_api, roots: root_api(&parts, Arc::clone(&calls)) };
+    tasks.spawn(serve_tls(&parts, doors.tls, services.clone(), Arc::clone(&metrics), calls, stop.clone())?);
+    tasks.spawn(serve_admin(doors.admin, services, stop.clone()));
     tasks.spawn(serve_http(Arc::clone(&parts), doors.http, registry, stop.clone()));
     let reloader = Reloader { parts: Arc::clone(&parts), mode, log, metrics, watch };
     tasks.spawn(reloader.run(stop.clone()));
@@ -157,6 +166,8 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     let (refused_acts, stop_refused) = (Arc::clone(parts.people.refused_acts()), stop.clone());
     tasks.spawn(async move { refused_acts.run(stop_refused).await });
     tasks.spawn(async move { authority.run(stop_authority).await });
+    let (rotation, stop_rotation) = (Arc::clone(&parts.rotation), stop.clone());
+    tasks.spawn(async move { rotation.run(stop_rotation).await });
     let (checkpoints, stop_checkpoints) = (Arc::clone(&parts.checkpoints), stop.clone());
     tasks.spawn(async move { checkpoints.run(stop_checkpoints).await });
     tasks.spawn(scrub::run(Arc::clone(&parts), stop.clone()));
@@ -231,7 +242,7 @@ async fn ledger_failed(parts: &Parts) -> ServeError {
 fn serve_tls(
     parts: &Arc<Parts>,
     listener: tokio::net::TcpListener,
-    (operators, log): (OperatorServiceServer<OperatorApi>, LogApi),
+    services: Services,
     metrics: Arc<Metrics>,
     calls: Arc<CallMetrics>,
     stop: CancellationToken,
@@ -262,7 +273,8 @@ fn serve_tls(
         shutdown: stop.clone(),
     };
     let service = AgentServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let routes = Routes::new(service).add_service(operators).add_service(LogServiceServer::new(log.clone()));
+    let Services { operators, log, roots } = services;
+    let routes = Routes::new(service).add_service(operators).add_service(LogServiceServer::new(log.clone())).add_service(roots);
     let routes = Routes::from(routes.into_axum_router().merge(auditors_ledger_routes(log)));
     let server = Server::builder()
         .layer(NoteUnread(Arc::clone(&parts.issuance)))
@@ -310,16 +322,23 @@ fn log_api(parts: &Arc<Parts>, calls: Arc<CallMetrics>, stop: CancellationToken)
     }
 }
 
-fn serve_admin(
-    listener: tokio::net::UnixListener,
-    operators: OperatorServiceServer<OperatorApi>,
-    log: LogApi,
-    stop: CancellationToken,
-) -> impl Future<Output = ()> + Send {
+/// What answers those who walk trust roots through their lives, on either door.
+fn root_api(parts: &Arc<Parts>, calls: Arc<CallMetrics>) -> RootServiceServer<RootApi> {
+    RootServiceServer::new(RootApi {
+        rotation: Arc::clone(&parts.rotation),
+        authority: Arc::clone(&parts.authority),
+        people: Arc::clone(&parts.people),
+        metrics: calls,
+    })
+}
+
+fn serve_admin(listener: tokio::net::UnixListener, services: Services, stop: CancellationToken) -> impl Future<Output = ()> + Send {
+    let Services { operators, log, roots } = services;
     let server = Server::builder()
         .concurrency_limit_per_connection(16)
         .add_service(operators)
         .add_service(LogServiceServer::new(log))
+        .add_service(roots)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned());
     async move {
         if let Err(error) = server.await {

@@ -20,6 +20,7 @@ use crate::issuance::Issuance;
 use crate::issuance::policy::Policy;
 use crate::keys::{FileKeyManager, KeyManager};
 use crate::ledger::{Body, Checkpoints, DICTIONARY_DIMENSIONS, EntryTerms, Ledger, LedgerOptions, Refusals};
+use crate::rotation::Rotation;
 use crate::server::ServeError;
 use crate::server::growth::Growth;
 use crate::server::parts::Parts;
@@ -96,9 +97,12 @@ pub(super) async fn open(
         calls,
         Arc::clone(&clock),
     );
+    let fleet = Fleet::new(Arc::clone(&clock));
+    let rotation = Rotation::new(ledger.clone(), Arc::clone(&authority), Arc::clone(&fleet), config.rotation.clone(), Arc::clone(&clock));
     Ok(Parts {
         started_at: clock.now(),
-        fleet: Fleet::new(Arc::clone(&clock)),
+        fleet,
+        rotation: Arc::new(rotation),
         people: Arc::new(people),
         clock,
         config: ArcSwap::from_pointee(config),

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::issuance::Issuance;
 use crate::ledger::{Checkpoints, Ledger, LedgerHealth, RefusalFilter, Refusals};
+use crate::rotation::Rotation;
 use crate::server::doctor::Facts;
 use crate::server::growth::Growth;
 use crate::server::scrub::Scrubs;
@@ -39,6 +40,7 @@ pub(super) struct Parts {
     pub(super) clusters: Arc<Clusters>,
     pub(super) issuance: Arc<Issuance>,
     pub(super) fleet: Arc<Fleet>,
+    pub(super) rotation: Arc<Rotation>,
     pub(super) people: Arc<People>,
     pub(super) scrubs: Scrubs,
     pub(super) growth: Growth,
@@ -111,6 +113,7 @@ impl Parts {
             obstacles: self.obstacles(),
             flaws: self.flaws(),
             certificates: self.authority.status(),
+            roots: self.authority.roots(),
             agents: self.fleet.agents(),
             trust_sequence: self.trust_sequence(),
             refusals: self.refusals.list_newest(&RefusalFilter::default(), JUDGED_REFUSALS),
@@ -154,6 +157,7 @@ impl Parts {
             subject: one.subject,
             not_before_ms: millis(one.not_before),
             not_after_ms: millis(one.not_after),
+            state: one.state.map(|state| state.to_string()).unwrap_or_default(),
         };
         self.authority.status().into_iter().map(of).collect()
     }

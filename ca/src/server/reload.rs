@@ -83,6 +83,7 @@ impl Reloader {
         parts.clusters.replace(new.clusters.clone())?;
         parts.issuance.set_policy(policy);
         parts.authority.configure(new.authority.clone());
+        parts.rotation.configure(new.rotation.clone());
         parts.people.replace(new.roles.clone());
         if let Some(log) = &self.log {
             log.apply(&new.log);

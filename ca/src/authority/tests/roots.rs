@@ -6,10 +6,10 @@ use super::{Duration, KeyType, leaf};
 use crate::authority::testing::{Commits, Run, TestCa};
 use crate::authority::*;
 use crate::keys::{FileKeyManager, KeyManager};
-use crate::ledger::acts::{Change, RootState};
+use crate::ledger::acts::{Change, Overrides, RootState};
 
 async fn act(run: &Run, root: Fingerprint, to: RootState) {
-    let change = Change::Root { root, to, except: Vec::new(), force: false };
+    let change = Change::Root { root, to, overrides: Overrides::default() };
     run.ledger.act("local:uid=0", change, "a test").await.unwrap();
 }
 

@@ -17,6 +17,7 @@ use crate::client::{CliError, Log, Operator};
 pub(crate) use self::filter::{FilterArgs, moment_or_ago};
 pub(crate) use self::refusals::RefusalRow;
 pub(crate) use self::row::{IdentityRow, columns};
+pub(crate) use self::show::pem;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

@@ -11,6 +11,7 @@ mod log;
 mod output;
 mod pages;
 mod policy;
+mod root;
 mod status;
 mod token;
 
@@ -53,6 +54,9 @@ enum Command {
     /// The ledger as anybody can verify it.
     #[command(subcommand)]
     Log(log::Command),
+    /// The trust roots: where each is in its life, and the way to the next one.
+    #[command(subcommand)]
+    Root(root::Command),
     /// The node agents.
     #[command(subcommand)]
     Agent(agents::Command),
@@ -97,6 +101,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Explain { pod } => explain::run(connect().await?, pod, out, format).await,
         Command::Agent(command) => agents::run(connect().await?, command, out, format).await,
         Command::Log(command) => log::run(&cli.way, command, out, format).await,
+        Command::Root(command) => root::run(&cli.way, command, out, format).await,
         Command::Policy(command) => policy::run(&cli.way, command, out, format).await,
         Command::Token(command) => token::run(&command, out, format),
         Command::Completions { shell } => {

@@ -31,6 +31,7 @@ struct Summary {
 #[derive(Debug, Serialize)]
 struct Authority {
     kind: &'static str,
+    state: String,
     subject: String,
     not_before: String,
     not_after: String,
@@ -56,7 +57,7 @@ pub(crate) async fn run(mut ca: Operator, out: &mut impl Write, format: Format) 
     writeln!(out, "{}\n", coloured(level, word)).map_err(OutputError::Write)?;
     fields(out, format, &status)?;
     writeln!(out).map_err(OutputError::Write)?;
-    rows(out, format, &["kind", "subject", "not_after", "fingerprint"], &authorities)?;
+    rows(out, format, &["kind", "state", "subject", "not_after", "fingerprint"], &authorities)?;
     writeln!(out).map_err(OutputError::Write)?;
     Ok(rows(out, format, &["name", "keys", "loaded_at", "error"], &clusters)?)
 }
@@ -65,6 +66,7 @@ impl Summary {
     fn of(status: StatusResponse) -> Self {
         let authorities = status.authorities.into_iter().map(|authority| Authority {
             kind: if authority.root { "root" } else { "issuing" },
+            state: authority.state,
             subject: authority.subject,
             not_before: moment(authority.not_before_ms),
             not_after: moment(authority.not_after_ms),

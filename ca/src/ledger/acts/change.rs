@@ -65,6 +65,19 @@ pub struct RefusedAct {
     pub count: u64,
 }
 
+/// What of a gate did not count for a transition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Who was left out of the count, by name.
+    pub except: Vec<String>,
+    /// The gate was not met, and overridden.
+    pub force: bool,
+    /// Proxies that cannot prove what they trust were not waited for.
+    pub accept_unproven: bool,
+    /// The CA's clock was confirmed to be right.
+    pub confirm_clock: bool,
+}
+
 /// What an act changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -74,10 +87,15 @@ pub enum Change {
         root: Fingerprint,
         /// Where to.
         to: RootState,
-        /// Who was left out of the count.
-        except: Vec<String>,
-        /// The gate was not met, and overridden.
-        force: bool,
+        /// In spite of what.
+        overrides: Overrides,
+    },
+    /// A root is to leave the bundles in an emergency: when nothing alive chains to it any more, or by a deadline.
+    BeginDistrust {
+        /// Which.
+        root: Fingerprint,
+        /// The deadline.
+        leave_by: OffsetDateTime,
     },
     /// Certificates issued until now are revoked. By anything but the serial, nothing more is issued either, until [`Change::Allow`].
     Revoke {
@@ -123,6 +141,7 @@ impl Change {
                 RootState::Retired => "root.retire",
                 RootState::Distrusted => "root.distrust",
             },
+            Self::BeginDistrust { .. } => "root.begin-distrust",
             Self::Revoke { .. } => "identity.revoke",
             Self::Allow(_) => "identity.allow",
             Self::Ban(_) => "agent.ban",
@@ -136,7 +155,7 @@ impl Change {
     /// What is changed, in words.
     pub fn target(&self) -> String {
         match self {
-            Self::Root { root, .. } => root.to_string(),
+            Self::Root { root, .. } | Self::BeginDistrust { root, .. } => root.to_string(),
             Self::Revoke { subject, .. } | Self::Allow(subject) => subject.to_string(),
             Self::Ban(agent) | Self::Unban(agent) => agent.to_string(),
             Self::CheckpointKey(key) => hex::encode(key),
@@ -155,8 +174,12 @@ impl Change {
 
     pub(super) fn into_wire(self) -> WireChange {
         match self {
-            Self::Root { root, to, except, force } => {
-                WireChange::Root(wire::RootTransition { fingerprint: root.0.to_vec(), to: wire::RootState::from(to).into(), except, force })
+            Self::Root { root, to, overrides: Overrides { except, force, accept_unproven, confirm_clock } } => {
+                let (fingerprint, to) = (root.0.to_vec(), wire::RootState::from(to).into());
+                WireChange::Root(wire::RootTransition { fingerprint, to, except, force, accept_unproven, confirm_clock })
+            }
+            Self::BeginDistrust { root, leave_by } => {
+                WireChange::BeginDistrust(wire::BeginDistrust { fingerprint: root.0.to_vec(), leave_by_ms: to_millis(leave_by) })
             }
             Self::Revoke { subject, until } => {
                 WireChange::Revoke(wire::Revoke { subject: Some(subject.into()), until_ms: to_millis(until) })
@@ -182,9 +205,14 @@ impl Change {
     /// Reads a change; none, or one of a kind that this code does not know, is an error: the state cannot be told without it.
     pub(super) fn from_wire(change: Option<WireChange>) -> Result<Self, ActError> {
         Ok(match change.ok_or(ActError::UnknownChange)? {
-            WireChange::Root(wire::RootTransition { fingerprint, to, except, force }) => {
+            WireChange::Root(wire::RootTransition { fingerprint, to, except, force, accept_unproven, confirm_clock }) => {
                 let to = wire::RootState::try_from(to).ok().and_then(|to| RootState::try_from(to).ok()).ok_or(ActError::UnknownChange)?;
-                Self::Root { root: Fingerprint(array("root.fingerprint", &fingerprint)?), to, except, force }
+                let overrides = Overrides { except, force, accept_unproven, confirm_clock };
+                Self::Root { root: Fingerprint(array("root.fingerprint", &fingerprint)?), to, overrides }
+            }
+            WireChange::BeginDistrust(wire::BeginDistrust { fingerprint, leave_by_ms }) => {
+                let root = Fingerprint(array("begin_distrust.fingerprint", &fingerprint)?);
+                Self::BeginDistrust { root, leave_by: from_millis(leave_by_ms) }
             }
             WireChange::Revoke(wire::Revoke { subject, until_ms }) => {
                 Self::Revoke { subject: Subject::from_wire(subject)?, until: from_millis(until_ms) }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use chancery_proto::chancery::v1 as wire;
 use tokio::sync::{Mutex, watch};
 
-pub use self::change::{Change, RefusedAct, RootState, Subject};
+pub use self::change::{Change, Overrides, RefusedAct, RootState, Subject};
 pub use self::fold::Fold;
 pub use self::query::{ActFilter, ActsPage, RecordedAct};
 pub use self::refused::RefusedActs;

@@ -77,6 +77,7 @@ impl State {
                 state: wire::RootState::from(root.state).into(),
                 since_ms: to_millis(root.since),
                 entry: root.entry,
+                leave_by_ms: root.leave_by.map(to_millis),
             })
         });
         let revocations = self.revocations.iter().map(|(subject, revocation)| {
@@ -125,7 +126,8 @@ impl State {
         for root in part.roots {
             let state = wire::RootState::try_from(root.state).map_err(|_| ActError::UnknownChange)?;
             let state = RootState::try_from(state)?;
-            let root_state = Root { state, since: from_millis(root.since_ms), entry: root.entry };
+            let leave_by = root.leave_by_ms.map(from_millis);
+            let root_state = Root { state, since: from_millis(root.since_ms), entry: root.entry, leave_by };
             self.roots.insert(Fingerprint(array("roots.fingerprint", &root.fingerprint)?), root_state);
         }
         for revocation in part.revocations {

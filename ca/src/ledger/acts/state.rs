@@ -58,6 +58,8 @@ pub struct Root {
     pub since: OffsetDateTime,
     /// The act's entry.
     pub entry: u64,
+    /// It is being distrusted, and leaves the bundles by then.
+    pub leave_by: Option<OffsetDateTime>,
 }
 
 /// Certificates issued until `since` are revoked.
@@ -116,6 +118,7 @@ impl State {
     pub(super) fn apply(&mut self, change: &Change, time: OffsetDateTime, entry: u64) -> Result<(), ActError> {
         match change {
             Change::Root { root, to, .. } => self.move_root(*root, *to, time, entry)?,
+            Change::BeginDistrust { root, leave_by } => self.begin_distrust(*root, *leave_by)?,
             Change::Revoke { subject, until } => {
                 let until = self.revocations.get(subject).map_or(*until, |before| before.until.max(*until));
                 self.revocations.insert(subject.clone(), Revocation { since: time, entry, until, allowed: None });
@@ -174,10 +177,27 @@ impl State {
         if to == Active
             && let Some(before) = active
         {
-            self.roots.insert(before, Root { state: Draining, since, entry });
+            let leave_by = self.roots.get(&before).and_then(|before| before.leave_by);
+            self.roots.insert(before, Root { state: Draining, since, entry, leave_by });
         }
-        self.roots.insert(root, Root { state: to, since, entry });
+        self.roots.insert(root, Root { state: to, since, entry, leave_by: None });
         Ok(())
+    }
+
+    /// Where the root is does not change yet, nor what anybody trusts.
+    fn begin_distrust(&mut self, root: Fingerprint, leave_by: OffsetDateTime) -> Result<(), ActError> {
+        let impossible = |why: String| Err(ActError::Impossible(format!("the root {root} is {why}")));
+        match self.roots.get_mut(&root) {
+            Some(Root { leave_by: Some(before), .. }) if *before <= leave_by => {
+                impossible(format!("being distrusted already, and leaves by {before}"))
+            }
+            Some(there) if matches!(there.state, RootState::Active | RootState::Draining) => {
+                there.leave_by = Some(leave_by);
+                Ok(())
+            }
+            Some(there) => impossible(format!("{}, and nothing alive chains to it: distrust it at once", there.state)),
+            None => impossible("not known".to_owned()),
+        }
     }
 
     fn allow(&mut self, subject: &Subject, time: OffsetDateTime) -> Result<(), ActError> {
@@ -260,6 +280,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::ledger::acts::Overrides;
 
     const NOW: OffsetDateTime = time::macros::datetime!(2026-03-01 12:00 UTC);
     const HOUR: Duration = Duration::from_secs(3600);
@@ -269,7 +290,7 @@ mod tests {
     }
 
     fn root(number: u8, to: RootState) -> Change {
-        Change::Root { root: Fingerprint([number; 32]), to, except: Vec::new(), force: false }
+        Change::Root { root: Fingerprint([number; 32]), to, overrides: Overrides::default() }
     }
 
     /// The state after changes of which each is possible.
@@ -303,6 +324,23 @@ mod tests {
             assert!(matches!(error, ActError::Impossible(_)) && same == state, "{number} {to}: {error}");
         }
         assert_eq!(state.distrusted().collect::<Vec<_>>(), [Fingerprint([3; 32])]);
+    }
+
+    #[test]
+    fn a_distrust_that_has_begun_stays_with_its_root_until_it_has_left() {
+        use RootState::{Active, Distrusted, Draining, Prepared, Published};
+        let begin = |number: u8, leave_by| Change::BeginDistrust { root: Fingerprint([number; 32]), leave_by };
+        let mut state = after([root(1, Active), root(2, Prepared), root(2, Published), begin(1, NOW + HOUR), root(2, Active)]);
+        let old = state.roots[&Fingerprint([1; 32])];
+        assert_eq!((old.state, old.leave_by), (Draining, Some(NOW + HOUR)));
+        assert_eq!(State::from_parts(state.to_parts()).unwrap(), state);
+        for impossible in [begin(1, NOW + HOUR), begin(3, NOW), begin(1, NOW + HOUR * 2)] {
+            assert!(state.clone().apply(&impossible, NOW, 9).is_err());
+        }
+        state.apply(&begin(1, NOW), NOW, 9).unwrap();
+        state.apply(&root(1, Distrusted), NOW, 10).unwrap();
+        assert_eq!(state.roots[&Fingerprint([1; 32])].leave_by, None);
+        assert!(state.apply(&begin(1, NOW), NOW, 11).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::*;
 use crate::keys::PublicKey;
-use crate::ledger::acts::{ACTS_KEY, ActFilter, ActsVerifier, Fold, RecordedAct, RefusedActs, RootState, State, Subject};
+use crate::ledger::acts::{ACTS_KEY, ActFilter, ActsVerifier, Fold, Overrides, RecordedAct, RefusedActs, RootState, State, Subject};
 use crate::ledger::entry::encode_prefix;
 use crate::store::Group;
 
@@ -374,7 +374,11 @@ fn any_change() -> impl Strategy<Value = Change> {
     let root_state = prop::sample::select(vec![Prepared, Published, Active, Draining, Retired, Distrusted]);
     prop_oneof![
         3 => (1..4u8, root_state, any::<bool>()).prop_map(|(number, to, force)| {
-            Change::Root { root: Fingerprint([number; 32]), to, except: vec![format!("proxy-{number}")], force }
+            let overrides = Overrides { except: vec![format!("proxy-{number}")], force, accept_unproven: !force, confirm_clock: force };
+            Change::Root { root: Fingerprint([number; 32]), to, overrides }
+        }),
+        1 => (1..4u8, 0..72_000u64).prop_map(|(number, seconds)| {
+            Change::BeginDistrust { root: Fingerprint([number; 32]), leave_by: START + Duration::from_secs(seconds) }
         }),
         4 => (any_subject(), 0..72_000u64).prop_map(|(subject, seconds)| Change::Revoke { subject, until: START + Duration::from_secs(seconds) }),
         4 => any_subject().prop_map(Change::Allow),

@@ -4,7 +4,7 @@ use chancery_identity::Fingerprint;
 
 use super::acts::verifier;
 use super::*;
-use crate::ledger::acts::{Fold, RootState, State, Subject};
+use crate::ledger::acts::{Fold, Overrides, RootState, State, Subject};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -19,7 +19,7 @@ fn loss() -> Change {
 }
 
 fn root(number: u8, to: RootState) -> Change {
-    Change::Root { root: Fingerprint([number; 32]), to, except: Vec::new(), force: false }
+    Change::Root { root: Fingerprint([number; 32]), to, overrides: Overrides::default() }
 }
 
 fn agent(number: u64) -> chancery_identity::SpiffeId {

@@ -1,0 +1,204 @@
+//! The trust roots' lives: for admins who walk them through it, and auditors who read where they are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chancery_proto::chancery::v1 as wire;
+use chancery_proto::chancery::v1::root_service_server::RootService;
+use chancery_proto::chancery::v1::{
+    CheckGateRequest, CheckGateResponse, DistrustRootRequest, ListRootsRequest, ListRootsResponse, MissingRecord, MoveRootRequest,
+    MoveRootResponse, PrepareRootRequest, RootRecord,
+};
+use time::OffsetDateTime;
+use tonic::{Request, Response, Status};
+
+use crate::api::error::ApiError;
+use crate::api::people::Admitted;
+use crate::api::{CallMetrics, People};
+use crate::authority::{Authority, RootStatus};
+use crate::fleet::{MissingKind, MissingOne};
+use crate::ledger::acts::{Overrides, RootState};
+use crate::rotation::{Done, Gate, Order, Rotation, RotationError};
+
+/// How many may be taken out of the count by name: an entry must hold them.
+const MAX_EXCEPTIONS: usize = 100;
+/// The longest of these names, in bytes.
+const MAX_NAME_BYTES: usize = 256;
+
+/// Answers about trust roots.
+#[derive(Clone)]
+pub struct RootApi {
+    /// Walks them.
+    pub rotation: Arc<Rotation>,
+    /// Knows their certificates.
+    pub authority: Arc<Authority>,
+    /// Decides who may ask and act.
+    pub people: Arc<People>,
+    /// Counts the calls.
+    pub metrics: Arc<CallMetrics>,
+}
+
+#[tonic::async_trait]
+impl RootService for RootApi {
+    async fn list_roots(&self, request: Request<ListRootsRequest>) -> Result<Response<ListRootsResponse>, Status> {
+        self.answer("ListRoots", request, async |_, _| Ok(ListRootsResponse { roots: self.authority.roots().iter().map(record).collect() }))
+            .await
+    }
+
+    async fn check_gate(&self, request: Request<CheckGateRequest>) -> Result<Response<CheckGateResponse>, Status> {
+        self.answer("CheckGate", request, async |_, request| {
+            let to = transition(request.to)?;
+            let overrides = overrides(request.overrides)?;
+            Ok(gate(self.rotation.gate(named(&request.root), to, &overrides).await?))
+        })
+        .await
+    }
+
+    async fn prepare_root(&self, request: Request<PrepareRootRequest>) -> Result<Response<MoveRootResponse>, Status> {
+        self.answer("PrepareRoot", request, async |who, request| {
+            let work = async |actor: &str, why: &str| {
+                let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
+                to_its_end(async move { rotation.prepare(&actor, &why).await }).await
+            };
+            let done = self.people.act_by(who, "root.prepare", String::new(), &request.reason, work).await?;
+            Ok(self.moved(done))
+        })
+        .await
+    }
+
+    async fn move_root(&self, request: Request<MoveRootRequest>) -> Result<Response<MoveRootResponse>, Status> {
+        self.answer("MoveRoot", request, async |who, request| {
+            let to = transition(request.to)?;
+            let overrides = overrides(request.overrides)?;
+            let action = match to {
+                RootState::Published => "root.publish",
+                RootState::Active => "root.activate",
+                _ => "root.retire",
+            };
+            let work = async |actor: &str, why: &str| {
+                let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
+                let (root, overrides) = (request.root.clone(), overrides.clone());
+                to_its_end(async move {
+                    let order = Order { actor: &actor, why: &why, overrides: &overrides };
+                    match to {
+                        RootState::Published => rotation.publish(named(&root), order).await,
+                        RootState::Active => rotation.activate(named(&root), order).await,
+                        _ => rotation.retire(named(&root), order).await,
+                    }
+                })
+                .await
+            };
+            let done = self.people.act_by(who, action, request.root.clone(), &request.reason, work).await?;
+            Ok(self.moved(done))
+        })
+        .await
+    }
+
+    async fn distrust_root(&self, request: Request<DistrustRootRequest>) -> Result<Response<MoveRootResponse>, Status> {
+        self.answer("DistrustRoot", request, async |who, request| {
+            let configured = self.rotation.settings().distrust_deadline;
+            let deadline = request.deadline_ms.map_or(configured, |millis| Duration::from_millis(millis.into()));
+            let work = async |actor: &str, why: &str| {
+                let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
+                let root = request.root.clone();
+                to_its_end(async move {
+                    let order = Order { actor: &actor, why: &why, overrides: &Overrides::default() };
+                    rotation.distrust(&root, deadline, order).await
+                })
+                .await
+            };
+            let done = self.people.act_by(who, "root.distrust", request.root.clone(), &request.reason, work).await?;
+            Ok(self.moved(done))
+        })
+        .await
+    }
+}
+
+impl RootApi {
+    async fn answer<Q, A>(
+        &self,
+        method: &'static str,
+        request: Request<Q>,
+        work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
+    ) -> Result<Response<A>, Status> {
+        self.people.answer(&self.metrics, method, request, work).await
+    }
+
+    fn moved(&self, done: Done) -> MoveRootResponse {
+        let roots = self.authority.roots();
+        let root = roots.iter().find(|root| root.fingerprint == done.root).map(|root| {
+            // Where the transition brought it, whatever came after.
+            let Done { now, .. } = done;
+            record(&RootStatus { state: now.state, since: now.since, entry: now.entry, leave_by: now.leave_by, ..root.clone() })
+        });
+        MoveRootResponse { root, changed: done.changed }
+    }
+}
+
+/// A person who goes away halfway must not leave a root halfway.
+async fn to_its_end(work: impl Future<Output = Result<Done, RotationError>> + Send + 'static) -> Result<Done, ApiError> {
+    let done = tokio::spawn(work).await;
+    Ok(done.unwrap_or(Err(RotationError::Ledger(crate::ledger::LedgerError::Closed)))?)
+}
+
+fn named(root: &str) -> Option<&str> {
+    Some(root).filter(|root| !root.is_empty())
+}
+
+fn transition(to: i32) -> Result<RootState, ApiError> {
+    let to = wire::RootState::try_from(to).ok().and_then(|to| RootState::try_from(to).ok());
+    to.filter(|to| matches!(to, RootState::Published | RootState::Active | RootState::Retired))
+        .ok_or_else(|| ApiError::Invalid("a root can be published, activated or retired".into()))
+}
+
+fn overrides(sent: Option<wire::Overrides>) -> Result<Overrides, ApiError> {
+    let wire::Overrides { except, force, accept_unproven, confirm_clock } = sent.unwrap_or_default();
+    if except.len() > MAX_EXCEPTIONS || except.iter().any(|name| name.len() > MAX_NAME_BYTES) {
+        let most = format!("at most {MAX_EXCEPTIONS} can be taken out of the count, with names of up to {MAX_NAME_BYTES} bytes");
+        return Err(ApiError::Invalid(most));
+    }
+    Ok(Overrides { except, force, accept_unproven, confirm_clock })
+}
+
+fn record(root: &RootStatus) -> RootRecord {
+    RootRecord {
+        fingerprint: root.fingerprint.to_string(),
+        subject: root.subject.clone(),
+        not_before_ms: millis(root.not_before),
+        not_after_ms: millis(root.not_after),
+        state: wire::RootState::from(root.state).into(),
+        since_ms: millis(root.since),
+        entry: root.entry,
+        leave_by_ms: root.leave_by.map_or(0, millis),
+        has_key: root.has_key,
+        issuing_until_ms: root.issuing_until.map_or(0, millis),
+        certificate: root.certificate.to_vec(),
+    }
+}
+
+fn gate(gate: Gate) -> CheckGateResponse {
+    CheckGateResponse {
+        fingerprint: gate.root.to_string(),
+        obstacles: gate.obstacles.iter().map(ToString::to_string).collect(),
+        missing_total: gate.missing.total(),
+        counted: gate.missing.counted,
+        unproven_total: gate.missing.unproven_total,
+        unproven: gate.missing.unproven.into_iter().map(|one| format!("{} {}", one.name, one.proxy)).collect(),
+        missing: gate.missing.who.into_iter().map(missing).collect(),
+    }
+}
+
+fn missing(one: MissingOne) -> MissingRecord {
+    let MissingOne { name, kind, node, agent, reason, nack } = one;
+    let kind = match kind {
+        MissingKind::Ca => "ca",
+        MissingKind::Agent => "agent",
+        MissingKind::Proxy => "proxy",
+        MissingKind::Pod => "pod",
+    };
+    MissingRecord { name, kind: kind.to_owned(), node, agent, reason, nack }
+}
+
+fn millis(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}

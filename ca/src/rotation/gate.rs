@@ -1,0 +1,156 @@
+//! What stands before a transition: who has not proven that it would harm nobody.
+
+use std::fmt;
+
+use chancery_identity::Fingerprint;
+use time::OffsetDateTime;
+
+use super::{Rotation, RotationError};
+use crate::fleet::{Goal, Missing, missing};
+use crate::ledger::acts::{Overrides, Root, RootState, State};
+
+/// How many who are missing the message names.
+const NAMED: usize = 10;
+
+/// What a transition meets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// Whose transition.
+    pub root: Fingerprint,
+    /// Where to.
+    pub to: RootState,
+    /// What is in the way.
+    pub obstacles: Vec<Obstacle>,
+    /// Who is missing, without those that were taken out of the count, and who was counted.
+    pub missing: Missing,
+}
+
+/// What is in the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Nothing could be signed under it; that cannot be overridden.
+    NotReady(String),
+    /// Somebody who counts has not proven it.
+    Missing(u64),
+    /// Some cannot prove it, and are waited for.
+    Unproven {
+        /// How many.
+        total: u64,
+        /// Until then.
+        until: OffsetDateTime,
+    },
+    /// The clock is not believed.
+    Clock(String),
+    /// Entries were lost: until then what they recorded may be alive, and the ledger refuses it.
+    AcceptedLoss(OffsetDateTime),
+}
+
+impl Gate {
+    /// Whether nothing is in the way.
+    pub fn is_open(&self) -> bool {
+        self.obstacles.is_empty()
+    }
+}
+
+impl Rotation {
+    pub(super) async fn evaluate(
+        &self,
+        state: &State,
+        root: Fingerprint,
+        to: RootState,
+        overrides: &Overrides,
+    ) -> Result<Gate, RotationError> {
+        let mut gate = Gate { root, to, obstacles: Vec::new(), missing: Missing::default() };
+        match (state.roots.get(&root), to) {
+            (Some(from), RootState::Active) if from.state == RootState::Published => {
+                self.before_activation(&mut gate, state, from, overrides).await?;
+            }
+            (Some(from), RootState::Retired) if from.state == RootState::Draining => {
+                self.before_retirement(&mut gate, state, from, overrides).await?;
+            }
+            // Harms nobody, or is not possible at all, which the ledger says.
+            _ => return Ok(gate),
+        }
+        let clock = self.clocks.problem(self.now(), self.fleet.median_clock_offset());
+        gate.obstacles.extend(clock.filter(|_| !overrides.confirm_clock).map(Obstacle::Clock));
+        if overrides.force {
+            gate.obstacles.retain(|obstacle| matches!(obstacle, Obstacle::NotReady(_) | Obstacle::AcceptedLoss(_)));
+        }
+        Ok(gate)
+    }
+
+    /// Everybody has the root.
+    async fn before_activation(&self, gate: &mut Gate, state: &State, from: &Root, overrides: &Overrides) -> Result<(), RotationError> {
+        let now = self.now();
+        let root = self.authority.roots().iter().find(|root| root.fingerprint == gate.root).cloned();
+        if root.is_none_or(|root| root.issuing_until.is_none_or(|until| until <= now)) {
+            let problem = "it has no issuing certificate that can sign; the CA's log says why".to_owned();
+            gate.obstacles.push(Obstacle::NotReady(problem));
+        }
+        // The trust state that the publication made.
+        self.count(gate, Goal::Trust(state.trust_floor() + from.entry + 1), overrides).await?;
+        let until = from.since + self.settings().unproven_wait;
+        let total = gate.missing.unproven_total;
+        if total > 0 && now < until && !overrides.accept_unproven {
+            gate.obstacles.push(Obstacle::Unproven { total, until });
+        }
+        Ok(())
+    }
+
+    /// Nobody needs it any more.
+    async fn before_retirement(&self, gate: &mut Gate, state: &State, from: &Root, overrides: &Overrides) -> Result<(), RotationError> {
+        // All that was signed under it has entries before the activation of the next one, by which it drains.
+        self.count(gate, Goal::Certificates { after_entry: from.entry }, overrides).await?;
+        let kept_until = state.roots_kept_until().filter(|until| self.now() < *until);
+        gate.obstacles.extend(kept_until.map(Obstacle::AcceptedLoss));
+        Ok(())
+    }
+
+    async fn count(&self, gate: &mut Gate, goal: Goal, overrides: &Overrides) -> Result<(), RotationError> {
+        gate.missing = missing(&self.ledger, &self.fleet, goal).await?.without(&overrides.except);
+        if !gate.missing.is_empty() {
+            gate.obstacles.push(Obstacle::Missing(gate.missing.total()));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the root {} cannot become {} yet: ", self.root, self.to)?;
+        for (number, obstacle) in self.obstacles.iter().enumerate() {
+            write!(f, "{}{obstacle}", if number == 0 { "" } else { "; " })?;
+            if let Obstacle::Missing(total) = obstacle {
+                for one in self.missing.who.iter().take(NAMED) {
+                    write!(f, "\n  {one}")?;
+                }
+                let more = total.saturating_sub(self.missing.who.len().min(NAMED) as u64);
+                if more > 0 {
+                    write!(f, "\n  and {more} more")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotReady(problem) => f.write_str(problem),
+            Self::Missing(total) => {
+                write!(f, "{total} who count are missing (`--except NAME` takes one out of the count, `--force` overrides)")
+            }
+            Self::Unproven { total, until } => {
+                write!(
+                    f,
+                    "{total} proxies cannot prove what they trust, and are waited for until {until} (`--accept-unproven` does not wait)"
+                )
+            }
+            Self::Clock(problem) => write!(f, "{problem}: set it right, or confirm it (`--confirm-clock`)"),
+            Self::AcceptedLoss(until) => {
+                write!(f, "entries of the ledger were lost, and until {until} a certificate that they recorded may be alive")
+            }
+        }
+    }
+}

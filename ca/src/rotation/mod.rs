@@ -1,0 +1,335 @@
+//! Walks trust roots through their lives: the only place that knows both the roots and the fleet.
+//!
+//! ```text
+//! prepared --publish--> published --activate--> active --(next root activated)--> draining --retire--> retired
+//!                                                  any --distrust--> distrusted
+//! ```
+//!
+//! Every transition is an act in the ledger, with its [gate](gate) evaluated under the epoch that the act is recorded under: should another
+//! act come between, it is evaluated again. A transition that has happened already is done. Nothing else is remembered: the ledger's state says
+//! where everything is, so a killed CA goes on from there. What goes on by itself ([`Rotation::run`]: re-issuing while a root drains,
+//! finishing a distrust that has begun, keeping a replacement published) is derived from that state too.
+
+mod clocks;
+mod distrust;
+mod gate;
+mod reissue;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use chancery_identity::{Clock, Fingerprint};
+use serde::Deserialize;
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::{Authority, AuthorityError};
+use crate::fleet::Fleet;
+use crate::ledger::acts::{Change, Overrides, Root, RootState, State};
+use crate::ledger::{Ledger, LedgerError};
+
+use clocks::ClockWatch;
+pub use gate::{Gate, Obstacle};
+use reissue::Reissues;
+
+/// How the ledger names the CA where it acts by itself.
+const ACTOR: &str = "ca";
+/// How often a gate is evaluated anew because an act came between.
+const MAX_ATTEMPTS: usize = 16;
+/// How often [`Rotation::run`] looks what is due.
+const TICK: Duration = Duration::from_secs(1);
+/// So much of a fingerprint, in hexadecimal digits, names a root.
+const SHORTEST_NAME: usize = 8;
+
+/// The `[rotation]` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// How long an activation waits after the publication for those that cannot prove that they have the new root.
+    #[serde(with = "chancery_process::config::duration")]
+    pub unproven_wait: Duration,
+    /// When a root that is being distrusted leaves the bundles at the latest.
+    #[serde(with = "chancery_process::config::duration")]
+    pub distrust_deadline: Duration,
+    /// How many certificates a second are issued anew while a root drains.
+    pub reissue_per_second: u32,
+    /// Whether a replacement is prepared and published whenever there is none; if nothing is said, it is, but in development.
+    pub keep_replacement: Option<bool>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            unproven_wait: Duration::from_secs(600),
+            distrust_deadline: Duration::from_secs(30),
+            reissue_per_second: 500,
+            keep_replacement: None,
+        }
+    }
+}
+
+/// Why a root stays where it is.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RotationError {
+    /// The gate is not open.
+    #[error("{0}")]
+    Gate(Box<Gate>),
+    /// No root of that name.
+    #[error("{0}")]
+    Unknown(String),
+    /// No root is where it would have to be.
+    #[error("{0}")]
+    NotDue(String),
+    /// The act was recorded, and what follows from it could not be done yet.
+    #[error("it is recorded (ledger entry {entry}), and the CA could not follow it yet; it tries again by itself: {error}")]
+    NotFollowed {
+        /// The act's.
+        entry: u64,
+        /// Why.
+        error: AuthorityError,
+    },
+    /// A root could not be made.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// Where a root is after a transition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Which.
+    pub root: Fingerprint,
+    /// Where it is, by which entry, since when.
+    pub now: Root,
+    /// Whether this call brought it there; it was there already if not.
+    pub changed: bool,
+}
+
+/// Who wants it, why, and what of the gate does not count.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    /// As the ledger names people.
+    pub actor: &'a str,
+    /// In that person's words.
+    pub why: &'a str,
+    /// Recorded with the act.
+    pub overrides: &'a Overrides,
+}
+
+/// Walks roots through their lives.
+#[derive(Debug)]
+pub struct Rotation {
+    ledger: Ledger,
+    authority: Arc<Authority>,
+    fleet: Arc<Fleet>,
+    clock: Arc<dyn Clock>,
+    clocks: ClockWatch,
+    settings: ArcSwap<Settings>,
+    /// Locked while what has begun is finished, so that nothing is done twice at once.
+    reissues: Mutex<Reissues>,
+}
+
+/// Why an act was not recorded.
+enum Attempt {
+    /// Another act came first.
+    Moved,
+    Ledger(LedgerError),
+}
+
+impl From<LedgerError> for Attempt {
+    fn from(error: LedgerError) -> Self {
+        Self::Ledger(error)
+    }
+}
+
+impl Rotation {
+    /// Puts the parts together.
+    pub fn new(ledger: Ledger, authority: Arc<Authority>, fleet: Arc<Fleet>, settings: Settings, clock: Arc<dyn Clock>) -> Self {
+        let clocks = ClockWatch::new(clock.now());
+        let settings = ArcSwap::from_pointee(settings);
+        Self { ledger, authority, fleet, clock, clocks, settings, reissues: Mutex::default() }
+    }
+
+    /// These count from now on.
+    pub fn configure(&self, settings: Settings) {
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    /// Makes the root that is to follow the active one; if one is prepared or published, it is that one.
+    ///
+    /// # Errors
+    /// If it cannot be made or recorded.
+    pub async fn prepare(&self, actor: &str, why: &str) -> Result<Done, RotationError> {
+        let before = self.ledger.epoch();
+        let root = self.authority.prepare_root(actor, why).await?;
+        let state = self.ledger.current_state();
+        let now = *state.roots.get(&root).ok_or_else(|| unknown(&root.to_string(), &state))?;
+        Ok(Done { root, now, changed: state.epoch != before && now.state == RootState::Prepared })
+    }
+
+    /// Puts a prepared root into every bundle.
+    ///
+    /// # Errors
+    /// If none is prepared, or it cannot be recorded.
+    pub async fn publish(&self, root: Option<&str>, order: Order<'_>) -> Result<Done, RotationError> {
+        self.go(self.find(root, &[RootState::Prepared, RootState::Published])?, RootState::Published, order).await
+    }
+
+    /// Has everything signed under a published root from now on; the active one before it drains.
+    ///
+    /// # Errors
+    /// [`RotationError::Gate`] while somebody who counts has not proven to have it. If none is published, or it cannot be recorded.
+    pub async fn activate(&self, root: Option<&str>, order: Order<'_>) -> Result<Done, RotationError> {
+        self.go(self.find(root, &[RootState::Published])?, RootState::Active, order).await
+    }
+
+    /// Takes a draining root, or one that is given up before its activation, out of every bundle.
+    ///
+    /// # Errors
+    /// [`RotationError::Gate`] while something alive chains to it. If none is draining, or it cannot be recorded.
+    pub async fn retire(&self, root: Option<&str>, order: Order<'_>) -> Result<Done, RotationError> {
+        self.go(self.find(root, &[RootState::Draining])?, RootState::Retired, order).await
+    }
+
+    /// What a transition would meet now, without making it.
+    ///
+    /// # Errors
+    /// If there is no such root, or the ledger cannot be read.
+    pub async fn gate(&self, root: Option<&str>, to: RootState, overrides: &Overrides) -> Result<Gate, RotationError> {
+        let from: &[_] = match to {
+            RootState::Published => &[RootState::Prepared],
+            RootState::Active => &[RootState::Published],
+            _ => &[RootState::Draining],
+        };
+        let root = self.find(root, from)?;
+        self.evaluate(&self.ledger.current_state(), root, to, overrides).await
+    }
+
+    /// Does what is due, every second and with every act, until `shutdown`.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut acts = self.ledger.state();
+        let walk = async {
+            loop {
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    Ok(()) = acts.changed() => {}
+                }
+                if let Err(error) = self.walk_on().await {
+                    tracing::error!(%error, "a rotation of trust roots could not go on; trying again");
+                    // Not at once: an act that fails may be what woke it.
+                    ticks.tick().await;
+                }
+            }
+        };
+        shutdown.run_until_cancelled(walk).await;
+    }
+
+    /// Does what is due now: finishes distrusts, keeps a replacement published, has certificates issued anew while a root drains.
+    ///
+    /// # Errors
+    /// What could not be done; it is tried again.
+    pub async fn walk_on(&self) -> Result<(), RotationError> {
+        let mut reissues = self.reissues.lock().await;
+        self.finish_distrusts().await?;
+        if self.settings().keep_replacement == Some(true) {
+            self.keep_replacement().await?;
+        }
+        self.reissue(&mut reissues).await
+    }
+
+    async fn keep_replacement(&self) -> Result<(), RotationError> {
+        let state = self.ledger.current_state();
+        let is_any = |to| state.roots.values().any(|root| root.state == to);
+        // Not while one drains: a bundle has two roots, not three.
+        if is_any(RootState::Published) || is_any(RootState::Draining) {
+            return Ok(());
+        }
+        let why = "a replacement is always kept published";
+        self.prepare(ACTOR, why).await?;
+        self.publish(None, Order { actor: ACTOR, why, overrides: &Overrides::default() }).await?;
+        Ok(())
+    }
+
+    /// Brings `root` there, if the gate is open for it.
+    async fn go(&self, root: Fingerprint, to: RootState, order: Order<'_>) -> Result<Done, RotationError> {
+        for _ in 0..MAX_ATTEMPTS {
+            let state = self.ledger.current_state();
+            let there = state.roots.get(&root).ok_or_else(|| unknown(&root.to_string(), &state))?;
+            if there.state == to {
+                self.authority.apply().await.map_err(|error| RotationError::NotFollowed { entry: there.entry, error })?;
+                return Ok(Done { root, now: *there, changed: false });
+            }
+            let gate = self.evaluate(&state, root, to, order.overrides).await?;
+            if !gate.is_open() {
+                return Err(RotationError::Gate(Box::new(gate)));
+            }
+            let change = Change::Root { root, to, overrides: order.overrides.clone() };
+            match self.act_at(state.epoch, order, change).await {
+                Ok(entry) => {
+                    if order.overrides.confirm_clock {
+                        self.clocks.confirm(self.clock.now());
+                    }
+                    self.authority.apply().await.map_err(|error| RotationError::NotFollowed { entry, error })?;
+                    let now = self.ledger.current_state().roots.get(&root).copied().unwrap_or(*there);
+                    return Ok(Done { root, now, changed: true });
+                }
+                Err(Attempt::Moved) => {}
+                Err(Attempt::Ledger(error)) => return Err(error.into()),
+            }
+        }
+        Err(LedgerError::Busy.into())
+    }
+
+    /// Records a change that was decided on under `epoch`.
+    async fn act_at(&self, epoch: u64, order: Order<'_>, change: Change) -> Result<u64, Attempt> {
+        let gate = move |state: &State| if state.epoch == epoch { Ok(()) } else { Err(Attempt::Moved) };
+        self.ledger.act_when(order.actor, change, order.why, gate).await
+    }
+
+    /// The root that `name` begins the fingerprint of; without a name, the one that is in the first of the states `from` in which any is.
+    fn find(&self, name: Option<&str>, from: &[RootState]) -> Result<Fingerprint, RotationError> {
+        let state = self.ledger.current_state();
+        let Some(name) = name else {
+            let oldest = |to: &RootState| {
+                let there = state.roots.iter().filter(|(_, root)| root.state == *to);
+                there.min_by_key(|(_, root)| root.entry).map(|(fingerprint, _)| *fingerprint)
+            };
+            let words: Vec<_> = from.iter().map(ToString::to_string).collect();
+            return from.iter().find_map(oldest).ok_or_else(|| {
+                RotationError::NotDue(format!("no root is {}; `chancery root list` shows where each is", words.join(" or ")))
+            });
+        };
+        let name = name.replace(':', "").to_ascii_lowercase();
+        let mut found = state.roots.keys().filter(|root| name.len() >= SHORTEST_NAME && root.to_string().starts_with(&name));
+        match (found.next(), found.next()) {
+            (Some(root), None) => Ok(*root),
+            _ => Err(unknown(&name, &state)),
+        }
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        self.clock.now()
+    }
+}
+
+fn unknown(name: &str, state: &State) -> RotationError {
+    let known: Vec<_> = state.roots.iter().map(|(root, at)| format!("{root} ({})", at.state)).collect();
+    RotationError::Unknown(format!(
+        "{name:?} does not name one root: give at least {SHORTEST_NAME} digits of a fingerprint of {}",
+        known.join(", ")
+    ))
+}

@@ -1,0 +1,478 @@
+//! Rotations over the real authority, ledger and fleet: what each gate is there for, and that a kill anywhere loses nothing.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use chancery_identity::SpiffeId;
+use chancery_identity::csr::{self, KeyType, VerifiedCsr};
+use chancery_proto::chancery::v1::{Convergence, Hello, ProxyLag, Report};
+use time::Duration as Span;
+use uuid::Uuid;
+
+use super::*;
+use crate::authority::LeafRequest;
+use crate::authority::testing::{Run, TestCa};
+use crate::fleet::{Member, Session};
+use crate::ledger::Issuance;
+use crate::ledger::entry::{IssueReason, Provenance, Role};
+
+const WHY: &str = "a test";
+const CERTIFICATE: Span = Span::hours(1);
+
+/// A CA with agents, of which each speaks for one pod with one proxy.
+struct World {
+    ca: TestCa,
+    run: Run,
+    fleet: Arc<Fleet>,
+    rotation: Rotation,
+    sessions: BTreeMap<u128, Session>,
+    /// The entries of each agent's own certificate, and of its pod's.
+    entries: BTreeMap<u128, (u64, u64)>,
+}
+
+impl World {
+    async fn new(agents: u128) -> Self {
+        let ca = TestCa::new();
+        let run = ca.start().await;
+        let fleet = Fleet::new(ca.clock.clone());
+        let rotation = Self::rotation(&ca, &run, &fleet);
+        let mut world = Self { ca, run, fleet, rotation, sessions: BTreeMap::new(), entries: BTreeMap::new() };
+        for agent in 1..=agents {
+            world.issue(agent).await;
+            world.report(agent);
+        }
+        world
+    }
+
+    fn rotation(ca: &TestCa, run: &Run, fleet: &Arc<Fleet>) -> Rotation {
+        Rotation::new(run.ledger.clone(), Arc::clone(&run.authority), Arc::clone(fleet), Settings::default(), ca.clock.clone())
+    }
+
+    /// The CA is killed and started again; nobody has reported since.
+    async fn restart(mut self) -> Self {
+        let World { ca, run, .. } = self;
+        drop(run);
+        drop(self.rotation);
+        self.sessions.clear();
+        let run = ca.start().await;
+        let fleet = Fleet::new(ca.clock.clone());
+        let rotation = Self::rotation(&ca, &run, &fleet);
+        Self { ca, run, fleet, rotation, sessions: BTreeMap::new(), entries: self.entries }
+    }
+
+    /// Certificates of an agent and of its pod, as issuance records them.
+    async fn issue(&mut self, agent: u128) {
+        let svid = self.leaf(agent, IssueReason::Join).await;
+        let pod = self.leaf(agent, IssueReason::First).await;
+        self.entries.insert(agent, (svid, pod));
+    }
+
+    async fn leaf(&self, agent: u128, reason: IssueReason) -> u64 {
+        let state = self.run.ledger.current_state();
+        let issuer = self.run.authority.issuer_in(&state).await.unwrap();
+        let (request, _) = csr::generate(KeyType::EcdsaP256, None).unwrap();
+        let request = VerifiedCsr::from_der(&request).unwrap();
+        let own = reason == IssueReason::Join;
+        let id = if own { id(agent) } else { "spiffe://example.org/ns/shop/sa/cart".parse().unwrap() };
+        let leaf = LeafRequest {
+            id: &id,
+            dns_names: &[],
+            public_key: &request.public_key,
+            key_type: request.key_type,
+            lifetime: CERTIFICATE.unsigned_abs(),
+        };
+        let leaf = issuer.issue(&leaf, self.ca.clock.now()).await.unwrap();
+        let entry = Issuance {
+            certificate: Bytes::copy_from_slice(&leaf.certificate),
+            issuing_certificate: issuer.certificate_id(),
+            root: issuer.root_id(),
+            role: Role::Agent,
+            reason,
+            cluster: "east".into(),
+            node: format!("node-{agent}"),
+            node_uid: Some(Uuid::from_u128(agent)),
+            namespace: "shop".into(),
+            service_account: "cart".into(),
+            service_account_uid: None,
+            pod: format!("cart-{agent}"),
+            pod_uid: (!own).then_some(Uuid::from_u128(agent)),
+            token_id: String::new(),
+            request_id: Uuid::new_v4(),
+            trust_sequence: 0,
+            sidecar_pod_uid: None,
+            provenance: Provenance::Issued,
+        };
+        self.run.ledger.append_all_at(state.epoch, vec![entry.into()]).await.unwrap()[0]
+    }
+
+    /// The agent and its proxy have everything that there is.
+    fn report(&mut self, agent: u128) {
+        self.report_as(agent, |_| ());
+    }
+
+    fn report_as(&mut self, agent: u128, spoil: impl FnOnce(&mut Report)) {
+        let (svid_entry, certificate_entry) = self.entries[&agent];
+        let sequence = self.run.authority.trust().borrow().sequence;
+        let convergence = Convergence {
+            trust_sequence: sequence,
+            certificate_entry,
+            holders: 1,
+            pods: vec![Uuid::from_u128(agent).into_bytes().to_vec()],
+            pods_version: 1,
+            svid_entry,
+            ..Convergence::default()
+        };
+        let clock_ms = i64::try_from(self.ca.clock.now().unix_timestamp_nanos() / 1_000_000).unwrap();
+        let mut report = Report { clock_ms, trust_sequence: sequence, workloads: 1, convergence: Some(convergence), ..Report::default() };
+        spoil(&mut report);
+        let member = Member {
+            id: id(agent),
+            cluster: "east".into(),
+            node: format!("node-{agent}"),
+            svid_not_after: self.ca.clock.now() + CERTIFICATE,
+        };
+        let session = self.fleet.attach(member, &Hello { report: Some(report), ..Hello::default() }).unwrap();
+        self.sessions.insert(agent, session);
+    }
+
+    /// Everybody has everything, with new certificates.
+    async fn everybody_renews(&mut self) {
+        for agent in self.entries.keys().copied().collect::<Vec<_>>() {
+            self.issue(agent).await;
+            self.report(agent);
+        }
+    }
+
+    fn everybody_reports(&mut self) {
+        for agent in self.entries.keys().copied().collect::<Vec<_>>() {
+            self.report(agent);
+        }
+    }
+
+    async fn go(&self, to: RootState) -> Result<Done, RotationError> {
+        self.go_with(to, &Overrides::default()).await
+    }
+
+    async fn go_with(&self, to: RootState, overrides: &Overrides) -> Result<Done, RotationError> {
+        let order = Order { actor: "local:uid=0", why: WHY, overrides };
+        match to {
+            RootState::Prepared => self.rotation.prepare(order.actor, WHY).await,
+            RootState::Published => self.rotation.publish(None, order).await,
+            RootState::Active => self.rotation.activate(None, order).await,
+            _ => self.rotation.retire(None, order).await,
+        }
+    }
+
+    /// With a published root that everybody has.
+    async fn published(agents: u128) -> Self {
+        let mut world = Self::new(agents).await;
+        world.go(RootState::Prepared).await.unwrap();
+        world.go(RootState::Published).await.unwrap();
+        world.everybody_reports();
+        world
+    }
+
+    /// With another active root than everybody's certificates chain to.
+    async fn activated(agents: u128) -> Self {
+        let world = Self::published(agents).await;
+        world.go(RootState::Active).await.unwrap();
+        world
+    }
+
+    async fn pass(&self, time: Span) {
+        self.ca.clock.advance(time);
+        tokio::time::advance(time.unsigned_abs()).await;
+    }
+
+    fn state_of(&self, root: Fingerprint) -> RootState {
+        self.run.ledger.current_state().roots[&root].state
+    }
+
+    async fn distrust(&self, root: Fingerprint, deadline: Duration) -> Done {
+        let order = Order { actor: "local:uid=0", why: WHY, overrides: &Overrides::default() };
+        self.rotation.distrust(&root.to_string(), deadline, order).await.unwrap()
+    }
+
+    fn is_trusted(&self, root: Fingerprint) -> bool {
+        let trust = self.run.authority.trust().borrow().clone();
+        trust.own().x509_authorities().iter().any(|authority| Fingerprint::of(authority) == root)
+    }
+}
+
+fn id(agent: u128) -> SpiffeId {
+    format!("spiffe://example.org/chancery/agent/east/{}", Uuid::from_u128(agent)).parse().unwrap()
+}
+
+/// What the gate says, which is not open.
+fn refused(result: Result<Done, RotationError>) -> String {
+    match result.unwrap_err() {
+        RotationError::Gate(gate) => gate.to_string(),
+        error => panic!("{error}"),
+    }
+}
+
+fn lag(report: &mut Report, lag: ProxyLag) {
+    report.lagging = vec![ProxyLag { pod: "shop/cart-2".into(), proxy: "cart~2".into(), ..lag }];
+    report.lagging_total = 1;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_is_activated_only_when_everybody_who_counts_has_it() {
+    let mut world = World::published(3).await;
+    let before = world.run.authority.trust().borrow().sequence - 1;
+    // An agent that has not taken it over.
+    world.report_as(2, |report| report.trust_sequence = before);
+    let words = refused(world.go(RootState::Active).await);
+    assert!(words.contains(&id(2).to_string()) && words.contains("node-2"), "{words}");
+    // A proxy that refused it.
+    world.report_as(2, |report| {
+        report.convergence.as_mut().unwrap().trust_sequence = before;
+        lag(report, ProxyLag { trust_sequence: before, nack: "no such file".into(), ..ProxyLag::default() });
+    });
+    let words = refused(world.go(RootState::Active).await);
+    assert!(words.contains("shop/cart-2") && words.contains("no such file"), "{words}");
+    // A pod that nobody speaks for.
+    world.report_as(2, |report| report.convergence.as_mut().unwrap().pods.clear());
+    let words = refused(world.go(RootState::Active).await);
+    assert!(words.contains("shop/cart-2"), "{words}");
+    world.report(2);
+    assert!(world.go(RootState::Active).await.unwrap().changed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_has_not_reported_since_the_ca_started_is_missing() {
+    let mut world = World::published(2).await.restart().await;
+    world.report(1);
+    let words = refused(world.go(RootState::Active).await);
+    assert!(words.contains(&id(2).to_string()) && words.contains("has not reported since the CA started"), "{words}");
+    assert!(!words.contains(&id(1).to_string()), "{words}");
+    world.report(2);
+    world.go(RootState::Active).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_is_retired_only_when_nothing_alive_chains_to_it() {
+    let mut world = World::activated(2).await;
+    let old = world.rotation.find(None, &[RootState::Draining]).unwrap();
+    let words = refused(world.go(RootState::Retired).await);
+    assert!(words.contains(&id(1).to_string()) && words.contains("shop/cart-2"), "{words}");
+    world.everybody_renews().await;
+    // One proxy has not acknowledged its new certificate.
+    world.report_as(2, |report| {
+        report.convergence.as_mut().unwrap().certificate_entry = 1;
+        lag(report, ProxyLag { trust_sequence: u64::MAX, certificate_entry: 1, ..ProxyLag::default() });
+    });
+    let words = refused(world.go(RootState::Retired).await);
+    assert!(words.contains("shop/cart-2") && words.contains("new certificate"), "{words}");
+    assert!(world.is_trusted(old));
+    world.report(2);
+    assert!(world.go(RootState::Retired).await.unwrap().changed);
+    assert!(!world.is_trusted(old));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_may_be_retired_once_the_last_certificate_under_it_has_expired() {
+    let mut world = World::activated(2).await;
+    world.everybody_renews().await;
+    // An agent that was never heard of again, and whose certificates are old.
+    let world = world.restart().await;
+    refused(world.go(RootState::Retired).await);
+    world.pass(CERTIFICATE + Span::minutes(1)).await;
+    world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    world.go(RootState::Retired).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_prove_anything_is_waited_for_and_named() {
+    let mut world = World::published(1).await;
+    let unproven = |report: &mut Report| {
+        let convergence = report.convergence.as_mut().unwrap();
+        convergence.unproven = vec![ProxyLag { pod: "shop/old-0".into(), proxy: "old~0".into(), ..ProxyLag::default() }];
+        convergence.unproven_total = 1;
+    };
+    world.report_as(1, unproven);
+    let words = refused(world.go(RootState::Active).await);
+    assert!(words.contains("1 proxies cannot prove"), "{words}");
+    let accepted = Overrides { accept_unproven: true, ..Overrides::default() };
+    let gate = world.rotation.gate(None, RootState::Active, &accepted).await.unwrap();
+    assert!(gate.is_open());
+    assert_eq!(gate.missing.unproven[0].name, "shop/old-0");
+    world.pass(Span::minutes(10)).await;
+    world.report_as(1, unproven);
+    world.go(RootState::Active).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_not_believed_opens_no_gate() {
+    let mut world = World::published(3).await;
+    let day = Span::DAY.whole_milliseconds();
+    for agent in 1..=3 {
+        world.report_as(agent, |report| report.clock_ms -= i64::try_from(day).unwrap());
+    }
+    let words = refused(world.go(RootState::Active).await);
+    assert!(words.contains("ahead of the median of the agents' clocks"), "{words}");
+    for agent in 2..=3 {
+        world.report(agent);
+    }
+    assert!(world.rotation.gate(None, RootState::Active, &Overrides::default()).await.unwrap().is_open(), "one agent is no median");
+    // Set while the CA ran.
+    world.ca.clock.advance(Span::minutes(1));
+    world.everybody_reports();
+    let words = refused(world.go(RootState::Active).await);
+    assert!(words.contains("was set by 60 s"), "{words}");
+    let confirmed = Overrides { confirm_clock: true, ..Overrides::default() };
+    world.go_with(RootState::Active, &confirmed).await.unwrap();
+    world.everybody_renews().await;
+    world.go(RootState::Retired).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_left_out_or_a_gate_that_is_overridden_is_recorded() {
+    let mut world = World::published(2).await;
+    world.report_as(2, |report| report.trust_sequence = 0);
+    let except = Overrides { except: vec!["node-2".into()], ..Overrides::default() };
+    let done = world.go_with(RootState::Active, &except).await.unwrap();
+    let force = Overrides { force: true, ..Overrides::default() };
+    let retired = world.go_with(RootState::Retired, &force).await.unwrap();
+    for (entry, overrides) in [(done.now.entry, except), (retired.now.entry, force)] {
+        let crate::ledger::Body::Act(act) = world.run.ledger.entry(entry).await.unwrap().unwrap().body else { panic!() };
+        let Some(chancery_proto::chancery::v1::act::Change::Root(root)) = act.change else { panic!() };
+        assert_eq!((root.except, root.force, act.why.as_str()), (overrides.except, overrides.force, WHY));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_transition_is_done_once_and_may_be_asked_for_again_after_a_kill() {
+    let mut world = World::new(2).await;
+    let old = world.run.authority.root_fingerprint();
+    let mut new = None;
+    for to in [RootState::Prepared, RootState::Published, RootState::Active, RootState::Retired] {
+        let root = if to == RootState::Retired { old } else { new.unwrap_or(old) };
+        let order = Order { actor: "local:uid=0", why: WHY, overrides: &Overrides::default() };
+        let done = world.go(to).await.unwrap();
+        assert!(done.changed, "{to}");
+        new = new.or(Some(done.root));
+        for _ in 0..2 {
+            let entries = world.run.ledger.epoch();
+            let name = done.root.to_string();
+            let again = match to {
+                RootState::Prepared => world.rotation.prepare("local:uid=0", WHY).await,
+                RootState::Published => world.rotation.publish(Some(&name), order).await,
+                RootState::Active => world.rotation.activate(Some(&name), order).await,
+                _ => world.rotation.retire(Some(&name), order).await,
+            };
+            assert_eq!(again.unwrap(), Done { changed: false, ..done }, "{to} of {root}");
+            assert_eq!(world.run.ledger.epoch(), entries, "nothing is recorded twice");
+            world = world.restart().await;
+        }
+        if to == RootState::Active {
+            world.everybody_renews().await;
+        }
+        world.everybody_reports();
+    }
+    assert_eq!((world.state_of(old), world.run.authority.root_fingerprint()), (RootState::Retired, new.unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_step_is_left_out() {
+    let world = World::new(0).await;
+    let active = world.run.authority.root_fingerprint().to_string();
+    for to in [RootState::Published, RootState::Active, RootState::Retired] {
+        assert!(matches!(world.go(to).await.unwrap_err(), RotationError::NotDue(_)), "{to}");
+    }
+    let order = Order { actor: "local:uid=0", why: WHY, overrides: &Overrides { force: true, ..Overrides::default() } };
+    let error = world.rotation.retire(Some(&active), order).await.unwrap_err();
+    assert!(matches!(error, RotationError::Ledger(LedgerError::Impossible(_))), "{error}");
+    assert!(matches!(world.rotation.retire(Some("abc"), order).await.unwrap_err(), RotationError::Unknown(_)));
+    world.go(RootState::Prepared).await.unwrap();
+    assert!(matches!(world.go(RootState::Active).await.unwrap_err(), RotationError::NotDue(_)), "it is not published");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_distrusted_root_is_replaced_at_once_and_leaves_with_the_last_certificate() {
+    let mut world = World::published(2).await;
+    let old = world.run.authority.root_fingerprint();
+    world.distrust(old, Duration::from_secs(30)).await;
+    assert_ne!(world.run.authority.root_fingerprint(), old);
+    assert!(world.is_trusted(old), "connections go on until the certificates are there");
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.state_of(old), RootState::Draining);
+    world.everybody_renews().await;
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.state_of(old), RootState::Distrusted);
+    assert!(!world.is_trusted(old) && world.run.authority.trust().borrow().distrusted == [old]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_distrusted_root_leaves_at_the_deadline_whoever_is_missing_and_at_once_with_none() {
+    let world = World::published(2).await;
+    let old = world.run.authority.root_fingerprint();
+    world.distrust(old, Duration::from_secs(30)).await;
+    world.pass(Span::seconds(29)).await;
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.state_of(old), RootState::Draining);
+    world.pass(Span::seconds(1)).await;
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.state_of(old), RootState::Distrusted);
+
+    // With no replacement at hand, and no time.
+    let last = world.run.authority.root_fingerprint();
+    assert!(world.distrust(last, Duration::from_secs(30)).await.now.leave_by.is_some());
+    assert_eq!(world.distrust(last, Duration::ZERO).await.now.state, RootState::Distrusted, "a shorter deadline counts");
+    assert!(!world.is_trusted(last));
+    assert!(!world.distrust(last, Duration::ZERO).await.changed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_distrust_that_has_begun_is_finished_by_a_ca_that_was_killed() {
+    let world = World::published(1).await;
+    let old = world.run.authority.root_fingerprint();
+    let change = Change::BeginDistrust { root: old, leave_by: world.ca.clock.now() + Span::seconds(30) };
+    // The kill comes right after the first act.
+    world.run.ledger.act("local:uid=0", change, WHY).await.unwrap();
+    let world = world.restart().await;
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.state_of(old), RootState::Draining);
+    let world = world.restart().await;
+    world.pass(Span::seconds(30)).await;
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.state_of(old), RootState::Distrusted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replacement_is_kept_published_where_it_is_wanted() {
+    let world = World::new(0).await;
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.run.ledger.current_state().roots.len(), 1, "not in development");
+    world.rotation.configure(Settings { keep_replacement: Some(true), ..Settings::default() });
+    for _ in 0..2 {
+        world.rotation.walk_on().await.unwrap();
+        let state = world.run.ledger.current_state();
+        let states: Vec<_> = state.roots.values().map(|root| root.state).collect();
+        assert!(states.len() == 2 && states.contains(&RootState::Published), "{states:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn certificates_are_issued_anew_so_many_a_second_and_all_at_once_in_an_emergency() {
+    let mut world = World::activated(3).await;
+    let old = world.rotation.find(None, &[RootState::Draining]).unwrap();
+    // An agent that holds as many as are issued anew in two seconds, and expires before the others.
+    for agent in 1..=3 {
+        world.report_as(agent, |report| {
+            report.first_expiry_ms = i64::from(agent != 2) + 1;
+            report.workloads = if agent == 2 { 1000 } else { 1 };
+        });
+    }
+    let told = async |world: &World| {
+        world.rotation.walk_on().await.unwrap();
+        let reissues = world.rotation.reissues.lock().await;
+        reissues.told().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(told(&world).await, [id(2)], "the one that expires first, and then no more in this second");
+    assert_eq!(told(&world).await, [id(2)]);
+    assert_eq!(told(&world).await.len(), 3);
+    world.rotation = World::rotation(&world.ca, &world.run, &world.fleet);
+    world.distrust(old, Duration::from_secs(30)).await;
+    assert_eq!(told(&world).await.len(), 3);
+}
