@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+use crate::ca_client::{ProxyLag, ProxySummary};
 use crate::sds::{Registry, StreamStatus};
 use crate::svids::{AgentStatus, Svids, WorkloadStatus};
 
@@ -40,6 +41,9 @@ pub struct Status {
     pub agent: AgentStatus,
     /// Open proxy streams.
     pub streams: usize,
+    /// What the CA is told of who holds what.
+    #[serde(default)]
+    pub convergence: Convergence,
     /// When the first of the certificates expires, the agent's own included.
     #[serde(with = "time::serde::rfc3339::option")]
     pub next_expiry: Option<OffsetDateTime>,
@@ -48,6 +52,21 @@ pub struct Status {
     pub configuration_error: String,
     /// What somebody should look at, a sentence each; the first 100.
     pub problems: Vec<String>,
+}
+
+/// Who holds what, connected or not.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Convergence {
+    /// Proxies that hold secrets of this agent.
+    pub holders: u32,
+    /// The oldest trust state that any of them has acknowledged.
+    pub trust_sequence: u64,
+    /// The oldest ledger entry of a certificate that any of them may be using; nothing if none does.
+    pub certificate_entry: Option<u64>,
+    /// Proxies that are behind, a sentence each; the first 100.
+    pub behind: Vec<String>,
+    /// Proxies that took a certificate and no validation context, likewise.
+    pub unproven: Vec<String>,
 }
 
 /// A question that got no answer.
@@ -99,13 +118,16 @@ type Shared = (Svids, Registry, watch::Receiver<Option<String>>);
 
 async fn answer_status(State((svids, registry, refused)): State<Shared>) -> Result<Json<Status>, (StatusCode, String)> {
     match svids.status().await {
-        Ok(agent) => Ok(Json(Status::of(agent, &registry, refused.borrow().clone().unwrap_or_default()))),
+        Ok(agent) => {
+            let convergence = Convergence::of(&svids.proxies());
+            Ok(Json(Status::of(agent, &registry, convergence, refused.borrow().clone().unwrap_or_default())))
+        }
         Err(error) => Err((StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
     }
 }
 
 impl Status {
-    fn of(agent: AgentStatus, registry: &Registry, configuration_error: String) -> Self {
+    fn of(agent: AgentStatus, registry: &Registry, convergence: Convergence, configuration_error: String) -> Self {
         let expiries = agent.workloads.iter().map(|workload| workload.expires_at).chain([agent.expires_at]);
         let next_expiry = expiries.flatten().min();
         let mut problems = Vec::new();
@@ -128,8 +150,32 @@ impl Status {
         problems.extend(failing.map(|WorkloadStatus { workload, pod, problem, .. }| format!("{}/{pod}: {problem}", workload.namespace)));
         problems.extend(registry.problems());
         problems.truncate(MAX_PROBLEMS);
-        Self { streams: registry.len(), next_expiry, configuration_error, problems, agent }
+        Self { streams: registry.len(), convergence, next_expiry, configuration_error, problems, agent }
     }
+}
+
+impl Convergence {
+    fn of(summary: &ProxySummary) -> Self {
+        Self {
+            holders: summary.holders,
+            trust_sequence: summary.trust_sequence,
+            certificate_entry: Some(summary.certificate_entry).filter(|entry| *entry != u64::MAX),
+            behind: summary.lagging.iter().map(sentence).collect(),
+            unproven: summary.unproven.iter().map(|lag| format!("{} {}", lag.pod, lag.proxy)).collect(),
+        }
+    }
+}
+
+fn sentence(lag: &ProxyLag) -> String {
+    let certificate = Some(lag.certificate_entry).filter(|entry| *entry != u64::MAX);
+    let parts = [
+        Some(format!("{} {}: bundle of sequence {}", lag.pod, lag.proxy, lag.trust_sequence)),
+        certificate.map(|entry| format!("certificate of ledger entry {entry}")),
+        lag.not_back.then(|| "not back since the agent started".to_owned()),
+        lag.away_since.map(|since| format!("away since {}", since.replace_nanosecond(0).unwrap_or(since))),
+        (!lag.nack.is_empty()).then(|| format!("refused: {}", lag.nack)),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 /// Asks the agent how it is.
@@ -169,8 +215,21 @@ pub async fn print_streams(out: &mut impl Write, socket: &Path, format: Format) 
 
 const WORKLOAD_COLUMNS: &[&str] =
     &["workload.namespace", "pod", "spiffe_id", "serial", "expires_at", "next_try_at", "token_expires_at", "streams", "problem"];
-const STREAM_COLUMNS: &[&str] =
-    &["stream", "connection", "protocol", "proxy", "namespace", "pod", "names", "held", "pending", "trust_sequence", "stale_token", "nack"];
+const STREAM_COLUMNS: &[&str] = &[
+    "stream",
+    "connection",
+    "protocol",
+    "proxy",
+    "namespace",
+    "pod",
+    "names",
+    "held",
+    "pending",
+    "trust_sequence",
+    "certificate_entry",
+    "stale_token",
+    "nack",
+];
 
 /// A status without its lists.
 #[derive(Serialize)]
@@ -186,6 +245,9 @@ struct Summary<'s> {
     ledger_size: u64,
     workloads: usize,
     streams: usize,
+    holders: u32,
+    proven_sequence: u64,
+    behind: String,
     #[serde(with = "time::serde::rfc3339::option")]
     next_expiry: Option<OffsetDateTime>,
     problems: String,
@@ -205,6 +267,9 @@ impl<'s> Summary<'s> {
             ledger_size: agent.ledger.size,
             workloads: agent.workloads.len(),
             streams: status.streams,
+            holders: status.convergence.holders,
+            proven_sequence: status.convergence.trust_sequence,
+            behind: if status.convergence.behind.is_empty() { "none".to_owned() } else { status.convergence.behind.join("\n") },
             next_expiry: status.next_expiry,
             problems: if status.problems.is_empty() { "none".to_owned() } else { status.problems.join("\n") },
         }

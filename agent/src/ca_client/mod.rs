@@ -285,6 +285,11 @@ impl CaClient {
         });
     }
 
+    /// What was taken over last of what the proxies said.
+    pub fn proxies(&self) -> ProxySummary {
+        self.published.proxies.borrow().clone()
+    }
+
     /// What the agent knows of the CA's ledger.
     pub fn ledger(&self) -> watch::Receiver<LedgerMemory> {
         self.published.ledger.memory()

@@ -173,9 +173,8 @@ impl<'a> Sum<'a> {
 
     fn add(&mut self, pod_uid: Uuid, proxy: &str, pod: &Arc<str>, used: &Use, nack: Option<&str>) -> &mut Holder {
         let (trust, certificate) = if used.is_certificate {
-            // A pod that was never issued a certificate has none to use.
-            let counts = used.given || self.accounts.contains_key(&pod_uid);
-            (None, counts.then(|| self.ages.entry_of(pod_uid, used.held)))
+            // A pod that was never issued a certificate, or whose last one has expired, has none to use.
+            (None, self.accounts.contains_key(&pod_uid).then(|| self.ages.entry_of(pod_uid, used.held)))
         } else {
             (Some(self.ages.sequence_of(used.held)), None)
         };

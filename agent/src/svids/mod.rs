@@ -249,6 +249,11 @@ impl Svids {
         self.ca.set_proxies(summary);
     }
 
+    /// What was taken over last.
+    pub fn proxies(&self) -> ProxySummary {
+        self.ca.proxies()
+    }
+
     /// For `chancery-agent status`.
     ///
     /// # Errors

@@ -129,7 +129,11 @@ impl OperatorService for OperatorApi {
     }
 
     async fn list_agents(&self, request: Request<ListAgentsRequest>) -> Result<Response<ListAgentsResponse>, Status> {
-        self.answer("ListAgents", request, async |_| Ok(ListAgentsResponse { agents: self.fleet.agents() })).await
+        self.answer("ListAgents", request, async |request| {
+            let agents = if request.agent.is_empty() { self.fleet.agents() } else { self.fleet.agents_called(&request.agent) };
+            Ok(ListAgentsResponse { agents })
+        })
+        .await
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {

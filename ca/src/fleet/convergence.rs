@@ -157,8 +157,8 @@ struct Asked {
 struct Speaker<'a> {
     id: &'a SpiffeId,
     node: &'a str,
-    /// ` (not connected since …)`, or nothing.
-    away: String,
+    /// `not connected since …`, if it is not.
+    away: Option<String>,
 }
 
 impl Asked {
@@ -181,7 +181,7 @@ impl Asked {
         self.missing.counted += issued.pods.len() as u64 + u64::from(issued.svid.is_some());
         let node = record.map(|record| &*record.member.node).filter(|node| !node.is_empty()).unwrap_or(&issued.node);
         let away = record.filter(|record| record.line.is_none());
-        let away = away.map(|record| format!(" (not connected since {})", moment(record.last_seen))).unwrap_or_default();
+        let away = away.map(|record| format!("not connected since {}", moment(record.last_seen)));
         let speaker = Speaker { id, node, away };
         let Some(record) = record.filter(|record| record.reported) else {
             return self.missing.add(speaker.missing(&hanging("has not reported since the CA started", issued)));
@@ -191,7 +191,7 @@ impl Asked {
             return self.missing.add(speaker.missing(&hanging(&old, issued)));
         };
         self.itself(&speaker, issued, record, convergence);
-        self.proxies(&speaker, record, convergence);
+        self.proxies(&speaker, issued, record, convergence);
         self.pods_of(&speaker, issued, record);
         self.unproven_of(&speaker, convergence);
     }
@@ -216,11 +216,15 @@ impl Asked {
     }
 
     /// What its proxies hold.
-    fn proxies(&mut self, speaker: &Speaker<'_>, record: &Record, convergence: &Convergence) {
+    fn proxies(&mut self, speaker: &Speaker<'_>, issued: &Issued, record: &Record, convergence: &Convergence) {
         let report = &record.report;
-        let (reached, total) = match self.goal {
-            Goal::Trust(sequence) => (convergence.trust_sequence >= sequence, report.lagging_total),
-            Goal::Certificates { after_entry } => (convergence.certificate_entry > after_entry, convergence.outdated_total),
+        // `explained`: that they are behind follows from what is said of the agent itself or of their pods.
+        let (reached, total, explained) = match self.goal {
+            Goal::Trust(sequence) => (convergence.trust_sequence >= sequence, report.lagging_total, report.trust_sequence < sequence),
+            Goal::Certificates { after_entry } => {
+                let old = issued.pods.values().any(|newest| newest.entry <= after_entry);
+                (convergence.certificate_entry > after_entry, convergence.outdated_total, old)
+            }
         };
         if reached {
             return;
@@ -228,12 +232,12 @@ impl Asked {
         let behind: Vec<&ProxyLag> = report.lagging.iter().filter(|lag| self.is_behind(lag)).collect();
         let named = behind.len() as u64;
         for lag in behind {
-            let reason = format!("{}{}", why_proxy(self.goal, lag), speaker.away);
-            let one = MissingOne { kind: MissingKind::Proxy, nack: lag.nack.clone(), ..speaker.one(lag.pod.clone(), reason) };
+            let reason = why_proxy(self.goal, lag);
+            let one = MissingOne { kind: MissingKind::Proxy, nack: lag.nack.clone(), ..speaker.one(lag.pod.clone(), &reason) };
             self.missing.add(one);
         }
         // The agent names only so many; and if it says that somebody is behind, somebody is.
-        let unnamed = u64::from(total).saturating_sub(report.lagging.len() as u64).max(u64::from(named == 0));
+        let unnamed = u64::from(total).saturating_sub(report.lagging.len() as u64).max(u64::from(named == 0 && !explained));
         if unnamed > 0 {
             self.missing.count(speaker.id.to_string(), speaker.node.to_owned(), unnamed);
         }
@@ -253,13 +257,12 @@ impl Asked {
                 Some(reason) => reason,
                 None if record.pods.binary_search(uid).is_ok() => continue,
                 None => format!(
-                    "its agent does not know who has its certificate, which is good until {}: it lost its state, or has not heard of it yet{}",
-                    moment(newest.until),
-                    speaker.away
+                    "its agent does not know who has its certificate, which is good until {}: it lost its state, or has not heard of it yet",
+                    moment(newest.until)
                 ),
             };
             if self.missing.who.len() + self.pods.len() < MAX_NAMED {
-                let one = MissingOne { kind: MissingKind::Pod, ..speaker.one(uid.to_string(), reason) };
+                let one = MissingOne { kind: MissingKind::Pod, ..speaker.one(uid.to_string(), &reason) };
                 self.pods.push((one, newest.entry));
             } else {
                 self.missing.count(speaker.id.to_string(), speaker.node.to_owned(), 1);
@@ -302,10 +305,14 @@ impl Asked {
 impl Speaker<'_> {
     /// The agent itself.
     fn missing(&self, what: &str) -> MissingOne {
-        MissingOne { kind: MissingKind::Agent, ..self.one(self.id.to_string(), format!("{what}{}", self.away)) }
+        let away = self.away.as_ref().map(|away| format!(" ({away})")).unwrap_or_default();
+        MissingOne { kind: MissingKind::Agent, reason: format!("{what}{away}"), ..self.one(self.id.to_string(), what) }
     }
 
-    fn one(&self, name: String, reason: String) -> MissingOne {
+    /// A pod, or a proxy of one.
+    fn one(&self, name: String, what: &str) -> MissingOne {
+        let away = self.away.as_ref().map(|away| format!(" (its agent is {away})")).unwrap_or_default();
+        let reason = format!("{what}{away}");
         MissingOne { name, kind: MissingKind::Pod, node: self.node.to_owned(), agent: self.id.to_string(), reason, nack: String::new() }
     }
 }
@@ -333,7 +340,7 @@ fn why_proxy(goal: Goal, lag: &ProxyLag) -> String {
     };
     match lag.away_since_ms {
         0 => what,
-        away => format!("{what}; it is not connected since {}", moment_ms(away)),
+        away => format!("{what}; away since {}", moment_ms(away)),
     }
 }
 

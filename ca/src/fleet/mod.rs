@@ -36,6 +36,8 @@ pub const MAX_AGENTS: usize = 20_000;
 const MAX_ORDERS: usize = 8;
 /// How many lagging proxies of one agent are remembered by name (agent.proto allows it no more).
 const MAX_LAGGING: usize = 100;
+/// How many of these are described in a list of all agents.
+const BEHIND_IN_LIST: usize = 3;
 /// The longest text that is kept of what an agent says of itself, in bytes.
 const MAX_TEXT: usize = 256;
 /// The longest note of a checkpoint that is kept in memory, in bytes: a few signatures.
@@ -90,6 +92,14 @@ pub struct Totals {
     pub first_expiry_ms: Option<i64>,
     /// Proxies that have not acknowledged the trust state that their agent has.
     pub lagging: u64,
+    /// Proxies that may use an older certificate than their pod's newest.
+    pub outdated: u64,
+    /// Proxies that hold secrets, connected or not.
+    pub holders: u64,
+    /// Proxies without a validation context of ours.
+    pub unproven: u64,
+    /// Agents that joined since this CA started, or are connected, and have not said what their proxies hold.
+    pub silent: usize,
     /// Agents, connected or not, whose checkpoint of the ledger and this CA's do not belong together.
     pub ledger_alarms: usize,
     /// Connected agents that have not taken over the newest trust state.
@@ -217,14 +227,21 @@ impl Fleet {
 
     /// Everyone who was seen since this CA started, by SPIFFE ID.
     pub fn agents(&self) -> Vec<AgentRecord> {
-        self.lock().by_id.values().map(Record::describe).collect()
+        self.lock().by_id.values().map(|record| record.describe(BEHIND_IN_LIST)).collect()
+    }
+
+    /// The agent with this SPIFFE ID, or those on the node of this name, with everyone who is behind there.
+    pub fn agents_called(&self, name: &str) -> Vec<AgentRecord> {
+        let agents = self.lock();
+        let called = agents.by_id.values().filter(|record| record.member.id.as_str() == name || record.member.node == name);
+        called.map(|record| record.describe(MAX_LAGGING)).collect()
     }
 
     /// The agent on `node` that was seen last, by the node's name.
     pub fn on_node(&self, cluster: &str, node: &str) -> Option<AgentRecord> {
         let agents = self.lock();
         let there = agents.by_id.values().filter(|record| record.member.cluster == cluster && record.member.node == node);
-        there.max_by_key(|record| (record.line.is_some(), record.last_seen)).map(Record::describe)
+        there.max_by_key(|record| (record.line.is_some(), record.last_seen)).map(|record| record.describe(MAX_LAGGING))
     }
 
     /// The node's name of an agent, if it was heard before.
@@ -236,7 +253,8 @@ impl Fleet {
     pub fn totals(&self, sequence: u64) -> Totals {
         let agents = self.lock();
         let ledger_alarms = agents.by_id.values().filter(|record| record.ledger_alarm().is_some()).count();
-        let mut totals = Totals { ledger_alarms, ..Totals::default() };
+        let silent = agents.by_id.values().filter(|record| record.report.convergence.is_none()).count();
+        let mut totals = Totals { silent, ledger_alarms, ..Totals::default() };
         for record in agents.by_id.values().filter(|record| record.line.is_some()) {
             totals.connected += 1;
             totals.workloads += u64::from(record.report.workloads);
@@ -246,6 +264,11 @@ impl Fleet {
             let first_expiry = Some(record.report.first_expiry_ms).filter(|expiry| *expiry != 0);
             totals.first_expiry_ms = [totals.first_expiry_ms, first_expiry].into_iter().flatten().min();
             totals.lagging += u64::from(record.report.lagging_total);
+            if let Some(convergence) = &record.report.convergence {
+                totals.outdated += u64::from(convergence.outdated_total);
+                totals.holders += u64::from(convergence.holders);
+                totals.unproven += u64::from(convergence.unproven_total);
+            }
             totals.behind += usize::from(record.report.trust_sequence < sequence);
         }
         totals
@@ -403,7 +426,8 @@ impl Record {
         note.and_then(ledger::read).map_or(0, |checkpoint| checkpoint.size)
     }
 
-    fn describe(&self) -> AgentRecord {
+    /// With so many sentences about who is behind.
+    fn describe(&self, behind: usize) -> AgentRecord {
         AgentRecord {
             spiffe_id: self.member.id.to_string(),
             cluster: self.member.cluster.clone(),
@@ -421,7 +445,7 @@ impl Record {
             ledger_alarm: self.ledger_alarm().map(|alarm| format!("{}: {}", alarm.reason, alarm.message)).unwrap_or_default(),
             holders: self.report.convergence.as_ref().map_or(0, |convergence| convergence.holders),
             proven_sequence: self.report.convergence.as_ref().map_or(0, |convergence| convergence.trust_sequence),
-            behind: self.report.lagging.iter().map(convergence::describe).collect(),
+            behind: self.report.lagging.iter().take(behind).map(convergence::describe).collect(),
         }
     }
 }

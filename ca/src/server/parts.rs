@@ -211,6 +211,14 @@ impl Parts {
                 count(self.authority.failed_renewals()),
             ),
             Reading::one("chancery_proxies_lagging", "Proxies without the newest trust bundle", count(fleet.lagging)),
+            Reading::one(
+                "chancery_proxies_outdated",
+                "Proxies that may use an older certificate than their pod's newest",
+                count(fleet.outdated),
+            ),
+            Reading::one("chancery_proxies_holding", "Proxies that hold secrets, connected or not", count(fleet.holders)),
+            Reading::one("chancery_proxies_unproven", "Proxies without a validation context of ours", count(fleet.unproven)),
+            Reading::one("chancery_agents_silent", "Agents that have not said what their proxies hold", count(fleet.silent)),
             Reading::one("chancery_ledger_agent_alarms", "Agents whose checkpoint contradicts the ledger", count(fleet.ledger_alarms)),
             Reading::one("chancery_ledger_entries", "Entries in the ledger", count(self.ledger.entries())),
             Reading::one(

@@ -54,7 +54,7 @@ fn report(note: &str, alarm: Option<LedgerAlarm>) -> Report {
 }
 
 async fn listed(ca: &Ca) -> AgentRecord {
-    ca.operator().await.list_agents(ListAgentsRequest {}).await.unwrap().into_inner().agents.remove(0)
+    ca.operator().await.list_agents(ListAgentsRequest::default()).await.unwrap().into_inner().agents.remove(0)
 }
 
 /// Lets the ledger grow.

@@ -64,7 +64,7 @@ async fn an_auditor_reads_everything_and_changes_nothing() {
     let identities = bob.list_identities(ListIdentitiesRequest::default()).await.unwrap().into_inner().identities;
     assert!(identities.iter().any(|identity| identity.spiffe_id == "spiffe://dev.chancery/ns/ops/sa/bob"));
     remote_log(&ca, &svid_of(&ca, &agent, "bob").await).await.list_acts(ListActsRequest::default()).await.unwrap();
-    bob.list_agents(ListAgentsRequest {}).await.unwrap();
+    bob.list_agents(ListAgentsRequest::default()).await.unwrap();
 
     let error = bob.ban(ban(&agent, "I think so")).await.unwrap_err();
     assert_eq!(error.code(), Code::PermissionDenied);

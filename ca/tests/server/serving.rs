@@ -248,7 +248,7 @@ async fn a_connected_agent_is_listed_with_its_node() {
     let ca = Ca::start().await;
     let agent = ca.join(NODE).await;
     let (_up, _down) = session(&ca, &agent).await;
-    let agents = ca.operator().await.list_agents(ListAgentsRequest {}).await.unwrap().into_inner().agents;
+    let agents = ca.operator().await.list_agents(ListAgentsRequest::default()).await.unwrap().into_inner().agents;
     assert_eq!((agents.len(), agents[0].connected, agents[0].node.as_str()), (1, true, NODE));
 }
 
@@ -259,7 +259,7 @@ async fn an_agents_node_is_known_after_a_restart() {
     let directory = ca.stop().await;
     let ca = Ca::try_start(directory, "").await.unwrap();
     let (_up, _down) = session(&ca, &agent).await;
-    let agents = ca.operator().await.list_agents(ListAgentsRequest {}).await.unwrap().into_inner().agents;
+    let agents = ca.operator().await.list_agents(ListAgentsRequest::default()).await.unwrap().into_inner().agents;
     assert_eq!(agents[0].node, NODE);
 }
 

@@ -14,6 +14,11 @@ use crate::output::moment;
 pub(crate) enum Command {
     /// Every agent that was seen since the CA started.
     List,
+    /// One agent, by its SPIFFE ID or its node's name, with every proxy there that is behind, and why.
+    Show {
+        /// Its SPIFFE ID, or its node's name.
+        agent: String,
+    },
     /// Issue nothing more to an agent or sidecar, nor on its behalf, until `unban`. What it has stays good until it expires.
     Ban(BanArgs),
     /// Take a ban back.
@@ -45,6 +50,9 @@ struct AgentRow {
     svid_not_after: String,
     ledger_size: u64,
     ledger_alarm: String,
+    holders: u32,
+    proven_sequence: u64,
+    behind: Vec<String>,
 }
 
 /// The answer to an act.
@@ -57,6 +65,7 @@ struct Done {
 pub(crate) async fn run(mut ca: Operator, command: Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let done = match command {
         Command::List => return list(ca, out, format).await,
+        Command::Show { agent } => return show(ca, agent, out, format).await,
         Command::Ban(BanArgs { agent, reason }) => ca.ban(BanRequest { agent, reason }).await?,
         Command::Unban(BanArgs { agent, reason }) => ca.unban(UnbanRequest { agent, reason }).await?,
     };
@@ -64,7 +73,8 @@ pub(crate) async fn run(mut ca: Operator, command: Command, out: &mut impl Write
 }
 
 async fn list(mut ca: Operator, out: &mut impl Write, format: Format) -> Result<(), CliError> {
-    let found: Vec<AgentRow> = ca.list_agents(ListAgentsRequest {}).await?.into_inner().agents.into_iter().map(AgentRow::of).collect();
+    let found: Vec<AgentRow> =
+        ca.list_agents(ListAgentsRequest::default()).await?.into_inner().agents.into_iter().map(AgentRow::of).collect();
     let all = [
         "cluster",
         "node",
@@ -74,15 +84,30 @@ async fn list(mut ca: Operator, out: &mut impl Write, format: Format) -> Result<
         "streams",
         "lagging",
         "trust_sequence",
+        "proven_sequence",
         "clock_offset_ms",
         "ledger_size",
         "ledger_alarm",
         "version",
         "svid_not_after",
         "spiffe_id",
+        "behind",
     ];
-    let columns = if format == Format::Table { &all[..12] } else { &all[..] };
+    let columns = if format == Format::Table { &all[..13] } else { &all[..] };
     Ok(rows(out, format, columns, &found)?)
+}
+
+async fn show(mut ca: Operator, agent: String, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let found = ca.list_agents(ListAgentsRequest { agent: agent.clone() }).await?.into_inner().agents;
+    if found.is_empty() {
+        return Err(CliError::Failed(format!(
+            "no agent {agent} was seen since the CA started; `chancery agent list` names those that were"
+        )));
+    }
+    for record in found {
+        fields(out, format, &AgentRow::of(record))?;
+    }
+    Ok(())
 }
 
 impl AgentRow {
@@ -102,6 +127,9 @@ impl AgentRow {
             svid_not_after: moment(record.svid_not_after_ms),
             ledger_size: record.ledger_size,
             ledger_alarm: record.ledger_alarm,
+            holders: record.holders,
+            proven_sequence: record.proven_sequence,
+            behind: record.behind,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Sessions over channels, with a clock that stands where the test puts it.
 
+mod convergence;
 mod ledger;
 
 use std::convert::Infallible;
@@ -170,7 +171,7 @@ async fn a_report_is_remembered_with_the_clocks_difference() {
     .unwrap();
     let record = &fleet.agents()[0];
     assert_eq!((record.clock_offset_ms, record.connected, record.node.as_str()), (1500, true, "node-1"));
-    assert_eq!(fleet.totals(2), Totals { connected: 1, workloads: 7, behind: 1, ..Totals::default() });
+    assert_eq!(fleet.totals(2), Totals { connected: 1, workloads: 7, behind: 1, silent: 1, ..Totals::default() });
 }
 
 #[tokio::test]
@@ -180,7 +181,7 @@ async fn an_agent_that_left_is_remembered_as_not_connected() {
     drop(up);
     assert_eq!(timeout(SOON, end).await.unwrap().unwrap(), SessionEnd::Left);
     assert!(!fleet.on_node("east", "node-1").unwrap().connected);
-    assert_eq!(fleet.totals(1), Totals::default());
+    assert_eq!(fleet.totals(1), Totals { silent: 1, ..Totals::default() });
 }
 
 #[tokio::test]
