@@ -1,4 +1,6 @@
-//! Fills a CA's ledger by the CA's own code, for what shows only in a ledger of millions of entries. All is as when the CA issues, but that
+//! The ledger of a CA that does not run: acts in it, and entries by the million.
+//!
+//! [`Filler`] fills it by the CA's own code, for what shows only in a ledger of millions of entries. All is as when the CA issues, but that
 //! nobody asks and signatures are made up: certificates are built and checked, entries recorded in groups and synced, the index follows.
 //!
 //! The issuances are a mesh's: pods by the ten thousand at a time, each renewing many times while the others do, then replaced by the next.
@@ -12,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chancery_ca::authority::{Authority, DataDirectory, Kind, LeafRequest, Settings};
 use chancery_ca::keys::{FileKeyManager, KeyError, KeyManager, PublicKey};
+use chancery_ca::ledger::acts::Change;
 use chancery_ca::ledger::{Body, DICTIONARY_DIMENSIONS, EntryTerms, IdentityFilter, Issuance, Ledger, LedgerOptions, Provenance};
 use chancery_ca::store::embedded::{EmbeddedStore, Options};
 use chancery_identity::csr::{self, KeyType, VerifiedCsr};
@@ -36,6 +39,23 @@ const LIFETIME: Duration = Duration::from_secs(3600);
 const BATCH: u64 = 512;
 /// Calls under way at once. What they wait with fits into the ledger's queue.
 const CALLERS: u64 = 8;
+
+/// Opens the ledger of a CA that does not run.
+async fn open(directory: &DataDirectory) -> Result<Ledger> {
+    let clock = Arc::new(SystemClock);
+    let options = Options { dictionary_dimensions: DICTIONARY_DIMENSIONS.to_vec(), ..Options::new(Arc::new(EntryTerms), clock.clone()) };
+    let store = EmbeddedStore::open(&directory.ledger(), options).await?.store;
+    let (domain, ledger_keys) = (TRUST_DOMAIN.parse()?, FileKeyManager::open(directory.ledger_keys())?);
+    Ok(Ledger::open(Arc::new(store), clock, LedgerOptions::new(domain, Arc::new(ledger_keys))).await?)
+}
+
+/// Records an act in the data directory of a development CA that does not run, and returns its entry.
+pub async fn act(data: &Path, change: Change) -> Result<u64> {
+    let ledger = open(&DataDirectory::open(data, Kind::Development)?).await?;
+    let entry = ledger.act("local:uid=0", change, "a test wants it").await?;
+    ledger.close().await?;
+    Ok(entry)
+}
 
 /// A ledger that is being filled.
 pub struct Filler {
@@ -129,12 +149,7 @@ impl Filler {
     pub async fn open(data: &Path) -> Result<Self> {
         let directory = DataDirectory::open(data, Kind::Development)?;
         let clock = Arc::new(SystemClock);
-        let options =
-            Options { dictionary_dimensions: DICTIONARY_DIMENSIONS.to_vec(), ..Options::new(Arc::new(EntryTerms), clock.clone()) };
-        let store = EmbeddedStore::open(&directory.ledger(), options).await?.store;
-        let (domain, ledger_keys) = (TRUST_DOMAIN.parse()?, FileKeyManager::open(directory.ledger_keys())?);
-        let options = LedgerOptions::new(domain, Arc::new(ledger_keys));
-        let ledger = Ledger::open(Arc::new(store), clock.clone(), options).await?;
+        let ledger = open(&directory).await?;
         let keys = FileKeyManager::open(directory.keys())?;
         let keys = Arc::new(MadeUp { keys, last: Mutex::default(), repeats: AtomicBool::new(false) });
         let authority =

@@ -6,13 +6,14 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use chancery_ca::attestation::development::{TokenRequest, pod_uid};
+use chancery_ca::ledger::acts::{Change, Subject};
 use chancery_proto::chancery::v1::WorkloadRequest;
 use chancery_tests::ca::Ca;
 use chancery_tests::caller::Caller;
 use chancery_tests::lab::Lab;
 use chancery_tests::mesh::{NODE, token_request};
 use chancery_tests::process::Process;
-use chancery_tests::{tools, wait};
+use chancery_tests::{ledger, tools, wait};
 use rustix::process::Signal;
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -88,6 +89,44 @@ async fn each_condition_finds_what_it_says_alone_and_with_others() {
     let table = chancery(&ca, &["identity", "list", "--pod", "shop/cart-0", "--limit", "1"]);
     let remark = String::from_utf8(table.stderr).unwrap();
     assert!(table.status.success() && remark.contains("more follow"), "{remark}");
+}
+
+#[tokio::test]
+async fn what_an_operator_revoked_is_listed_alone_and_with_other_conditions() {
+    let lab = Lab::new().unwrap();
+    let mut ca = Ca::start(&lab, HOUR).await.unwrap();
+    let (here, there) = (Caller::join(&lab, &ca, NODE).await.unwrap(), Caller::join(&lab, &ca, "node-2").await.unwrap());
+    let cart = issue(&ca, &there, "node-2", "shop", "cart", "cart-0").await;
+    let safe = issue(&ca, &there, "node-2", "bank", "safe", "safe-0").await;
+    let till = issue(&ca, &here, NODE, "shop", "till", "till-0").await;
+    issue(&ca, &here, NODE, "shop", "desk", "desk-0").await;
+    assert_eq!(list(&ca, &["--revoked"]), [0; 0]);
+
+    let agent = there.spiffe_id().unwrap();
+    let own = *list(&ca, &["--agent", &agent]).last().unwrap();
+    let show = |ca: &Ca, entry: u64| ca.ask(&["identity", "show", "--entry", &entry.to_string()]).unwrap();
+    let serial = show(&ca, till)["serial"].as_str().unwrap().parse().unwrap();
+    ca.stop().await.unwrap();
+    let until = OffsetDateTime::now_utc() + 24 * HOUR;
+    let by_agent = ledger::act(ca.data(), Change::Revoke { subject: Subject::Agent(agent.parse().unwrap()), until }).await.unwrap();
+    let by_serial = ledger::act(ca.data(), Change::Revoke { subject: Subject::Serial(serial), until }).await.unwrap();
+    ca.run(&lab).await.unwrap();
+    // What is issued from now on is not what was revoked.
+    let here = Caller::join(&lab, &ca, NODE).await.unwrap();
+    issue(&ca, &here, NODE, "shop", "till", "till-0").await;
+
+    let workloads = ["--revoked", "--prefix", "spiffe://mesh.test/ns/"];
+    assert_eq!(list(&ca, &["--revoked"]), [till, safe, cart, own]);
+    assert_eq!(list(&ca, &workloads), [till, safe, cart]);
+    assert_eq!(list(&ca, &[&workloads[..], &["--namespace", "shop", "--unexpired"]].concat()), [till, cart]);
+    assert_eq!(list(&ca, &["--revoked", "--pod", "desk-0"]), [0; 0]);
+    let csv = ca.chancery(&["identity", "list", "--revoked", "--namespace", "bank", "-o", "csv"]).unwrap();
+    assert_eq!((csv.lines().count(), csv.contains("safe-0")), (2, true), "{csv}");
+    for (identity, act) in [(cart, by_agent), (till, by_serial)] {
+        let shown = show(&ca, identity);
+        assert_eq!(shown["revoked_by"], act);
+        assert!(shown["state"].as_str().unwrap().contains(&format!("revoked by entry {act}")), "{shown}");
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod commit;
 mod entries;
 mod follow;
 mod loss;
+mod pages;
 mod queries;
 mod refusals;
 mod tree;
@@ -130,6 +131,11 @@ fn serial(number: u64) -> u128 {
 
 fn uuid(number: u64) -> Uuid {
     Uuid::from_u128(u128::from(number) << 64 | 1)
+}
+
+/// What an entry holds of a fingerprint.
+fn first_half(whole: [u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|at| whole[at])
 }
 
 fn issuance(number: u64) -> Issuance {

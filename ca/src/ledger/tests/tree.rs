@@ -74,6 +74,31 @@ fn the_root_of_every_size_is_that_of_the_definition() {
     }
 }
 
+/// Checks both proofs of a tree of all `entries`: of the one at `index`, and that it begins with the first `old`.
+fn check_proofs(entries: &[Vec<u8>], leaves: &[Hash], index: usize, old: usize) {
+    let (size, newer) = (leaves.len(), checkpoint(leaves));
+    let proof = make(&Plan::inclusion(index as u64, size as u64), leaves);
+    assert_eq!(proof, inclusion(index, leaves), "entry {index} of {size}");
+    verify_inclusion(&entries[index], index as u64, &newer, &proof).unwrap();
+    let proof = make(&Plan::consistency(old as u64, size as u64), leaves);
+    assert_eq!(proof, if old == 0 { Vec::new() } else { consistency(old, leaves, true) }, "from {old} to {size}");
+    verify_consistency(&checkpoint(&leaves[..old]), &newer, &proof).unwrap();
+}
+
+/// Of each size both proofs, about a place that is another one each time; and, where trees are small, about every place.
+#[test]
+fn the_proofs_of_every_size_are_those_of_the_definition_and_verify() {
+    let entries = entries(SIZES);
+    let leaves: Vec<Hash> = entries.iter().map(|entry| leaf_hash(entry)).collect();
+    for size in 1..=leaves.len() {
+        // The remainders of a prime are spread over trees of all sizes.
+        let places = if size <= 40 { (0..size).collect() } else { vec![0, size / 2, size - 1, 7919 % size] };
+        for place in places {
+            check_proofs(&entries, &leaves[..size], place, size - place);
+        }
+    }
+}
+
 /// A size up to 1,000, an entry in it, and an older size.
 fn trees() -> impl Strategy<Value = (usize, usize, usize)> {
     (1..=usize::try_from(SIZES).unwrap()).prop_flat_map(|size| (Just(size), 0..size, 0..=size))
@@ -86,13 +111,7 @@ proptest! {
     fn every_proof_is_that_of_the_definition_and_verifies((size, index, old) in trees()) {
         let entries = entries(size as u64);
         let leaves: Vec<Hash> = entries.iter().map(|entry| leaf_hash(entry)).collect();
-        let newer = checkpoint(&leaves);
-        let proof = make(&Plan::inclusion(index as u64, size as u64), &leaves);
-        prop_assert_eq!(&proof, &inclusion(index, &leaves));
-        verify_inclusion(&entries[index], index as u64, &newer, &proof).unwrap();
-        let proof = make(&Plan::consistency(old as u64, size as u64), &leaves);
-        prop_assert_eq!(&proof, &if old == 0 { Vec::new() } else { consistency(old, &leaves, true) });
-        verify_consistency(&checkpoint(&leaves[..old]), &newer, &proof).unwrap();
+        check_proofs(&entries, &leaves, index, old);
     }
 }
 
