@@ -10,6 +10,7 @@
 //! bundle.pem   the trust bundle as PEM, for agents
 //! ledger/      the store's
 //! checkpoint   the ledger's newest published checkpoint, apart from the ledger
+//! previous/    the logs that the ledger continues, if losses were accepted; read by auditors alone
 //! ```
 
 use std::fs::{File, OpenOptions, TryLockError};

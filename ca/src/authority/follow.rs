@@ -182,7 +182,7 @@ pub(super) fn trust_state(trust_domain: &TrustDomain, held: &Held, state: &State
     let bundle = TrustBundle::new(trust_domain.clone(), trusted.collect())?;
     // Who prepares a root changes nothing for anybody.
     let changes = state.roots.values().filter(|root| root.state != RootState::Prepared).map(|root| root.entry + 1);
-    let sequence = state.trust_floor() + changes.max().unwrap_or_default();
+    let sequence = state.trust_floor().saturating_add(changes.max().unwrap_or_default());
     Ok(TrustState::new(sequence, trust_domain.clone(), [bundle])?.with_distrusted(state.distrusted().collect()))
 }
 

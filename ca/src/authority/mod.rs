@@ -11,8 +11,8 @@
 //! signed has expired, or their root's life has ended. The ledger is the source of truth: every certificate is recorded there before
 //! it is used, and opening reads them from there and finds each one's key in the key manager by the public key. The PEM files under
 //! `authority/` are copies for people; a root among them that the ledger does not know means that the two do not belong together, and stops
-//! the CA. The trust state's sequence is the index of the ledger's entry that changed it last, plus one: it grows with every change, is the
-//! same after a restart, and needs no place of its own.
+//! the CA. The trust state's sequence is the index of the ledger's entry that changed it last, plus one, above the floor of an accepted loss:
+//! it grows with every change, is the same after a restart, and needs no place of its own.
 
 mod copies;
 pub mod directory;

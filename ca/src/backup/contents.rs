@@ -1,10 +1,12 @@
 //! What the members of a backup have to be, and whether they belong together.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use chancery_identity::checkpoint::{Checkpoint, GrowingTree, leaf_hash};
+use chancery_identity::checkpoint::{Checkpoint, GrowingTree, Hash, leaf_hash};
 
-use super::{AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, LOG, SMALL_FILES, archive, unsigned};
+use super::{AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, LOG, PREVIOUS, SMALL_FILES, archive, unsigned};
+use crate::ledger::acts::named_checkpoint_keys;
 use crate::store::StoreError;
 use crate::store::embedded::audit::Walk;
 
@@ -14,22 +16,38 @@ pub(super) struct Contents {
     pub(super) info: Info,
     /// The newest one in it.
     pub(super) checkpoint: Checkpoint,
+    /// The same, signed.
+    pub(super) note: String,
+    /// The keys that have signed checkpoints, as far as the entries name them.
+    pub(super) checkpoint_keys: BTreeSet<[u8; 32]>,
+    /// Of the trees over so many entries as were asked for.
+    pub(super) roots: BTreeMap<u64, Hash>,
     /// The keys, encrypted.
     pub(super) keys: Option<Vec<u8>>,
 }
 
-/// Reads a backup, and checks all that can be checked. `known` are checkpoints, with their files, that the entries have to lead to, as far as
-/// there are as many. `member` is told name and content of what lies in a data directory.
+/// Reads a backup, and checks all that can be checked. The roots of the trees of these `sizes` are told, as far as there are as many entries.
+/// `member` is told name and content of what lies in a data directory.
 ///
 /// # Errors
 /// What is not intact, or what `member` says; what was handed over before is then not to be used.
 pub(super) fn read(
     path: &Path,
-    known: Option<(&Path, &Checkpoint)>,
+    sizes: &[u64],
     mut member: impl FnMut(&str, &[u8]) -> Result<(), BackupError>,
 ) -> Result<Contents, BackupError> {
-    let mut reading =
-        Reading { path, known, info: None, note: None, keys: None, segments: 0, walk: Walk::default(), tree: GrowingTree::default() };
+    let mut reading = Reading {
+        path,
+        sizes,
+        info: None,
+        note: None,
+        keys: None,
+        segments: 0,
+        walk: Walk::default(),
+        tree: GrowingTree::default(),
+        roots: BTreeMap::new(),
+        checkpoint_keys: BTreeSet::new(),
+    };
     archive::read(path, |name, bytes| {
         let is_data = reading.look_at(name, &bytes)?;
         if is_data {
@@ -44,13 +62,15 @@ pub(super) fn read(
 
 struct Reading<'a> {
     path: &'a Path,
-    known: Option<(&'a Path, &'a Checkpoint)>,
+    sizes: &'a [u64],
     info: Option<Info>,
     note: Option<String>,
     keys: Option<Vec<u8>>,
     segments: usize,
     walk: Walk,
     tree: GrowingTree,
+    roots: BTreeMap<u64, Hash>,
+    checkpoint_keys: BTreeSet<[u8; 32]>,
 }
 
 impl Reading<'_> {
@@ -74,6 +94,7 @@ impl Reading<'_> {
             FLOOR => {}
             name if SMALL_FILES.contains(&name) => {}
             name if name.strip_prefix(AUTHORITY).is_some_and(is_plain) => {}
+            name if name.strip_prefix(PREVIOUS).is_some_and(|rest| rest.split('/').all(is_plain)) => {}
             name => return Err(self.unknown(name)),
         }
         Ok(true)
@@ -88,20 +109,21 @@ impl Reading<'_> {
         let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| damaged(format!("{INFO}: {error}")))?;
         let found = value.get("format").and_then(serde_json::Value::as_u64).and_then(|found| u32::try_from(found).ok());
         match found {
-            Some(FORMAT) => serde_json::from_value(value).map_err(|error| damaged(format!("{INFO}: {error}"))),
+            Some(1..=FORMAT) => serde_json::from_value(value).map_err(|error| damaged(format!("{INFO}: {error}"))),
             Some(found) if found > FORMAT => Err(BackupError::Newer { path: self.path.to_owned(), found }),
             _ => Err(damaged(format!("{INFO} does not say its format"))),
         }
     }
 
     fn segment(&mut self, path: &Path, bytes: &[u8], is_last: bool) -> Result<(), BackupError> {
-        let (tree, known) = (&mut self.tree, self.known);
+        let Self { tree, sizes, roots, checkpoint_keys, .. } = self;
         let mut entry = |_, entry: &[u8]| {
             tree.push(leaf_hash(entry));
-            match known {
-                Some((path, known)) if known.size == tree.size() && known.root != tree.root() => Err(other_history(path, known)),
-                _ => Ok(()),
+            checkpoint_keys.extend(named_checkpoint_keys(entry));
+            if sizes.contains(&tree.size()) {
+                roots.insert(tree.size(), tree.root());
             }
+            Ok::<_, BackupError>(())
         };
         if !is_last {
             return self.walk.full(path, bytes, &mut entry);
@@ -131,17 +153,13 @@ impl Reading<'_> {
         if self.keys.is_some() != info.keys {
             return Err(damaged("its keys are missing"));
         }
-        Ok(Contents { info, checkpoint, keys: self.keys })
+        let (keys, checkpoint_keys, roots) = (self.keys, self.checkpoint_keys, self.roots);
+        Ok(Contents { info, checkpoint, note, checkpoint_keys, roots, keys })
     }
 
     fn unknown(&self, name: &str) -> BackupError {
         BackupError::Damaged { path: self.path.to_owned(), problem: format!("the member {name:?} is none of a backup's") }
     }
-}
-
-fn other_history(path: &Path, known: &Checkpoint) -> BackupError {
-    let problem = format!("it is another history: the backup's first {} entries are not those of this checkpoint. Keep both", known.size);
-    BackupError::Checkpoint { path: path.to_owned(), problem }
 }
 
 /// A name without a way out of its directory.

@@ -13,7 +13,9 @@ use time::OffsetDateTime;
 
 use super::archive::Writer;
 use super::last::{self, LastBackup};
-use super::{AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, KIND, LOG, SMALL_FILES, contents, keys, unsigned};
+use super::{
+    AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, KIND, LOG, PREVIOUS, SMALL_FILES, contents, keys, unsigned,
+};
 use crate::store::StoreError;
 use crate::store::embedded::audit::{Audit, Walk};
 
@@ -87,12 +89,14 @@ fn write(
 ) -> Result<(Info, String), BackupError> {
     let data = backup.data_dir;
     let small = small_files(data)?;
+    let previous = previous_logs(data)?;
     // The checkpoint first: what it covers is durable and never changes again, whatever is recorded meanwhile.
     let note = read_note(data)?;
     let checkpoint = unsigned(&note).map_err(|problem| BackupError::Checkpoint { path: data.join(CHECKPOINT), problem })?;
     let log = Audit::of(&data.join("ledger"))?.up_to(checkpoint.size);
     let info = Info {
-        format: FORMAT,
+        // An older program reads what has no previous log.
+        format: if previous.is_empty() { 1 } else { FORMAT },
         chancery: env!("CARGO_PKG_VERSION").to_owned(),
         made_at: backup.now,
         kind: small
@@ -116,6 +120,9 @@ fn write(
         writer.add(&name, &bytes)?;
     }
     writer.add(CHECKPOINT, note.as_bytes())?;
+    for (name, path) in previous {
+        writer.add(&name, &fs::read(&path).map_err(BackupError::io("read", &path))?)?;
+    }
     // Read twice: here and when it is read back.
     let total = log.bytes().saturating_mul(2);
     let mut done = 0;
@@ -128,7 +135,7 @@ fn write(
         writer.add(KEYS, &keys::pack(data, recipient)?)?;
     }
     writer.finish()?;
-    contents::read(path, None, |_, bytes| {
+    contents::read(path, &[], |_, bytes| {
         done += bytes.len() as u64;
         progress(done, total);
         Ok(())
@@ -178,6 +185,24 @@ fn small_files(data: &Path) -> Result<Vec<(String, Vec<u8>)>, BackupError> {
             Err(error) => return Err(BackupError::io("read", &entry.path())(error)),
         }
     }
+    Ok(found)
+}
+
+/// The files of the logs that this one continues, by their names in the backup: what [`loss`](super::loss) put there, which never changes.
+fn previous_logs(data: &Path) -> Result<Vec<(String, PathBuf)>, BackupError> {
+    let (mut found, mut left) = (Vec::new(), vec![(PREVIOUS.trim_end_matches('/').to_owned(), data.join(PREVIOUS))]);
+    while let Some((name, directory)) = left.pop() {
+        let listed = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            listed => listed.map_err(BackupError::io("read", &directory))?,
+        };
+        for entry in listed {
+            let entry = entry.map_err(BackupError::io("read", &directory))?;
+            let member = format!("{name}/{}", entry.file_name().to_string_lossy());
+            if entry.path().is_dir() { left.push((member, entry.path())) } else { found.push((member, entry.path())) }
+        }
+    }
+    found.sort();
     Ok(found)
 }
 

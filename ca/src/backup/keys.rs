@@ -1,7 +1,7 @@
 //! The keys in a backup: a tar file of their directories, encrypted with age to a recipient, who need not be near.
 
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::path::Path;
 
 use age::x25519::Recipient;
@@ -74,22 +74,27 @@ fn collect(data_dir: &Path) -> Result<Vec<KeyFile>, BackupError> {
     let mut found = Vec::new();
     for directory in DIRECTORIES {
         let path = data_dir.join(directory);
-        let listed = match fs::read_dir(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            listed => listed.map_err(BackupError::io("read", &path))?,
-        };
-        for entry in listed {
-            let entry = entry.map_err(BackupError::io("read", &path))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !is_plain(&name) || !entry.path().is_file() {
-                continue;
-            }
-            match files::read_private(&entry.path()) {
-                Ok(bytes) => found.push((format!("{directory}/{name}"), bytes)),
-                // A key of an issuing certificate that was superseded meanwhile.
-                Err(_) if !entry.path().exists() => {}
-                Err(error) => return Err(error.into()),
-            }
+        if path.is_dir() {
+            found.extend(read_directory(&path, directory)?);
+        }
+    }
+    Ok(found)
+}
+
+/// The keys in the directory `path`, named as files of `directory` in a data directory.
+pub(super) fn read_directory(path: &Path, directory: &str) -> Result<Vec<KeyFile>, BackupError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).map_err(BackupError::io("read", path))? {
+        let entry = entry.map_err(BackupError::io("read", path))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !is_plain(&name) || !entry.path().is_file() {
+            continue;
+        }
+        match files::read_private(&entry.path()) {
+            Ok(bytes) => found.push((format!("{directory}/{name}"), bytes)),
+            // A key of an issuing certificate that was superseded meanwhile.
+            Err(_) if !entry.path().exists() => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(found)

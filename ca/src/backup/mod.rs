@@ -7,18 +7,21 @@
 //! ```text
 //! backup.json                       what it is of, and when it was made
 //! kind, version, checkpoint, bundle.pem, authority/, ledger/version, ledger/checkpoint, ledger/log/
+//! previous/                         the logs that this one continues, if losses were accepted
 //! keys.age                          if it was asked for: `keys/`, `ledger-keys/`, `development/`, encrypted (age) to a recipient
 //! SHA256SUMS                        as `sha256sum -c` reads it
 //! ```
 //!
 //! No key is in it that is not encrypted. What is left out (index, tree, catalogue) is made anew at the next start. Restoring writes into an
-//! empty place alone, and refuses a backup that ends before a newer checkpoint that is known.
+//! empty place alone, and refuses a backup that ends before a newer checkpoint that is known. Such a log is never continued: [`loss`] begins a
+//! new one instead, which says so.
 
 mod archive;
 mod contents;
 mod create;
 mod keys;
 mod last;
+mod loss;
 mod restore;
 #[cfg(test)]
 mod tests;
@@ -31,11 +34,14 @@ use serde::{Deserialize, Serialize};
 
 pub use self::create::{Backup, Written, create};
 pub use self::last::{LastBackup, last_backup};
+pub use self::loss::{AcceptLoss, NewLog};
 pub use self::restore::{Restore, Restored, restore};
+use crate::keys::KeyError;
+use crate::ledger::{LedgerError, PublishError};
 use crate::store::StoreError;
 
 /// The format of backups that this program writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const INFO: &str = "backup.json";
 const SUMS: &str = "SHA256SUMS";
@@ -45,6 +51,8 @@ const KIND: &str = "kind";
 const FLOOR: &str = "ledger/checkpoint";
 const LOG: &str = "ledger/log/";
 const AUTHORITY: &str = "authority/";
+const PREVIOUS: &str = "previous/";
+const LEDGER_KEYS: &str = "ledger-keys";
 /// Of a data directory. The first two must be there.
 const SMALL_FILES: [&str; 4] = [KIND, "version", "bundle.pem", "ledger/version"];
 
@@ -137,7 +145,7 @@ pub enum BackupError {
     /// The backup ends before a checkpoint that is known.
     #[error(
         "the backup has {entries} entries, and the checkpoint {} has {known}: the entries {entries} to {} would be lost, and agents and auditors \
-         would notice. Restore a newer backup",
+         would notice. Restore a newer backup; if there is none, `--accept-loss --reason …` begins a new ledger, which says what is missing",
         path.display(),
         known - 1
     )]
@@ -149,6 +157,30 @@ pub enum BackupError {
         /// Of the checkpoint.
         path: PathBuf,
     },
+    /// What a new log is signed with is not there.
+    #[error("a new ledger cannot be begun without the keys of the old one's acts and checkpoints: {0}")]
+    LedgerKeys(String),
+    /// The old log cannot be read, or the new one not be written.
+    #[error("no new ledger was begun: {0}")]
+    NewLog(String),
+}
+
+impl From<LedgerError> for BackupError {
+    fn from(error: LedgerError) -> Self {
+        Self::NewLog(error.to_string())
+    }
+}
+
+impl From<PublishError> for BackupError {
+    fn from(error: PublishError) -> Self {
+        Self::NewLog(error.to_string())
+    }
+}
+
+impl From<KeyError> for BackupError {
+    fn from(error: KeyError) -> Self {
+        Self::LedgerKeys(error.to_string())
+    }
 }
 
 impl BackupError {

@@ -4,12 +4,13 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use chancery_identity::checkpoint::Checkpoint;
+use chancery_identity::checkpoint::{Checkpoint, CheckpointVerifier, MAX_NOTE_BYTES, verify};
 use chancery_process::files;
 
 use super::contents::{self, Contents};
 use super::create::parent;
-use super::{BackupError, Info, keys, unsigned};
+use super::loss::{self, AcceptLoss, NewLog};
+use super::{BackupError, Info, LEDGER_KEYS, keys, unsigned};
 
 /// What to restore, and where to.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +21,10 @@ pub struct Restore<'a> {
     pub data_dir: &'a Path,
     /// Decrypts the keys in the backup: a file that `age-keygen` wrote.
     pub identity: Option<&'a Path>,
-    /// The newest checkpoint that anybody knows: the CA's own, if it survived, or an auditor's.
-    pub checkpoint: Option<&'a Path>,
+    /// The newest checkpoints that are known: the CA's own, if it survived, auditors', agents'.
+    pub checkpoints: &'a [PathBuf],
+    /// Begin a new ledger with what the backup has, since entries are lost.
+    pub loss: Option<&'a AcceptLoss<'a>>,
 }
 
 /// What was restored.
@@ -29,8 +32,19 @@ pub struct Restore<'a> {
 pub struct Restored {
     /// What the backup says.
     pub info: Info,
+    /// The ledger that continues the backup's, if a loss was accepted.
+    pub new_log: Option<NewLog>,
     /// What is missing or has to be looked at before the CA is started, one sentence each.
     pub next_steps: Vec<String>,
+}
+
+/// A checkpoint that is known outside the backup.
+#[derive(Debug)]
+pub(super) struct Known<'a> {
+    path: &'a Path,
+    /// Signed.
+    pub(super) note: String,
+    pub(super) checkpoint: Checkpoint,
 }
 
 /// Restores a backup. `progress` is told how many bytes of how many were worked on.
@@ -39,10 +53,9 @@ pub struct Restored {
 /// If the backup is not intact, ends before the checkpoint that is known, or something is in its place. Nothing is left behind then.
 pub fn restore(restore: &Restore<'_>, mut progress: impl FnMut(u64, u64)) -> Result<Restored, BackupError> {
     check_place(restore.data_dir)?;
-    let known = restore.checkpoint.map(|path| Ok::<_, BackupError>((path, read_checkpoint(path)?))).transpose()?;
-    let known = known.as_ref().map(|(path, checkpoint)| (*path, checkpoint));
+    let known = restore.checkpoints.iter().map(|path| Known::read(path)).collect::<Result<Vec<_>, _>>()?;
     let staging = staging(restore.data_dir)?;
-    let restored = unpack(restore, known, &staging, &mut progress).and_then(|restored| {
+    let restored = unpack(restore, &known, &staging, &mut progress).and_then(|restored| {
         // In one step: a data directory that is there is complete.
         fs::rename(&staging, restore.data_dir).map_err(BackupError::io("create", restore.data_dir))?;
         files::sync_directory(parent(restore.data_dir))?;
@@ -57,43 +70,92 @@ pub fn restore(restore: &Restore<'_>, mut progress: impl FnMut(u64, u64)) -> Res
 
 fn unpack(
     restore: &Restore<'_>,
-    known: Option<(&Path, &Checkpoint)>,
+    known: &[Known<'_>],
     staging: &Path,
     progress: &mut impl FnMut(u64, u64),
 ) -> Result<Restored, BackupError> {
     files::create_private_dir(staging)?;
     let total = fs::metadata(restore.backup).map_err(BackupError::io("open", restore.backup))?.len();
     let mut done = 0;
-    let contents = contents::read(restore.backup, known, |name, bytes| {
+    let sizes: Vec<u64> = known.iter().map(|known| known.checkpoint.size).collect();
+    let contents = contents::read(restore.backup, &sizes, |name, bytes| {
         done += bytes.len() as u64;
         progress(done, total);
         write(staging, name, bytes)
     })?;
-    if let Some((path, known)) = known {
-        check_known(&contents, path, known)?;
+    for known in known {
+        known.check(&contents)?;
     }
-    let next_steps = restore_keys(restore, &contents, staging)?;
-    Ok(Restored { info: contents.info, next_steps })
+    let newest = known.iter().max_by_key(|known| known.checkpoint.size).filter(|newest| newest.checkpoint.size > contents.info.entries);
+    let mut next_steps = restore_keys(restore, &contents, staging)?;
+    let new_log = match (restore.loss, newest) {
+        (Some(loss), newest) => Some(loss::begin(loss, staging, &contents, newest)?),
+        (None, Some(newest)) => return Err(newest.missing(&contents)),
+        (None, None) => {
+            next_steps.extend(unknown_end(restore, &contents));
+            None
+        }
+    };
+    next_steps.extend(new_log.as_ref().map(|new| new.next_step(restore.data_dir)));
+    Ok(Restored { info: contents.info, new_log, next_steps })
 }
 
-/// The backup must not end before what is known.
-fn check_known(contents: &Contents, path: &Path, known: &Checkpoint) -> Result<(), BackupError> {
-    if known.origin != contents.checkpoint.origin {
-        let problem = format!("it is of the ledger {}, and the backup of {}", known.origin, contents.checkpoint.origin);
-        return Err(BackupError::Checkpoint { path: path.to_owned(), problem });
+impl<'a> Known<'a> {
+    fn read(path: &'a Path) -> Result<Self, BackupError> {
+        let note = fs::read_to_string(path).map_err(BackupError::io("read", path))?;
+        let refused = |problem| BackupError::Checkpoint { path: path.to_owned(), problem };
+        if note.len() > MAX_NOTE_BYTES {
+            return Err(refused("it is longer than a signed checkpoint".into()));
+        }
+        let checkpoint = unsigned(&note).map_err(refused)?;
+        Ok(Self { path, note, checkpoint })
     }
+
+    /// It must be the ledger's, and what the entries lead to, as far as there are as many.
+    fn check(&self, contents: &Contents) -> Result<(), BackupError> {
+        let refused = |problem| BackupError::Checkpoint { path: self.path.to_owned(), problem };
+        let (found, ours) = (&self.checkpoint.origin, &contents.checkpoint.origin);
+        if found != ours {
+            return Err(refused(format!("it is of the ledger {found}, and the backup of {ours}")));
+        }
+        let keys: Result<Vec<_>, _> = contents.checkpoint_keys.iter().map(|key| CheckpointVerifier::new(ours, *key)).collect();
+        let keys = keys.map_err(|error| refused(error.to_string()))?;
+        if !keys.is_empty() {
+            verify(&self.note, &keys).map_err(|error| refused(error.to_string()))?;
+        }
+        let size = self.checkpoint.size;
+        if contents.roots.get(&size).is_some_and(|root| *root != self.checkpoint.root) {
+            return Err(refused(format!(
+                "it is another history: the backup's first {size} entries are not those of this checkpoint. Keep both"
+            )));
+        }
+        Ok(())
+    }
+
+    fn missing(&self, contents: &Contents) -> BackupError {
+        BackupError::EntriesMissing { entries: contents.info.entries, known: self.checkpoint.size, path: self.path.to_owned() }
+    }
+}
+
+fn unknown_end(restore: &Restore<'_>, contents: &Contents) -> Option<String> {
     let entries = contents.info.entries;
-    if known.size > entries {
-        return Err(BackupError::EntriesMissing { entries, known: known.size, path: path.to_owned() });
-    }
-    Ok(())
+    restore.checkpoints.is_empty().then(|| {
+        format!(
+            "whether the ledger went on after its {entries} entries was not checked: no `--checkpoint` was given. Agents that know more will \
+             raise an alarm"
+        )
+    })
 }
 
 /// Tells what is missing.
 fn restore_keys(restore: &Restore<'_>, contents: &Contents, staging: &Path) -> Result<Vec<String>, BackupError> {
     let mut next_steps = Vec::new();
-    let missing = "copy `keys` and `ledger-keys` of the old data directory into the new one (0700, files 0600), or restore a backup made with \
-                   `--with-keys`; the CA does not start without them";
+    let ledger_keys = restore.loss.and_then(|loss| loss.ledger_keys);
+    let directories = if ledger_keys.is_some() { "`keys`" } else { "`keys` and `ledger-keys`" };
+    let missing = format!(
+        "copy {directories} of the old data directory into the new one (0700, files 0600), or restore a backup made with `--with-keys`; the CA \
+         does not start without them"
+    );
     match (&contents.keys, restore.identity) {
         (Some(sealed), Some(identity)) => {
             for (name, bytes) in keys::unpack(sealed, identity)? {
@@ -106,11 +168,10 @@ fn restore_keys(restore: &Restore<'_>, contents: &Contents, staging: &Path) -> R
         (None, Some(_)) => return Err(BackupError::Keys("there are none, so `--identity` cannot decrypt them".into())),
         (None, None) => next_steps.push(format!("the keys are not in the backup: {missing}")),
     }
-    if restore.checkpoint.is_none() {
-        next_steps.push(format!(
-            "whether the ledger went on after its {} entries was not checked: no `--checkpoint` was given. Agents that know more will raise an alarm",
-            contents.info.entries
-        ));
+    if let Some(directory) = ledger_keys {
+        for (name, bytes) in keys::read_directory(directory, LEDGER_KEYS)? {
+            write(staging, &name, &bytes)?;
+        }
     }
     Ok(next_steps)
 }
@@ -138,9 +199,4 @@ fn staging(data_dir: &Path) -> Result<PathBuf, BackupError> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(BackupError::io("remove", &staging)(error)),
         _ => Ok(staging),
     }
-}
-
-fn read_checkpoint(path: &Path) -> Result<Checkpoint, BackupError> {
-    let note = fs::read_to_string(path).map_err(BackupError::io("read", path))?;
-    unsigned(&note).map_err(|problem| BackupError::Checkpoint { path: path.to_owned(), problem })
 }

@@ -62,7 +62,7 @@ async fn whatever_a_checkpoint_covers_is_in_the_backup_and_nothing_else() {
         let (to, restored) = (place.path().join(format!("{size}.tar")), place.path().join(size.to_string()));
         let written = create(&Backup { data_dir: &data, to: &to, recipient: None, now: NOW }, |_, _| ()).unwrap();
         assert_eq!((written.info.entries, last_backup(&data).unwrap().entries), (size, size));
-        restore(&Restore { backup: &to, data_dir: &restored, identity: None, checkpoint: None }, |_, _| ()).unwrap();
+        restore(&Restore { backup: &to, data_dir: &restored, identity: None, checkpoints: &[], loss: None }, |_, _| ()).unwrap();
         let copy = open(&restored).await;
         assert_eq!((copy.log_id(), copy.head().await.unwrap().entries), (store.log_id(), size));
         fill(&copy, 130).await;
@@ -90,4 +90,23 @@ async fn a_checkpoint_that_the_log_does_not_lead_to_makes_no_backup() {
     assert!(error.contains("no intact frame with entry 20"), "{error}");
     let error = refused(9, &|note| note);
     assert!(error.contains("none behind entry 9"), "{error}");
+}
+
+#[tokio::test]
+async fn a_known_checkpoint_of_another_history_is_refused() {
+    let place = tempfile::tempdir().unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let (data, to) = (place.path().join("data"), place.path().join("to.tar"));
+    let store = open(&data).await;
+    fill(&store, 20).await;
+    furnish(&data, &store, 20);
+    create(&Backup { data_dir: &data, to: &to, recipient: None, now: NOW }, |_, _| ()).unwrap();
+    let note = fs::read_to_string(data.join(CHECKPOINT)).unwrap();
+    let root = note.lines().nth(2).unwrap();
+    let other = place.path().join("other");
+    fs::write(&other, note.replace("\n20\n", "\n9\n").replace(root, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")).unwrap();
+    let restored = place.path().join("restored");
+    let error = restore(&Restore { backup: &to, data_dir: &restored, identity: None, checkpoints: &[other], loss: None }, |_, _| ());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("the backup's first 9 entries are not those") && !restored.exists(), "{error}");
 }

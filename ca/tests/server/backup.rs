@@ -11,37 +11,37 @@ use serde_json::Value;
 
 use crate::support::{Ca, NODE, issue};
 
-async fn run(arguments: &[&str]) -> Output {
+pub(crate) async fn run(arguments: &[&str]) -> Output {
     tokio::process::Command::new(env!("CARGO_BIN_EXE_chancery-ca")).args(arguments).output().await.unwrap()
 }
 
 /// What it printed.
-async fn succeeds(arguments: &[&str]) -> Value {
+pub(crate) async fn succeeds(arguments: &[&str]) -> Value {
     let output = run(&[arguments, &["--output", "json"]].concat()).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Why it did not.
-async fn is_refused(arguments: &[&str]) -> String {
+pub(crate) async fn is_refused(arguments: &[&str]) -> String {
     let output = run(arguments).await;
     assert_eq!(output.status.code(), Some(1));
     String::from_utf8(output.stderr).unwrap()
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 /// A CA with some entries, all of them published, and an agent of it.
-async fn with_entries() -> (Ca, X509Svid) {
+pub(crate) async fn with_entries() -> (Ca, X509Svid) {
     let ca = Ca::start().await;
     let agent = ca.join(NODE).await;
     issue_some(&ca, &agent).await;
     (ca, agent)
 }
 
-async fn issue_some(ca: &Ca, agent: &X509Svid) {
+pub(crate) async fn issue_some(ca: &Ca, agent: &X509Svid) {
     let mut client = ca.connect(Some(agent)).await;
     for _ in 0..5 {
         issue(&mut client, ca.token(|_| ())).await.unwrap();
@@ -51,12 +51,12 @@ async fn issue_some(ca: &Ca, agent: &X509Svid) {
 }
 
 /// How many entries the checkpoint in a file has.
-fn published(file: &Path) -> u64 {
+pub(crate) fn published(file: &Path) -> u64 {
     std::fs::read_to_string(file).unwrap().lines().nth(1).unwrap().parse().unwrap()
 }
 
 /// Keys of age: the public one, and the file of the other.
-fn age_keys(directory: &Path) -> (String, PathBuf) {
+pub(crate) fn age_keys(directory: &Path) -> (String, PathBuf) {
     let identity = age::x25519::Identity::generate();
     let file = directory.join("age.key");
     std::fs::write(&file, identity.to_string().expose_secret()).unwrap();
@@ -159,7 +159,7 @@ async fn an_old_backup_is_refused_when_a_newer_checkpoint_is_known() {
     let root = forked.lines().nth(2).unwrap();
     let other = elsewhere.path().join("other");
     std::fs::write(&other, forked.replace(root, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")).unwrap();
-    assert!(is_refused(&restore(text(&other))).await.contains("another history"));
+    assert!(is_refused(&restore(text(&other))).await.contains("the signature of the key"), "a checkpoint that nobody signed says nothing");
     succeeds(&restore(text(&known))).await;
     let again = is_refused(&restore(text(&known))).await;
     assert!(again.contains("is not empty"), "{again}");

@@ -4,6 +4,7 @@
 mod backup;
 mod checkpoints;
 mod ledger;
+mod loss;
 mod reload;
 mod roles;
 mod serving;

@@ -3,8 +3,9 @@
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use chancery_ca::backup::{self, Backup, Restore};
+use chancery_ca::backup::{self, AcceptLoss, Backup, Restore};
 use chancery_ca::config::{Config, Mode};
 use chancery_identity::{Clock, SystemClock};
 use chancery_process::output::{Format, fields};
@@ -47,9 +48,19 @@ pub(crate) struct RestoreArgs {
     /// Decrypts the keys in the backup: a file that age-keygen wrote.
     #[arg(long, value_name = "AGE_KEY_FILE")]
     identity: Option<PathBuf>,
-    /// The newest checkpoint that is known: `checkpoint` of the lost data directory, or an auditor's. A backup that ends before it is refused.
+    /// The newest checkpoint that is known: `checkpoint` of the lost data directory, an auditor's, an agent's; may be given several times. A
+    /// backup that ends before it is refused.
     #[arg(long, value_name = "FILE")]
-    checkpoint: Option<PathBuf>,
+    checkpoint: Vec<PathBuf>,
+    /// Entries are lost: begin a new ledger with what the backup has, whose first entry says what is missing.
+    #[arg(long, requires = "reason")]
+    accept_loss: bool,
+    /// Why; it is recorded.
+    #[arg(long, value_name = "TEXT", requires = "accept_loss", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    reason: Option<String>,
+    /// The old data directory's `ledger-keys`, if these keys are not in the backup.
+    #[arg(long, value_name = "DIR", requires = "accept_loss")]
+    ledger_keys: Option<PathBuf>,
     /// How to print what was restored.
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
@@ -74,7 +85,19 @@ struct Restored<'a> {
     entries: u64,
     #[serde(with = "time::serde::rfc3339")]
     made_at: OffsetDateTime,
+    new_ledger: Option<NewLedger<'a>>,
     next_steps: &'a [String],
+}
+
+#[derive(Serialize)]
+struct NewLedger<'a> {
+    origin: &'a str,
+    entries: u64,
+    missing_from: u64,
+    missing_until: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    roots_kept_until: OffsetDateTime,
+    previous: String,
 }
 
 pub(crate) fn create(args: &BackupArgs) -> Result<(), Box<dyn Error>> {
@@ -103,11 +126,18 @@ pub(crate) fn create(args: &BackupArgs) -> Result<(), Box<dyn Error>> {
 pub(crate) fn restore(args: &RestoreArgs) -> Result<(), Box<dyn Error>> {
     chancery_process::hardening::harden()?;
     let bar = progress();
+    let loss = args.reason.as_deref().filter(|_| args.accept_loss).map(|why| AcceptLoss {
+        actor: format!("local:uid={}", rustix::process::getuid().as_raw()),
+        why,
+        ledger_keys: args.ledger_keys.as_deref(),
+        clock: Arc::new(SystemClock),
+    });
     let restore = Restore {
         backup: &args.backup,
         data_dir: &args.data_dir,
         identity: args.identity.as_deref(),
-        checkpoint: args.checkpoint.as_deref(),
+        checkpoints: &args.checkpoint,
+        loss: loss.as_ref(),
     };
     let restored = backup::restore(&restore, |done, total| show(&bar, done, total));
     bar.finish_and_clear();
@@ -117,6 +147,14 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<(), Box<dyn Error>> {
         origin: &restored.info.origin,
         entries: restored.info.entries,
         made_at: restored.info.made_at,
+        new_ledger: restored.new_log.as_ref().map(|new| NewLedger {
+            origin: &new.origin,
+            entries: new.entries,
+            missing_from: new.missing.start,
+            missing_until: new.missing.end,
+            roots_kept_until: new.roots_kept_until,
+            previous: args.data_dir.join(&new.previous).display().to_string(),
+        }),
         next_steps: &restored.next_steps,
     };
     Ok(fields(&mut io::stdout().lock(), args.output, &answer)?)

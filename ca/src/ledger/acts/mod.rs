@@ -26,7 +26,7 @@ pub use self::change::{Change, Overrides, RefusedAct, RootState, Subject};
 pub use self::fold::Fold;
 pub use self::query::{ActFilter, ActsPage, RecordedAct};
 pub use self::refused::RefusedActs;
-pub use self::signature::{ACTS_KEY, ActsVerifier};
+pub use self::signature::{ACTS_KEY, ActsVerifier, named_checkpoint_keys};
 pub use self::state::{AcceptedLoss, Applicant, Ban, CheckpointKey, MAX_STATE_BYTES, Revocation, Root, State};
 
 use self::signature::ActsSigner;

@@ -152,6 +152,18 @@ fn message(kind: Kind, origin: &str, epoch: u64, bytes: &[u8]) -> Vec<u8> {
     [kind.domain(), origin.as_bytes(), b"\n", &epoch.to_be_bytes(), bytes].concat()
 }
 
+/// The keys for checkpoints that an act or a state in an encoded entry names, whoever signed it; none in any other entry.
+pub fn named_checkpoint_keys(entry: &[u8]) -> Vec<[u8; 32]> {
+    let act = body_of(entry, Kind::Act).ok().and_then(|bytes| wire::Act::decode(bytes).ok());
+    let state = || body_of(entry, Kind::State).ok().and_then(|bytes| wire::State::decode(bytes).ok());
+    let named = match act.map(|act| act.change) {
+        Some(Some(wire::act::Change::CheckpointKey(key))) => vec![key.public_key],
+        Some(_) => Vec::new(),
+        None => state().map_or_else(Vec::new, |state| state.checkpoint_keys.into_iter().map(|key| key.public_key).collect()),
+    };
+    named.into_iter().filter_map(|key| key.try_into().ok()).collect()
+}
+
 /// The bytes of the body in an encoded entry. Exactly version, time and that one body are accepted: protobuf would merge a second one into
 /// the first, and what is read would not be what was signed.
 fn body_of(entry: &[u8], kind: Kind) -> Result<&[u8], ActError> {

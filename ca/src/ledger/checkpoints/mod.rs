@@ -56,7 +56,7 @@ pub enum PublishError {
     },
     /// What is in the file is not a checkpoint of this CA's.
     #[error(
-        "the ledger's checkpoint {} is not accepted: {problem}. Restore the ledger, this file and `ledger-keys` from the same backup",
+        "the ledger's checkpoint {} is not accepted: {problem}. Restore the ledger, this file and `ledger-keys` from the same backup (`chancery-ca restore`)",
         path.display()
     )]
     Unreadable {
@@ -68,7 +68,8 @@ pub enum PublishError {
     /// Entries that were published are missing.
     #[error(
         "the ledger has {entries} entries, and a checkpoint with {published} was published ({}): entries are missing, as after restoring an old \
-         backup. Keep a copy of the data directory, and restore the newest backup (`chancery-ca restore FILE --checkpoint` says whether it has them)",
+         backup. Keep a copy of the data directory, and restore the newest backup (`chancery-ca restore FILE --checkpoint` says whether it has \
+         them); if none has, `--accept-loss --reason` begins a new ledger, which says what is missing",
         path.display()
     )]
     EntriesMissing {
@@ -82,7 +83,7 @@ pub enum PublishError {
     /// The entries are others than those that were published.
     #[error(
         "the ledger's first {size} entries have the root {found}, and a checkpoint with the root {published} was published ({}): this is another \
-         history. Keep a copy of it, and restore the newest backup of the published one",
+         history. Keep a copy of it, and restore the newest backup of the published one (`chancery-ca restore`)",
         path.display()
     )]
     OtherHistory {
@@ -96,7 +97,9 @@ pub enum PublishError {
         path: PathBuf,
     },
     /// The tree does not continue the last checkpoint.
-    #[error("nothing is published, since the ledger does not continue its last checkpoint: {0}. Stop the CA and keep a copy of the ledger")]
+    #[error(
+        "nothing is published, since the ledger does not continue its last checkpoint: {0}. Stop the CA, keep a copy of the data directory, and restore the newest backup (`chancery-ca restore`)"
+    )]
     Fork(ProofError),
 }
 

@@ -44,7 +44,7 @@ async fn old_state() -> State {
 /// A log that continues it.
 async fn continued(place: &Place) -> (Ledger, State) {
     let (ledger, carried) = (place.ledger().await, old_state().await);
-    ledger.accept_loss("local:uid=0", loss(), "the disk is gone", carried.clone()).await.unwrap();
+    ledger.accept_loss("local:uid=0", loss(), "the disk is gone", |_| carried.clone()).await.unwrap();
     (ledger, carried)
 }
 
@@ -110,7 +110,7 @@ async fn a_running_log_accepts_no_loss() {
     let error = ledger.act("alice", loss(), "why not").await.unwrap_err().to_string();
     assert!(error.contains("chancery-ca restore --accept-loss"), "{error}");
     ledger.append(start("1")).await.unwrap();
-    let refused = ledger.accept_loss("alice", loss(), "why not", State::default()).await;
+    let refused = ledger.accept_loss("alice", loss(), "why not", |_| State::default()).await;
     assert!(matches!(refused, Err(LedgerError::Impossible(_))));
     assert_eq!(ledger.entries(), 1);
 }
