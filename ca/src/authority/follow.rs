@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::held::Held;
 use super::issuer::common_name_of;
-use super::{Authority, AuthorityError, Issuer, RootStatus};
+use super::{Authority, AuthorityError, Issuer, RootStatus, is_past_half};
 use crate::ledger::LedgerError;
 use crate::ledger::acts::{Change, Overrides, RootState, State};
 
@@ -45,17 +45,18 @@ impl Authority {
         if is_due(&issuer) { Ok(issuer) } else { applied.map(|()| issuer) }
     }
 
-    /// The trust root that is to follow the active one: prepared, if none is on its way. Nobody sees it before it is published.
+    /// The trust root that is to follow the active one: prepared, if none is on its way that has half of its life before it. Nobody sees it
+    /// before it is published.
     ///
     /// # Errors
     /// If it cannot be made or recorded. What was recorded of it is used by the next call.
     pub async fn prepare_root(&self, actor: &str, why: &str) -> Result<Fingerprint, AuthorityError> {
         let mut held = self.held.lock().await;
         let state = self.maker.ledger.current_state();
-        if let Some(prepared) = replacement(&state) {
-            return Ok(prepared);
-        }
         let now = self.clock.now();
+        if let Some(on_its_way) = replacement(&state, &held, now) {
+            return Ok(on_its_way);
+        }
         *held = Held::read(&self.maker.ledger, &self.maker.keys).await?;
         // One that is recorded and in no act is from a call that was interrupted here.
         let unused =
@@ -161,13 +162,14 @@ impl Authority {
     }
 }
 
-/// The root that is to follow the active one: the one that is furthest on its way.
-fn replacement(state: &State) -> Option<Fingerprint> {
-    let furthest = |to: RootState| {
-        let there = state.roots.iter().filter(move |(_, root)| root.state == to);
-        there.min_by_key(|(_, root)| root.entry).map(|(fingerprint, _)| *fingerprint)
+/// The root that is to follow the active one: the newest of those that are furthest on their way, unless it has aged while it waited.
+fn replacement(state: &State, held: &Held, now: OffsetDateTime) -> Option<Fingerprint> {
+    let newest = |to: RootState| {
+        let there = state.roots.iter().filter(move |(_, root)| root.state == to).max_by_key(|(_, root)| root.entry);
+        let root = held.root(*there?.0)?;
+        (root.key.is_some() && !is_past_half(now, root.not_before, root.not_after)).then_some(root.fingerprint)
     };
-    furthest(RootState::Published).or_else(|| furthest(RootState::Prepared))
+    newest(RootState::Published).or_else(|| newest(RootState::Prepared))
 }
 
 /// What everybody is to trust: the roots that are published, active or draining, in the order in which they were made.

@@ -248,19 +248,33 @@ impl Rotation {
         if self.settings().keep_replacement == Some(true) {
             self.keep_replacement().await?;
         }
+        self.give_up_superseded().await?;
         self.reissue(&mut reissues).await
     }
 
     async fn keep_replacement(&self) -> Result<(), RotationError> {
-        let state = self.ledger.current_state();
-        let is_any = |to| state.roots.values().any(|root| root.state == to);
         // Not while one drains: a bundle has two roots, not three.
-        if is_any(RootState::Published) || is_any(RootState::Draining) {
+        if self.ledger.current_state().roots.values().any(|root| root.state == RootState::Draining) {
             return Ok(());
         }
         let why = "a replacement is always kept published";
-        self.prepare(ACTOR, why).await?;
-        self.publish(None, Order { actor: ACTOR, why, overrides: &Overrides::default() }).await?;
+        let next = self.prepare(ACTOR, why).await?;
+        if next.now.state == RootState::Prepared {
+            let order = Order { actor: ACTOR, why, overrides: &Overrides::default() };
+            self.publish(Some(&next.root.to_string()), order).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives up replacements that another one was published after: they aged while they waited.
+    async fn give_up_superseded(&self) -> Result<(), RotationError> {
+        let state = self.ledger.current_state();
+        let published = || state.roots.iter().filter(|(_, root)| root.state == RootState::Published);
+        let newest = published().map(|(_, root)| root.entry).max();
+        for (root, _) in published().filter(|(_, root)| Some(root.entry) != newest) {
+            let order = Order { actor: ACTOR, why: "a newer replacement is published", overrides: &Overrides::default() };
+            self.go(*root, RootState::Retired, order).await?;
+        }
         Ok(())
     }
 
@@ -300,16 +314,19 @@ impl Rotation {
         self.ledger.act_when(order.actor, change, order.why, gate).await
     }
 
-    /// The root that `name` begins the fingerprint of; without a name, the one that is in the first of the states `from` in which any is.
+    /// The root that `name` begins the fingerprint of; without a name, the one that came last into the first of the states `from` in which any
+    /// is; of those that drain, the first.
     fn find(&self, name: Option<&str>, from: &[RootState]) -> Result<Fingerprint, RotationError> {
         let state = self.ledger.current_state();
         let Some(name) = name else {
-            let oldest = |to: &RootState| {
-                let there = state.roots.iter().filter(|(_, root)| root.state == *to);
-                there.min_by_key(|(_, root)| root.entry).map(|(fingerprint, _)| *fingerprint)
+            let due = |to: &RootState| {
+                let mut there: Vec<_> = state.roots.iter().filter(|(_, root)| root.state == *to).collect();
+                there.sort_by_key(|(_, root)| root.entry);
+                let due = if *to == RootState::Draining { there.first() } else { there.last() };
+                due.map(|(fingerprint, _)| **fingerprint)
             };
             let words: Vec<_> = from.iter().map(ToString::to_string).collect();
-            return from.iter().find_map(oldest).ok_or_else(|| {
+            return from.iter().find_map(due).ok_or_else(|| {
                 RotationError::NotDue(format!("no root is {}; `chancery root list` shows where each is", words.join(" or ")))
             });
         };

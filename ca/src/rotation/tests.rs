@@ -454,6 +454,20 @@ async fn a_replacement_is_kept_published_where_it_is_wanted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replacement_that_aged_while_it_waited_makes_way_for_a_new_one() {
+    let world = World::new(0).await;
+    world.rotation.configure(Settings { keep_replacement: Some(true), ..Settings::default() });
+    world.rotation.walk_on().await.unwrap();
+    let first = world.rotation.find(None, &[RootState::Published]).unwrap();
+    world.pass(Span::days(200)).await;
+    world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    world.rotation.walk_on().await.unwrap();
+    let second = world.rotation.find(None, &[RootState::Published]).unwrap();
+    assert_ne!(first, second);
+    assert_eq!((world.state_of(first), world.is_trusted(second)), (RootState::Retired, true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn certificates_are_issued_anew_so_many_a_second_and_all_at_once_in_an_emergency() {
     let mut world = World::activated(3).await;
     let old = world.rotation.find(None, &[RootState::Draining]).unwrap();

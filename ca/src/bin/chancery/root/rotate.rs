@@ -95,29 +95,24 @@ pub(super) async fn run(way: &Way, args: &RotateArgs, out: &mut impl Write, form
     let events = Listing::begin(out, format, Json::Lines, &COLUMNS)?;
     let bar = ProgressBar::hidden();
     let mut walk = Walk { way, args, ca, begun: Instant::now(), events, format, told: None, bar };
-    // A rotation that was stopped is finished before another begins; and one call makes one rotation.
-    let mut activated = false;
+    // Made by this call, or on its way already.
+    let mut target = None;
     loop {
-        let roots = walk.roots().await?;
-        match next(&roots) {
-            Next::Move(_, RootState::Retired) => {
-                walk.step(&next(&roots)).await?;
-                walk.bar.finish_and_clear();
-                return Ok(walk.events.finish()?);
-            }
-            // Something else finished it, a distrust perhaps.
-            _ if activated => return Ok(walk.events.finish()?),
-            step => {
-                activated = matches!(step, Next::Move(_, RootState::Active));
-                walk.step(&step).await?;
-            }
+        let step = next(&walk.roots().await?, target.as_deref());
+        let Some(step) = step else { return Ok(walk.events.finish()?) };
+        let root = walk.step(&step).await?;
+        if matches!(step, Next::Move(_, RootState::Retired)) {
+            return Ok(walk.events.finish()?);
         }
+        target = Some(root);
     }
 }
 
 async fn dry_run(mut ca: Roots, args: &RotateArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let roots = ca.list_roots(ListRootsRequest {}).await?.into_inner().roots;
-    let step = next(&roots);
+    let newest =
+        roots.iter().filter(|root| matches!(root.state(), RootState::Prepared | RootState::Published)).max_by_key(|root| root.entry);
+    let step = next(&roots, newest.map(|root| &*root.fingerprint)).unwrap_or(Next::Prepare);
     let left = match &step {
         Next::Prepare => "prepare, publish, activate, retire",
         Next::Move(_, RootState::Published) => "publish, activate, retire",
@@ -133,17 +128,25 @@ async fn dry_run(mut ca: Roots, args: &RotateArgs, out: &mut impl Write, format:
     }
 }
 
-/// What is due: a root that drains is retired before another is activated.
-fn next(roots: &[RootRecord]) -> Next {
-    let in_state = |state: RootState| roots.iter().filter(move |root| root.state() == state).min_by_key(|root| root.entry);
-    let due =
-        [(RootState::Draining, RootState::Retired), (RootState::Published, RootState::Active), (RootState::Prepared, RootState::Published)];
-    let due = due.into_iter().find_map(|(from, to)| Some((in_state(from)?, to)));
-    due.map_or(Next::Prepare, |(root, to)| Next::Move(root.fingerprint.clone(), to))
+/// What is due on the way to `target`: a root that drains is retired before another is activated, so that a rotation which was stopped is
+/// finished first. Nothing if something else has finished it, a distrust perhaps.
+fn next(roots: &[RootRecord], target: Option<&str>) -> Option<Next> {
+    let draining = roots.iter().filter(|root| root.state() == RootState::Draining).min_by_key(|root| root.entry);
+    if let Some(root) = draining {
+        return Some(Next::Move(root.fingerprint.clone(), RootState::Retired));
+    }
+    let Some(target) = target else { return Some(Next::Prepare) };
+    let to = match roots.iter().find(|root| root.fingerprint == target)?.state() {
+        RootState::Prepared => RootState::Published,
+        RootState::Published => RootState::Active,
+        _ => return None,
+    };
+    Some(Next::Move(target.to_owned(), to))
 }
 
 impl<W: Write> Walk<'_, W> {
-    async fn step(&mut self, step: &Next) -> Result<(), CliError> {
+    /// Makes a step, when its gate is open, and returns the root that it was about.
+    async fn step(&mut self, step: &Next) -> Result<String, CliError> {
         let reason = self.args.reason.clone().unwrap_or_default();
         match step {
             Next::Prepare => {
@@ -200,12 +203,15 @@ impl<W: Write> Walk<'_, W> {
         self.args.deadline.is_some_and(|deadline| self.begun.elapsed() >= *deadline)
     }
 
-    fn done(&mut self, to: RootState, moved: MoveRootResponse) -> Result<(), CliError> {
+    fn done(&mut self, to: RootState, moved: MoveRootResponse) -> Result<String, CliError> {
         self.bar.finish_and_clear();
         self.told = None;
         let root = moved.root.unwrap_or_default();
-        let event = Event { phase: word(to), outcome: "done", entry: Some(root.entry), root: root.fingerprint, ..Event::now() };
-        self.tell(event)
+        if moved.changed {
+            let (phase, entry, root) = (word(to), Some(root.entry), root.fingerprint.clone());
+            self.tell(Event { phase, outcome: "done", entry, root, ..Event::now() })?;
+        }
+        Ok(root.fingerprint)
     }
 
     fn waiting(&mut self, to: RootState, report: &GateReport) -> Result<(), CliError> {
@@ -278,11 +284,14 @@ mod tests {
     #[test]
     fn a_rotation_goes_on_where_it_was_stopped() {
         use RootState::{Active, Draining, Prepared, Published, Retired};
-        let go = |root: &str, to| Next::Move(root.into(), to);
-        assert_eq!(next(&[root(1, Active)]), Next::Prepare);
-        assert_eq!(next(&[root(1, Active), root(2, Prepared)]), go("2", Published));
-        assert_eq!(next(&[root(1, Active), root(2, Published)]), go("2", Active));
-        assert_eq!(next(&[root(1, Draining), root(2, Active), root(3, Published)]), go("1", Retired));
-        assert_eq!(next(&[root(1, Retired), root(2, Active)]), Next::Prepare);
+        let go = |root: &str, to| Some(Next::Move(root.into(), to));
+        assert_eq!(next(&[root(1, Active)], None), Some(Next::Prepare));
+        assert_eq!(next(&[root(1, Active), root(2, Published)], None), Some(Next::Prepare), "the CA says which one it is");
+        assert_eq!(next(&[root(1, Active), root(2, Prepared)], Some("2")), go("2", Published));
+        assert_eq!(next(&[root(1, Active), root(2, Published)], Some("2")), go("2", Active));
+        for target in [None, Some("2")] {
+            assert_eq!(next(&[root(1, Draining), root(2, Active), root(3, Published)], target), go("1", Retired));
+        }
+        assert_eq!(next(&[root(1, Retired), root(2, Active)], Some("2")), None);
     }
 }
