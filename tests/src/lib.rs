@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod load;
 pub mod mesh;
 pub mod process;
+pub mod proxies;
 pub mod secrets;
 pub mod tokens;
 pub mod tools;

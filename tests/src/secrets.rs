@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::Result;
 
-const TYPE_URL: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+pub(crate) const TYPE_URL: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
 /// What a proxy needs to talk mutual TLS.
 pub struct Secrets {

@@ -4,7 +4,9 @@
 //! machine needs for the bare cryptography in the same run. Exit status 1 if a line is short. `QUICK=1` ends within five minutes. Arguments
 //! name the parts to measure; without any, it is all of them.
 
+mod agents;
 mod bare;
+mod fleet;
 mod issue;
 mod ledger;
 mod memory;
@@ -31,7 +33,7 @@ struct Size {
 const FULL: Size = Size { first_svids: 1000, batched: 1_000_000, unary: 50_000, ledger_entries: 10_000_000 };
 const QUICK: Size = Size { first_svids: 300, batched: 60_000, unary: 10_000, ledger_entries: 300_000 };
 
-const PARTS: [&str; 4] = ["memory", "svid", "issue", "ledger"];
+const PARTS: [&str; 6] = ["memory", "svid", "fleet", "agents", "issue", "ledger"];
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -60,6 +62,12 @@ async fn measure() -> Result<bool> {
     }
     if wanted("svid") {
         svid::measure(&directory, size.first_svids, &mut report).await?;
+    }
+    if wanted("fleet") {
+        fleet::measure(&directory, &mut report).await?;
+    }
+    if wanted("agents") {
+        agents::measure(&directory, &mut report).await?;
     }
     if wanted("issue") {
         issue::measure(&directory, size, &bare, &mut report).await?;
