@@ -43,16 +43,29 @@ impl Drop for Served {
 pub struct GoClient(PathBuf);
 
 impl GoClient {
-    /// Builds it; nothing without Go.
+    /// Builds it; nothing without Go, or where its modules are neither there nor to be had.
     pub fn build(lab: &Lab) -> Result<Option<Self>> {
         let Some(go) = tools::go() else { return Ok(None) };
         let program = lab.at("tlog");
         let cache = std::path::absolute(tools::source().join(".cache"))?;
-        let mut command = Command::new(go);
-        command.args(["build", "-o"]).arg(&program).arg(".").current_dir(tools::source().join("tests/tlog"));
-        // Modules are pinned by go.sum; what is downloaded stays beside what else `tests/setup` installs.
-        command.env("GOFLAGS", "-mod=readonly -modcacherw").env("GOPATH", cache.join("go")).env("GOCACHE", cache.join("go-build"));
-        let built = command.env("GOTOOLCHAIN", "local").env("CGO_ENABLED", "0").output()?;
+        let run = |arguments: &[&str]| {
+            let mut command = Command::new(&go);
+            command.args(arguments).current_dir(tools::source().join("tests/tlog"));
+            // Modules are pinned by go.sum; what is downloaded stays beside what else `tests/setup` installs.
+            command.env("GOFLAGS", "-modcacherw").env("GOPATH", cache.join("go")).env("GOCACHE", cache.join("go-build"));
+            command.env("GOTOOLCHAIN", "local").env("CGO_ENABLED", "0").output()
+        };
+        let downloaded = run(&["mod", "download"])?;
+        if !downloaded.status.success() {
+            let problem = String::from_utf8_lossy(&downloaded.stderr);
+            // Modules that are not what go.sum says are no reason to skip.
+            if problem.contains("SECURITY ERROR") {
+                return Err(format!("the modules of tests/tlog: {problem}").into());
+            }
+            tools::skip(&format!("the modules of tests/tlog cannot be had, is Go's module proxy reachable? {}", problem.trim()));
+            return Ok(None);
+        }
+        let built = run(&["build", "-mod=readonly", "-o", program.to_str().ok_or("the lab's path is no UTF-8")?, "."])?;
         if !built.status.success() {
             return Err(format!("tests/tlog does not build: {}", String::from_utf8_lossy(&built.stderr)).into());
         }
