@@ -112,6 +112,45 @@ async fn a_rotation_goes_on_when_the_ca_is_killed_after_each_step() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_that_is_under_way_goes_on_when_the_ca_and_the_agent_were_away() {
+    let Some(mut pair) = pair().await else { return };
+    let load = pair.load();
+    let mut rotate = std::process::Command::new(tools::chancery("chancery").unwrap());
+    rotate.arg("--socket").arg(pair.mesh.ca.admin_socket()).args(["root", "rotate", "--reason", "a test", "--deadline", "90s"]);
+    // The gate is held while nobody speaks for the two proxies.
+    pair.mesh.agent.kill().unwrap();
+    let mut rotate = rotate.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let published = async || if pair.states() == ["active", "published"] { Ok(()) } else { Err(format!("{:?}", pair.states())) };
+    wait::until("the next root is published", SOON, published).await.unwrap();
+    let held = pair.chancery(&["root", "activate", "--dry-run"]).unwrap_err();
+    assert!(held.contains("in the way"), "{held}");
+    pair.kill_ca().await;
+    pair.mesh.agent.run(&pair.mesh.lab).await.unwrap();
+    let status = tokio::task::block_in_place(|| rotate.wait()).unwrap();
+    assert!(status.success(), "{status}: {}", pair.chancery(&["root", "list"]).unwrap());
+    assert_eq!(pair.states(), ["retired", "active"]);
+    pair.assert_no_failure(load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_is_not_retired_while_a_pod_that_nobody_renews_holds_a_certificate_under_it() {
+    let Some(mut pair) = pair().await else { return };
+    for step in ["prepare", "publish"] {
+        pair.chancery(&["root", step, "--reason", "a test"]).unwrap();
+    }
+    pair.until_open("activate").await;
+    // Gone, it counts with what it reported last; and nothing is issued anew.
+    pair.mesh.agent.kill().unwrap();
+    pair.chancery(&["root", "activate", "--reason", "a test"]).unwrap();
+    let refused = pair.chancery(&["root", "retire", "--reason", "a test"]).unwrap_err();
+    assert!(refused.contains("shop/") || refused.contains("node-1"), "{refused}");
+    assert_eq!(pair.states(), ["draining", "active"]);
+    pair.chancery(&["root", "retire", "--reason", "its node is gone", "--except", "node-1"]).unwrap();
+    let acts = pair.mesh.ca.ask(&["log", "acts", "--action", "root.retire"]).unwrap();
+    assert_eq!(acts[0]["why"], "its node is gone", "{acts}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_activation_right_after_a_restart_is_refused_and_names_who_has_not_reported() {
     let Some(mut pair) = pair().await else { return };
     for step in ["prepare", "publish"] {

@@ -468,6 +468,49 @@ async fn a_replacement_that_aged_while_it_waited_makes_way_for_a_new_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_gate_is_evaluated_anew_when_another_act_came_first() {
+    let world = World::published(1).await;
+    let root = world.rotation.find(None, &[RootState::Published]).unwrap();
+    let state = world.run.ledger.current_state();
+    world.run.ledger.act("local:uid=0", Change::Ban(id(7)), WHY).await.unwrap();
+    let overrides = Overrides::default();
+    let order = Order { actor: "local:uid=0", why: WHY, overrides: &overrides };
+    let change = Change::Root { root, to: RootState::Active, overrides: overrides.clone() };
+    assert!(matches!(world.rotation.act_at(state.epoch, order, change).await, Err(Attempt::Moved)));
+    assert!(world.go(RootState::Active).await.unwrap().changed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_root_is_retired_while_a_certificate_may_be_alive_that_was_lost() {
+    let ca = TestCa::new();
+    let kept_until = ca.clock.now() + Span::hours(2);
+    let loss = Change::AcceptedLoss {
+        origin: "example.org/chancery/0123".into(),
+        checkpoint: "note".into(),
+        missing: 7..9,
+        trust_floor: 1000,
+        roots_kept_until: kept_until,
+    };
+    ca.ledger().await.accept_loss("local:uid=0", loss, WHY, |_| State::default()).await.unwrap();
+    let run = ca.start().await;
+    assert!(run.authority.trust().borrow().sequence > 1000, "greater than any that agents were given before");
+    let fleet = Fleet::new(ca.clock.clone());
+    let rotation = World::rotation(&ca, &run, &fleet);
+    let mut world = World { ca, run, fleet, rotation, sessions: BTreeMap::new(), entries: BTreeMap::new() };
+    world.issue(1).await;
+    for to in [RootState::Prepared, RootState::Published, RootState::Active] {
+        world.report(1);
+        world.go(to).await.unwrap();
+    }
+    world.everybody_renews().await;
+    let force = Overrides { force: true, ..Overrides::default() };
+    assert!(refused(world.go_with(RootState::Retired, &force).await).contains("entries of the ledger were lost"));
+    world.pass(Span::hours(2)).await;
+    world.everybody_renews().await;
+    world.go(RootState::Retired).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn certificates_are_issued_anew_so_many_a_second_and_all_at_once_in_an_emergency() {
     let mut world = World::activated(3).await;
     let old = world.rotation.find(None, &[RootState::Draining]).unwrap();
