@@ -1,7 +1,8 @@
 //! Who holds a certificate that has not expired, as the ledger has it: the newest one of each pod, agent and server.
 //!
 //! Read from the ledger once, as far back as the longest lifetime reaches, and from then on only what was recorded since: a question that is
-//! asked every second while a root is being walked costs what was issued in that second.
+//! asked every second while a root is being walked costs what was issued in that second. Should the clock go back, all is read anew: what had
+//! expired by the clock before may be alive.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,6 +17,8 @@ use crate::ledger::{Identity, Ledger, LedgerError, read_identity};
 const READ_BYTES: usize = 1 << 20;
 /// How many entries that is at most.
 const READ_ENTRIES: u64 = 4096;
+/// What has expired is kept for so long, since clocks are set back a little now and then.
+const KEPT: time::Duration = time::Duration::minutes(5);
 
 /// The newest certificate of somebody.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +35,9 @@ pub(super) struct Issued {
     /// The node's name.
     pub(super) node: String,
     /// The agent's own certificate.
-    pub(super) svid: Option<Newest>,
+    svid: Option<Newest>,
     /// Pods' certificates.
-    pub(super) pods: HashMap<Uuid, Newest>,
+    pods: HashMap<Uuid, Newest>,
 }
 
 /// All certificates that have not expired, by who asked for them.
@@ -42,6 +45,8 @@ pub(super) struct Issued {
 pub(super) struct Alive {
     /// The entry to go on from; none before the first reading.
     next: Option<u64>,
+    /// The latest moment that it was asked at.
+    latest: Option<OffsetDateTime>,
     agents: BTreeMap<SpiffeId, Issued>,
     servers: BTreeMap<SpiffeId, Newest>,
 }
@@ -52,6 +57,11 @@ impl Alive {
     /// # Errors
     /// If the ledger cannot be read.
     pub(super) async fn catch_up(&mut self, ledger: &Ledger, now: OffsetDateTime) -> Result<(), LedgerError> {
+        if self.latest.is_some_and(|latest| now < latest - KEPT) {
+            *self = Self::default();
+        }
+        self.latest = self.latest.max(Some(now));
+        let kept = now - KEPT;
         let end = ledger.entries();
         let mut next = match self.next {
             Some(next) => next,
@@ -60,7 +70,7 @@ impl Alive {
         while next < end {
             let entries = ledger.stored_entries(next..end.min(next + READ_ENTRIES), READ_BYTES).await?;
             for entry in &entries {
-                if let Some(identity) = read_identity(next, entry)?.filter(|identity| identity.leaf.not_after >= now) {
+                if let Some(identity) = read_identity(next, entry)?.filter(|identity| identity.leaf.not_after >= kept) {
                     self.take(&identity);
                 }
                 next += 1;
@@ -70,16 +80,16 @@ impl Alive {
             tokio::task::yield_now().await;
         }
         self.next = Some(next);
-        self.forget_expired(now);
+        self.forget_expired(kept);
         Ok(())
     }
 
-    /// By the agent's or sidecar's ID.
+    /// By the agent's or sidecar's ID; some of it may have expired a moment ago.
     pub(super) fn agents(&self) -> impl Iterator<Item = (&SpiffeId, &Issued)> {
         self.agents.iter()
     }
 
-    /// The CA's own certificates for its ports, by ID.
+    /// The CA's own certificates for its ports, by ID; likewise.
     pub(super) fn servers(&self) -> impl Iterator<Item = (&SpiffeId, &Newest)> {
         self.servers.iter()
     }
@@ -105,19 +115,36 @@ impl Alive {
         }
     }
 
-    fn forget_expired(&mut self, now: OffsetDateTime) {
-        self.servers.retain(|_, server| server.until >= now);
+    fn forget_expired(&mut self, before: OffsetDateTime) {
+        self.servers.retain(|_, server| server.is_alive(before));
         self.agents.retain(|_, issued| {
-            issued.pods.retain(|_, pod| pod.until >= now);
-            issued.svid = issued.svid.filter(|svid| svid.until >= now);
+            issued.pods.retain(|_, pod| pod.is_alive(before));
+            issued.svid = issued.svid.filter(|svid| svid.is_alive(before));
             issued.svid.is_some() || !issued.pods.is_empty()
         });
     }
 }
 
 impl Newest {
+    /// Whether one of all that were issued to it is good at `now`.
+    pub(super) fn is_alive(&self, now: OffsetDateTime) -> bool {
+        self.until >= now
+    }
+
     /// An older certificate may outlive a newer one.
     fn replace(&mut self, new: Self) {
         *self = Self { entry: new.entry, until: new.until.max(self.until) };
+    }
+}
+
+impl Issued {
+    /// The agent's own certificate, if it is good at `now`.
+    pub(super) fn svid_at(&self, now: OffsetDateTime) -> Option<&Newest> {
+        self.svid.as_ref().filter(|svid| svid.is_alive(now))
+    }
+
+    /// The pods that have one which is good at `now`.
+    pub(super) fn pods_at(&self, now: OffsetDateTime) -> impl Iterator<Item = (&Uuid, &Newest)> {
+        self.pods.iter().filter(move |(_, newest)| newest.is_alive(now))
     }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 
 use chancery_identity::SpiffeId;
 use chancery_proto::chancery::v1::{Convergence, ProxyLag};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::fleet::alive::{Issued, Newest};
@@ -99,8 +100,8 @@ pub async fn missing(ledger: &Ledger, fleet: &Fleet, goal: Goal) -> Result<Missi
     let mut alive = fleet.alive.lock().await;
     let now = fleet.clock.now();
     alive.catch_up(ledger, now).await?;
-    let mut asked = Asked { goal, missing: Missing::default(), pods: Vec::new() };
-    for (id, newest) in alive.servers() {
+    let mut asked = Asked { goal, now, missing: Missing::default(), pods: Vec::new() };
+    for (id, newest) in alive.servers().filter(|(_, newest)| newest.is_alive(now)) {
         asked.server(id, newest);
     }
     for (id, issued) in alive.agents() {
@@ -148,6 +149,7 @@ impl Missing {
 /// A question, while it is being answered.
 struct Asked {
     goal: Goal,
+    now: OffsetDateTime,
     missing: Missing,
     /// Pods that are missing, whose names the ledger has.
     pods: Vec<(MissingOne, u64)>,
@@ -178,17 +180,22 @@ impl Asked {
     }
 
     fn agent(&mut self, id: &SpiffeId, issued: &Issued, record: Option<&Record>) {
-        self.missing.counted += issued.pods.len() as u64 + u64::from(issued.svid.is_some());
+        let pods = issued.pods_at(self.now).count();
+        let own = issued.svid_at(self.now).is_some();
+        if pods == 0 && !own {
+            return;
+        }
+        self.missing.counted += pods as u64 + u64::from(own);
         let node = record.map(|record| &*record.member.node).filter(|node| !node.is_empty()).unwrap_or(&issued.node);
         let away = record.filter(|record| record.line.is_none());
         let away = away.map(|record| format!("not connected since {}", moment(record.last_seen)));
         let speaker = Speaker { id, node, away };
         let Some(record) = record.filter(|record| record.reported) else {
-            return self.missing.add(speaker.missing(&hanging("has not reported since the CA started", issued)));
+            return self.missing.add(speaker.missing(&hanging("has not reported since the CA started", pods)));
         };
         let Some(convergence) = &record.report.convergence else {
             let old = format!("is too old to report what its proxies hold (version {}): upgrade it", record.version);
-            return self.missing.add(speaker.missing(&hanging(&old, issued)));
+            return self.missing.add(speaker.missing(&hanging(&old, pods)));
         };
         self.itself(&speaker, issued, record, convergence);
         self.proxies(&speaker, issued, record, convergence);
@@ -203,7 +210,7 @@ impl Asked {
                 let has = record.report.trust_sequence;
                 Some(format!("has taken over the bundle with sequence {has} and not yet the one with sequence {sequence}"))
             }
-            Goal::Certificates { after_entry } if convergence.svid_entry <= after_entry => match &issued.svid {
+            Goal::Certificates { after_entry } if convergence.svid_entry <= after_entry => match issued.svid_at(self.now) {
                 Some(svid) if svid.entry > after_entry => Some("has not yet taken over its own new certificate".to_owned()),
                 Some(svid) => self.outdated(svid),
                 None => None,
@@ -222,7 +229,7 @@ impl Asked {
         let (reached, total, explained) = match self.goal {
             Goal::Trust(sequence) => (convergence.trust_sequence >= sequence, report.lagging_total, report.trust_sequence < sequence),
             Goal::Certificates { after_entry } => {
-                let old = issued.pods.values().any(|newest| newest.entry <= after_entry);
+                let old = issued.pods_at(self.now).any(|(_, newest)| newest.entry <= after_entry);
                 (convergence.certificate_entry > after_entry, convergence.outdated_total, old)
             }
         };
@@ -252,7 +259,7 @@ impl Asked {
 
     /// Pods whose certificates are too old, or that their agent does not speak for.
     fn pods_of(&mut self, speaker: &Speaker<'_>, issued: &Issued, record: &Record) {
-        for (uid, newest) in &issued.pods {
+        for (uid, newest) in issued.pods_at(self.now) {
             let reason = match self.outdated(newest) {
                 Some(reason) => reason,
                 None if record.pods.binary_search(uid).is_ok() => continue,
@@ -318,8 +325,8 @@ impl Speaker<'_> {
 }
 
 /// With how much else hangs on the agent.
-fn hanging(what: &str, issued: &Issued) -> String {
-    match issued.pods.len() {
+fn hanging(what: &str, pods: usize) -> String {
+    match pods {
         0 => what.to_owned(),
         pods => format!("{what}, and speaks for {pods} pods"),
     }

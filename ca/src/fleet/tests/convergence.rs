@@ -228,6 +228,18 @@ async fn a_lost_node_counts_until_all_that_was_issued_to_it_has_expired() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_ahead_and_came_back_has_made_nobody_forgotten() {
+    let world = World::new().await;
+    world.joins(1).await;
+    let id = agent_id(1).to_string();
+    world.misses(Goal::Trust(7), &[(&id, "has not reported since the CA started")]).await;
+    world.place.clock.advance(2 * OWN);
+    assert!(world.missing(Goal::Trust(7)).await.is_empty());
+    world.place.clock.advance(-2 * OWN);
+    world.misses(Goal::Trust(7), &[(&id, "has not reported since the CA started")]).await;
+}
+
+#[tokio::test]
 async fn old_certificates_are_missing_by_pod_by_proxy_and_by_agent() {
     let world = World::new().await;
     let own = world.joins(1).await;
