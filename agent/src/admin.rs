@@ -146,6 +146,10 @@ impl Status {
                 "{alarm} (at {at}); `--output json` shows both checkpoints; the alarm stays until `chancery-agent reset --ledger`"
             ));
         }
+        if let Some(log) = &agent.ledger.continued {
+            let at = log.accepted_at.replace_nanosecond(0).unwrap_or(log.accepted_at);
+            problems.push(format!("{log} at {at}; `chancery-agent reset --ledger` forgets it"));
+        }
         let failing = agent.workloads.iter().filter(|workload| !workload.problem.is_empty());
         problems.extend(failing.map(|WorkloadStatus { workload, pod, problem, .. }| format!("{}/{pod}: {problem}", workload.namespace)));
         problems.extend(registry.problems());

@@ -10,6 +10,7 @@ use chancery_agent::ca_client::{AlarmReason, LedgerAlarm, LedgerFile};
 use chancery_agent::readiness::readiness;
 use chancery_process::http::Readiness;
 use chancery_proto::chancery::v1 as wire;
+use prost::Message;
 use rustix::process::Signal;
 use support::log::{Log, LogKey, ORIGIN};
 use support::{Agent, FakeCa, Place, TokenPlan, a_while, eventually, ready, renewed};
@@ -59,7 +60,7 @@ async fn shown() -> (FakeCa, Place, Agent, Log, LogKey) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_continues_the_known_one_is_taken_over_and_reported() {
     let (ca, place, agent, mut log, key) = shown().await;
-    assert_eq!(*ca.behaviour.capabilities.lock().unwrap(), ["ledger-checkpoints", "convergence"]);
+    assert_eq!(*ca.behaviour.capabilities.lock().unwrap(), ["ledger-checkpoints", "convergence", "ledger-continued"]);
     for (from, size) in [(10, 11), (11, 64), (64, 65), (65, 1000)] {
         log = log.grown(size, "entry");
         show(&ca, log.offer(&[&key], from)).await;
@@ -134,6 +135,63 @@ async fn a_checkpoint_of_another_log_is_an_alarm_with_its_own_words() {
     show(&ca, Log::new(origin, 30).offer(&[&LogKey::new(origin)], 10)).await;
     let alarm = agent.raises(AlarmReason::OtherOrigin).await;
     assert!(alarm.message.contains(origin) && alarm.message.contains(ORIGIN), "{}", alarm.message);
+}
+
+const NEW_ORIGIN: &str = "example.org/chancery/00000000000000000000000000000002";
+
+/// The first entry of a log that continues the one with this origin.
+fn accepted_loss(origin: &str, checkpoint: String) -> Vec<u8> {
+    let loss = wire::AcceptedLoss { origin: origin.into(), checkpoint, first: 7, end: 10, ..wire::AcceptedLoss::default() };
+    let (actor, why, change) = ("local:uid=0".into(), "the disk is gone".into(), Some(wire::act::Change::Loss(loss)));
+    let act = wire::Act { actor, why, change, ..wire::Act::default() };
+    let entry = wire::Entry { version: 1, time_ms: 1_800_000_000_000, body: Some(wire::entry::Body::Act(act)) };
+    entry.encode_to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_proven_to_continue_the_known_one_is_taken_over_and_the_operator_sees_it() {
+    let (ca, place, agent, log, key) = shown().await;
+    let remembered = log.note(&[&key]);
+    let first = accepted_loss(ORIGIN, remembered.clone());
+    let (new, key) = (Log::beginning_with(&first, NEW_ORIGIN, 5), key.renamed(NEW_ORIGIN));
+    show(&ca, new.offer_with_first(&[&key], &first)).await;
+    agent.has_taken(5).await;
+    let shown = agent.svids.status().await.unwrap().ledger;
+    let continued = shown.continued.unwrap();
+    assert_eq!((&*continued.origin, &continued.remembered, shown.alarm), (ORIGIN, &remembered, None));
+    let said = continued.to_string();
+    assert!(said.contains("entries 7 to 9 are lost") && said.contains("local:uid=0") && said.contains("the disk is gone"), "{said}");
+    show(&ca, new.grown(9, "entry").offer(&[&key], 5)).await;
+    agent.has_taken(9).await;
+    agent.stop().await;
+    let agent = place.start(&ca);
+    assert_eq!((agent.ledger_size(), agent.ledger_alarm()), (9, None));
+    assert!(agent.client.ledger().borrow().continued.is_some(), "a restarted agent still says so");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_does_not_show_that_it_continues_the_known_one_is_an_alarm() {
+    /// The first entry, the one that is shown, the log's origin, whether its key is the known one, and what the alarm says.
+    type Case<'a> = (&'a [u8], &'a [u8], &'a str, bool, &'a str);
+    let named = accepted_loss(ORIGIN, String::new());
+    let stranger = accepted_loss("example.org/chancery/00000000000000000000000000000003", String::new());
+    let other_act = wire::Entry { body: Some(wire::entry::Body::Act(wire::Act::default())), ..wire::Entry::default() }.encode_to_vec();
+    let elsewhere = "example.com/chancery/00000000000000000000000000000002";
+    let cases: [Case<'_>; 5] = [
+        (&named, &named, NEW_ORIGIN, false, "signed by none of the known keys"),
+        (&named, &stranger, NEW_ORIGIN, true, "does not show that these bytes are entry 0"),
+        (&stranger, &stranger, NEW_ORIGIN, true, "0000000000000003"),
+        (&other_act, &other_act, NEW_ORIGIN, true, "another act"),
+        (&named, &named, elsewhere, true, "another trust domain"),
+    ];
+    for (first, claimed, origin, same_key, problem) in cases {
+        let (ca, _place, agent, _, key) = shown().await;
+        let key = if same_key { key.renamed(origin) } else { LogKey::new(origin) };
+        show(&ca, Log::beginning_with(first, origin, 5).offer_with_first(&[&key], claimed)).await;
+        let alarm = agent.raises(AlarmReason::OtherOrigin).await;
+        assert!(alarm.message.contains(problem), "{problem}: {}", alarm.message);
+        assert_eq!(agent.ledger_size(), 10);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,7 +34,7 @@ pub use backoff::Backoff;
 pub use cluster_keys::ClusterKeys;
 pub use error::CaError;
 pub use held::Held;
-pub use ledger::{AlarmReason, KnownCheckpoint, LedgerAlarm, LedgerFile, LedgerMemory};
+pub use ledger::{AlarmReason, ContinuedLog, KnownCheckpoint, LedgerAlarm, LedgerFile, LedgerMemory};
 pub use token::Token;
 pub use trust::Anchor;
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::WorkloadKey;
-use crate::ca_client::{LedgerAlarm, LedgerMemory};
+use crate::ca_client::{ContinuedLog, LedgerAlarm, LedgerMemory};
 
 /// A workload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,12 +41,16 @@ pub struct LedgerStatus {
     pub checkpoint: String,
     /// What does not fit together, if anything.
     pub alarm: Option<LedgerAlarm>,
+    /// The log before, if its end was lost and this one continues it.
+    #[serde(default)]
+    pub continued: Option<ContinuedLog>,
 }
 
 impl From<&LedgerMemory> for LedgerStatus {
     fn from(memory: &LedgerMemory) -> Self {
         let checkpoint = memory.known.as_ref().map(|known| known.note.clone()).unwrap_or_default();
-        Self { size: memory.size(), checkpoint, alarm: memory.alarm.as_deref().cloned() }
+        let (alarm, continued) = (memory.alarm.as_deref().cloned(), memory.continued.as_deref().cloned());
+        Self { size: memory.size(), checkpoint, alarm, continued }
     }
 }
 

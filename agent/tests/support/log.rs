@@ -27,9 +27,22 @@ impl LogKey {
     }
 }
 
+impl LogKey {
+    /// The same key for another log.
+    pub fn renamed(self, origin: &str) -> Self {
+        let verifier = CheckpointVerifier::new(origin, *self.verifier.public_key()).unwrap();
+        Self { verifier, ..self }
+    }
+}
+
 impl Log {
     pub fn new(origin: &str, entries: usize) -> Self {
         Self { origin: origin.to_owned(), leaves: Vec::new() }.grown(entries, "entry")
+    }
+
+    /// One whose first entry has the bytes `first`.
+    pub fn beginning_with(first: &[u8], origin: &str, entries: usize) -> Self {
+        Self { origin: origin.to_owned(), leaves: vec![leaf_hash(first)] }.grown(entries, "entry")
     }
 
     /// The same with more entries, to `entries` in all, which `what` makes different from others.
@@ -54,8 +67,25 @@ impl Log {
             verifier_key: keys.last().unwrap().verifier.to_string(),
             proof_from: from as u64,
             proof: proof.iter().map(|hash| hash.to_vec()).collect(),
+            first: None,
         }
     }
+
+    /// As [`Self::offer`], with the first entry, whose bytes are `first`.
+    pub fn offer_with_first(&self, keys: &[&LogKey], first: &[u8]) -> wire::LedgerCheckpoint {
+        let proof = inclusion_of_first(&self.leaves).iter().map(|hash| hash.to_vec()).collect();
+        wire::LedgerCheckpoint { first: Some(wire::FirstEntry { entry: first.to_vec(), proof }), ..self.offer(keys, 0) }
+    }
+}
+
+fn inclusion_of_first(leaves: &[Hash]) -> Vec<Hash> {
+    if leaves.len() == 1 {
+        return Vec::new();
+    }
+    let (left, right) = leaves.split_at(leaves.len().next_power_of_two() / 2);
+    let mut proof = inclusion_of_first(left);
+    proof.push(root_of(right));
+    proof
 }
 
 /// `SUBPROOF(old, leaves, whole)`.

@@ -2,19 +2,21 @@
 //!
 //! An agent names the newest checkpoint that it knows. That one is compared with the ledger: if it is not the beginning of what the ledger
 //! is now, entries were lost or changed, or a backup was restored, whatever the CA itself believes. Then the agent is shown the newest
-//! checkpoint with a proof from its own, and judges for itself; the next one follows when it has reported and [`EVERY`] has passed.
+//! checkpoint with a proof from its own, and judges for itself; the next one follows when it has reported and [`EVERY`] has passed. An agent
+//! that knows the lost log which this one continues is shown this one's first entry, which says so.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use chancery_identity::checkpoint::{Checkpoint, MAX_NOTE_BYTES};
-use chancery_proto::chancery::v1::{LedgerAlarm, LedgerCheckpoint, LedgerView};
+use chancery_proto::chancery::v1::{FirstEntry, LedgerAlarm, LedgerCheckpoint, LedgerView};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::fleet::shortened_to;
 use crate::ledger::{Ledger, LedgerError, Published};
+use crate::store::MAX_ENTRY_BYTES;
 
 /// Between two checkpoints for one agent. Each costs a proof; what a fork costs its author does not depend on how soon it is found.
 pub(super) const EVERY: Duration = Duration::from_secs(30);
@@ -43,6 +45,8 @@ pub(super) struct Looked {
 #[derive(Debug)]
 pub(super) struct Showing {
     source: LedgerSource,
+    /// The agent goes over to a log that continues a lost one.
+    goes_over: bool,
     /// The note that the agent reported; `None` before its first report.
     reported: Option<String>,
     /// The one that was compared last.
@@ -54,8 +58,8 @@ pub(super) struct Showing {
 }
 
 impl Showing {
-    pub(super) fn new(source: LedgerSource) -> Self {
-        Self { source, reported: None, compared: None, answered: false, not_before: Instant::now(), work: None }
+    pub(super) fn new(source: LedgerSource, goes_over: bool) -> Self {
+        Self { source, goes_over, reported: None, compared: None, answered: false, not_before: Instant::now(), work: None }
     }
 
     /// Takes the agent's report in.
@@ -109,7 +113,7 @@ impl Showing {
         let newest = self.source.newest.borrow_and_update().clone();
         let Some(reported) = self.reported.clone() else { return };
         self.compared = Some(reported.clone());
-        self.work = Some(tokio::spawn(look(self.source.ledger.clone(), newest, reported)));
+        self.work = Some(tokio::spawn(look(self.source.ledger.clone(), newest, reported, self.goes_over)));
     }
 }
 
@@ -121,7 +125,7 @@ impl Drop for Showing {
     }
 }
 
-async fn look(ledger: Ledger, newest: Arc<Published>, reported: String) -> Result<Looked, LedgerError> {
+async fn look(ledger: Ledger, newest: Arc<Published>, reported: String, goes_over: bool) -> Result<Looked, LedgerError> {
     if reported == newest.note {
         return Ok(Looked { alarm: None, offer: None });
     }
@@ -132,13 +136,16 @@ async fn look(ledger: Ledger, newest: Arc<Published>, reported: String) -> Resul
         (Some(theirs), _) => compare(&ledger, &newest, theirs, &reported).await?,
     };
     let ours = &newest.checkpoint;
-    let from = theirs.filter(|theirs| theirs.origin == ours.origin && theirs.size <= ours.size).map_or(0, |theirs| theirs.size);
+    let from = theirs.as_ref().filter(|theirs| theirs.origin == ours.origin && theirs.size <= ours.size).map_or(0, |theirs| theirs.size);
     let proof = if from == 0 { Vec::new() } else { ledger.consistency_proof(from, ours.size).await? };
+    let is_lost = |theirs: &Checkpoint| is_continued(&ledger, theirs);
+    let first = if goes_over && theirs.as_ref().is_some_and(is_lost) { Some(first_entry(&ledger, ours.size).await?) } else { None };
     let offer = LedgerCheckpoint {
         note: newest.note.clone(),
         verifier_key: newest.verifier.to_string(),
         proof_from: from,
         proof: proof.into_iter().map(|hash| hash.to_vec()).collect(),
+        first,
     };
     let alarm = alarm.map(|(reason, message)| LedgerAlarm {
         reason: reason.to_owned(),
@@ -148,6 +155,17 @@ async fn look(ledger: Ledger, newest: Arc<Published>, reported: String) -> Resul
         raised_at_ms: 0,
     });
     Ok(Looked { alarm, offer: Some(offer) })
+}
+
+/// Whether the ledger continues the lost log of this checkpoint.
+fn is_continued(ledger: &Ledger, theirs: &Checkpoint) -> bool {
+    ledger.current_state().accepted_loss.as_ref().is_some_and(|loss| loss.origin == theirs.origin)
+}
+
+async fn first_entry(ledger: &Ledger, size: u64) -> Result<FirstEntry, LedgerError> {
+    let entry = ledger.stored_entries(0..1, MAX_ENTRY_BYTES).await?.pop().unwrap_or_default();
+    let proof = ledger.inclusion_proof(0, size).await?;
+    Ok(FirstEntry { entry: entry.to_vec(), proof: proof.into_iter().map(|hash| hash.to_vec()).collect() })
 }
 
 /// What an agent's note says, whoever signed it: if it fits the ledger, it does not matter, and after a change of keys an agent may have one
@@ -165,6 +183,9 @@ async fn compare(
     note: &str,
 ) -> Result<Option<(&'static str, String)>, LedgerError> {
     let (size, entries) = (theirs.size, ledger.entries());
+    if theirs.origin != newest.checkpoint.origin && is_continued(ledger, theirs) {
+        return Ok(None);
+    }
     if theirs.origin != newest.checkpoint.origin {
         let (found, ours) = (&theirs.origin, &newest.checkpoint.origin);
         return Ok(Some(("other_origin", format!("the agent knows the log {found}, with {size} entries; this CA's is {ours}"))));

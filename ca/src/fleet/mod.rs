@@ -45,7 +45,8 @@ const MAX_NOTE: usize = 2048;
 /// How many agents with an alarm about the ledger are named one by one.
 const MAX_NAMED: usize = 5;
 /// What this CA can do on a session, named in its welcome.
-pub const CAPABILITIES: [&str; 4] = ["order.reissue_all", "order.renew_agent", session::LEDGER_CHECKPOINTS, convergence::CONVERGENCE];
+pub const CAPABILITIES: [&str; 5] =
+    ["order.reissue_all", "order.renew_agent", session::LEDGER_CHECKPOINTS, convergence::CONVERGENCE, session::LEDGER_CONTINUED];
 
 /// Why the fleet refused something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -25,6 +25,8 @@ pub(super) const STUCK: Duration = Duration::from_secs(30);
 pub(super) const SILENT: Duration = Duration::from_secs(60);
 /// The capability of agents that take checkpoints of the ledger, and of a CA that sends them.
 pub(super) const LEDGER_CHECKPOINTS: &str = "ledger-checkpoints";
+/// The capability of agents that go over to a log that continues a lost one.
+pub(super) const LEDGER_CONTINUED: &str = "ledger-continued";
 /// How often wall-clock deadlines are looked at.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -93,14 +95,17 @@ pub struct Session {
     replaced: CancellationToken,
     /// What the agent said of the ledger in its hello; `None` if it takes no checkpoints.
     ledger: Option<LedgerView>,
+    /// It goes over to a log that continues a lost one.
+    goes_over: bool,
 }
 
 impl Session {
     pub(super) fn new(fleet: Arc<Fleet>, member: Member, number: u64, line: LineEnd, hello: &Hello) -> Self {
-        let capable = hello.capabilities.iter().any(|capability| capability == LEDGER_CHECKPOINTS);
+        let has = |name: &str| hello.capabilities.iter().any(|capability| capability == name);
         let view = hello.report.as_ref().and_then(|report| report.ledger.clone());
-        let ledger = capable.then(|| view.unwrap_or_default());
-        Self { fleet, member, number, orders: line.orders, replaced: line.replaced, ledger }
+        let ledger = has(LEDGER_CHECKPOINTS).then(|| view.unwrap_or_default());
+        let goes_over = has(LEDGER_CONTINUED);
+        Self { fleet, member, number, orders: line.orders, replaced: line.replaced, ledger, goes_over }
     }
 
     /// Serves the stream until it ends; tells why it did.
@@ -135,7 +140,7 @@ impl Session {
         key_changes.mark_changed();
         let mut told = None;
         let mut showing = self.ledger.take().map(|view| {
-            let mut showing = Showing::new(sources.ledger.clone());
+            let mut showing = Showing::new(sources.ledger.clone(), self.goes_over);
             showing.heard(&view);
             showing
         });

@@ -8,7 +8,7 @@ use chancery_process::files::{self, FileError};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{AlarmReason, KnownCheckpoint, LedgerAlarm, LedgerMemory};
+use super::{AlarmReason, ContinuedLog, KnownCheckpoint, LedgerAlarm, LedgerMemory};
 
 /// The encoding that this version writes.
 const VERSION: u32 = 1;
@@ -28,6 +28,8 @@ struct Content {
     verifier_key: String,
     checkpoint: String,
     alarm: Option<LedgerAlarm>,
+    #[serde(default)]
+    continued: Option<ContinuedLog>,
 }
 
 impl LedgerFile {
@@ -49,7 +51,8 @@ impl LedgerFile {
         self.read().unwrap_or_else(|problem| {
             let message = format!("what the agent had seen of the ledger cannot be read: {}: {problem}", self.path.display());
             let (reason, remembered, offered) = (AlarmReason::Unreadable, String::new(), String::new());
-            LedgerMemory { known: None, alarm: Some(Arc::new(LedgerAlarm { reason, message, remembered, offered, raised_at: now })) }
+            let alarm = LedgerAlarm { reason, message, remembered, offered, raised_at: now };
+            LedgerMemory { alarm: Some(Arc::new(alarm)), ..LedgerMemory::default() }
         })
     }
 
@@ -65,7 +68,7 @@ impl LedgerFile {
             let key = content.verifier_key.parse().map_err(|error| format!("{error}"))?;
             Some(Arc::new(KnownCheckpoint::new(content.checkpoint, key).map_err(|error| error.to_string())?))
         };
-        Ok(LedgerMemory { known, alarm: content.alarm.map(Arc::new) })
+        Ok(LedgerMemory { known, alarm: content.alarm.map(Arc::new), continued: content.continued.map(Arc::new) })
     }
 
     /// Replaces it.
@@ -75,6 +78,7 @@ impl LedgerFile {
             verifier_key: memory.known.as_ref().map(|known| known.key.to_string()).unwrap_or_default(),
             checkpoint: memory.known.as_ref().map(|known| known.note.clone()).unwrap_or_default(),
             alarm: memory.alarm.as_deref().cloned(),
+            continued: memory.continued.as_deref().cloned(),
         };
         let bytes = serde_json::to_vec_pretty(&content);
         let bytes = bytes.map_err(|error| FileError::Io { path: self.path.clone(), action: "encode", error: error.into() })?;

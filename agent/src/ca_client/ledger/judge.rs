@@ -4,9 +4,10 @@ use chancery_identity::checkpoint::{self, Checkpoint, CheckpointError, Checkpoin
 use chancery_proto::chancery::v1 as wire;
 
 use super::AlarmReason;
+use super::continued::{self, ContinuedLog};
 
 /// More hashes are no proof: a tree of 2^64 entries has no longer ones.
-const MAX_PROOF: usize = 64;
+pub(super) const MAX_PROOF: usize = 64;
 
 /// A checkpoint that the agent has verified, with the key that it goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(super) enum Verdict {
     Same,
     /// To be remembered from now on.
     Newer(KnownCheckpoint),
+    /// The first of a log that continues the one that the agent remembers, whose end was lost.
+    Continued(KnownCheckpoint, ContinuedLog),
     /// Its proof begins elsewhere than with what the agent remembers. That happens when two messages cross, and says nothing.
     ProofFromElsewhere,
 }
@@ -57,7 +60,10 @@ pub(super) fn judge(known: Option<&KnownCheckpoint>, offer: &wire::LedgerCheckpo
         let first = KnownCheckpoint::new(offer.note.clone(), key).map_err(|error| unreadable(&error))?;
         return Ok(Verdict::Newer(first));
     };
-    let checkpoint = known.key.verify(&offer.note).map_err(|error| not_ours(known, offer, &error))?;
+    let checkpoint = match known.key.verify(&offer.note) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => return continues(known, offer).ok_or_else(|| not_ours(known, offer, &error))?,
+    };
     let key = offered_key.ok().filter(|key| key.verify(&offer.note).is_ok()).unwrap_or_else(|| known.key.clone());
     let (old, new) = (known.checkpoint.size, checkpoint.size);
     if new < old {
@@ -87,6 +93,19 @@ fn check_proof<B: AsRef<[u8]>>(old: &Checkpoint, new: &Checkpoint, proof: &[B]) 
         return Err(inconsistent(format!("its proof has more than {MAX_PROOF} hashes")));
     }
     checkpoint::verify_consistency(old, new, &hashes).map_err(|error| inconsistent(error.to_string()))
+}
+
+/// What comes of a log that is said to continue the known one; nothing if that is not said.
+fn continues(known: &KnownCheckpoint, offer: &wire::LedgerCheckpoint) -> Option<Result<Verdict, Complaint>> {
+    let verified = continued::verify(known, offer, offer.first.as_ref()?);
+    let refused = |problem| {
+        let old = &known.checkpoint.origin;
+        complaint(
+            AlarmReason::OtherOrigin,
+            format!("a new log is said to continue {old}, which the agent knows, and is not shown to: {problem}"),
+        )
+    };
+    Some(verified.map(|(newer, log)| Verdict::Continued(newer, log)).map_err(refused))
 }
 
 /// The known key did not sign it: whose is it then?

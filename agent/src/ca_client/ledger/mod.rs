@@ -3,7 +3,11 @@
 //! The newest checkpoint that the CA has shown is remembered across restarts, and each newer one must be proved to continue it. What does not
 //! continue it raises an alarm: both notes are kept as evidence, and the alarm stays, also over restarts, until an operator has looked at
 //! it (`chancery-agent reset --ledger`). Nothing else changes: certificates are served and renewed as before.
+//!
+//! One thing else is taken over: a new log that is proven to continue the known one, whose end was lost. That is no alarm, but the operator is
+//! told, in the agent's log and as long as it is remembered in `chancery-agent status`.
 
+mod continued;
 mod file;
 mod judge;
 
@@ -21,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::Metrics;
 use judge::{Complaint, Verdict, judge};
 
+pub use continued::ContinuedLog;
 pub use file::LedgerFile;
 pub use judge::KnownCheckpoint;
 
@@ -72,6 +77,8 @@ pub struct LedgerMemory {
     pub known: Option<Arc<KnownCheckpoint>>,
     /// The first alarm since an operator looked.
     pub alarm: Option<Arc<LedgerAlarm>>,
+    /// The log before, if its end was lost and the agent went over to the one that continues it.
+    pub continued: Option<Arc<ContinuedLog>>,
 }
 
 /// The way to the task that remembers.
@@ -128,11 +135,15 @@ impl LedgerTask {
         let before = self.memory.borrow().clone();
         let mut memory = before.clone();
         match self.judge(before.known.as_deref(), &offer) {
-            Ok(Some(newer)) => {
+            Ok(Taken::Nothing) => return,
+            Ok(Taken::Newer(newer)) => {
                 tracing::debug!(size = newer.checkpoint.size, "the ledger has grown, and continues what it was");
                 memory.known = Some(Arc::new(newer));
             }
-            Ok(None) => return,
+            Ok(Taken::Continued(newer, log)) => {
+                tracing::warn!(origin = newer.checkpoint.origin, known = before.size(), "{log}");
+                (memory.known, memory.continued) = (Some(Arc::new(newer)), Some(Arc::new(log)));
+            }
             // The first one is the evidence; the CA will go on showing what does not fit.
             Err(_) if before.alarm.is_some() => return,
             Err(complaint) => memory.alarm = Some(Arc::new(self.raise(complaint, before.known.as_deref(), offer.note))),
@@ -152,27 +163,25 @@ impl LedgerTask {
         self.memory.send_replace(memory);
     }
 
-    /// What is to be remembered instead, if anything.
-    fn judge(&mut self, known: Option<&KnownCheckpoint>, offer: &wire::LedgerCheckpoint) -> Result<Option<KnownCheckpoint>, Complaint> {
-        match judge(known, offer)? {
+    fn judge(&mut self, known: Option<&KnownCheckpoint>, offer: &wire::LedgerCheckpoint) -> Result<Taken, Complaint> {
+        let verdict = judge(known, offer)?;
+        if verdict != Verdict::ProofFromElsewhere {
+            self.unproven = 0;
+        }
+        match verdict {
             Verdict::ProofFromElsewhere => {
                 self.unproven += 1;
                 // The CA learns from a report where its proof has to begin.
                 self.memory.send_modify(|_| ());
                 if self.unproven < MOST_UNPROVEN {
-                    return Ok(None);
+                    return Ok(Taken::Nothing);
                 }
                 let message = format!("{MOST_UNPROVEN} in a row came without a proof that begins with the one that the agent reports");
                 Err(Complaint { reason: AlarmReason::Unproven, message })
             }
-            Verdict::Same => {
-                self.unproven = 0;
-                Ok(None)
-            }
-            Verdict::Newer(newer) => {
-                self.unproven = 0;
-                Ok(Some(newer))
-            }
+            Verdict::Same => Ok(Taken::Nothing),
+            Verdict::Newer(newer) => Ok(Taken::Newer(newer)),
+            Verdict::Continued(newer, log) => Ok(Taken::Continued(newer, log)),
         }
     }
 
@@ -187,6 +196,13 @@ impl LedgerTask {
         let remembered = known.map(|known| known.note.clone()).unwrap_or_default();
         LedgerAlarm { reason, message, remembered, offered: bounded(offered), raised_at: self.clock.now() }
     }
+}
+
+/// What is to be remembered instead.
+enum Taken {
+    Nothing,
+    Newer(KnownCheckpoint),
+    Continued(KnownCheckpoint, ContinuedLog),
 }
 
 impl LedgerMemory {
@@ -213,6 +229,18 @@ impl LedgerMemory {
 impl fmt::Display for LedgerAlarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the CA shows a ledger that does not continue the one it showed before ({}): {}", self.reason, self.message)
+    }
+}
+
+impl fmt::Display for ContinuedLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { origin, missing_from, missing_until, actor, why, .. } = self;
+        let missing = if missing_from < missing_until {
+            format!("its entries {missing_from} to {} are lost", missing_until - 1)
+        } else {
+            format!("what it had from entry {missing_from} on is lost")
+        };
+        write!(f, "a new ledger continues {origin}: {missing}, which {actor} accepted ({why})")
     }
 }
 

@@ -6,7 +6,8 @@ use chancery_proto::chancery::v1::{LedgerAlarm, LedgerCheckpoint, LedgerView, St
 
 use super::*;
 use crate::authority::testing::TestCa;
-use crate::fleet::session::LEDGER_CHECKPOINTS;
+use crate::fleet::session::{LEDGER_CHECKPOINTS, LEDGER_CONTINUED};
+use crate::ledger::acts::{Change, State};
 use crate::ledger::{Body, Ledger, Published};
 
 pub(super) const ORIGIN: &str = "example.org/chancery/00000000000000000000000000000001";
@@ -52,6 +53,17 @@ impl Log {
         Self { _place: place, ledger, key, origin, newest }
     }
 
+    /// One that continues the log of this origin, which was lost in part.
+    async fn continuing(lost: &str, origin: &'static str) -> Self {
+        let (place, key) = (Arc::new(TestCa::new()), Arc::new(Ed25519KeyPair::generate().unwrap()));
+        let ledger = place.ledger().await;
+        let (missing, roots_kept_until) = (5..10, NOW + Duration::from_secs(3600));
+        let change = Change::AcceptedLoss { origin: lost.into(), checkpoint: String::new(), missing, trust_floor: 10, roots_kept_until };
+        ledger.accept_loss("local:uid=0", change, "the disk is gone", |_| State::default()).await.unwrap();
+        let newest = watch::Sender::new(publish(&ledger, &key, origin).await);
+        Self { _place: place, ledger, key, origin, newest }
+    }
+
     async fn grow(&self, entries: usize, what: &str) {
         record(&self.ledger, entries, what).await;
         self.newest.send_replace(publish(&self.ledger, &self.key, self.origin).await);
@@ -67,8 +79,13 @@ impl Log {
 
     /// A CA with this ledger, and the agent of `node-1`, which knows the checkpoint `note`.
     fn met_by(&self, fleet: &Arc<Fleet>, note: &str) -> (Ca, Agent) {
+        self.met_by_one_with(&[LEDGER_CHECKPOINTS], fleet, note)
+    }
+
+    fn met_by_one_with(&self, capabilities: &[&str], fleet: &Arc<Fleet>, note: &str) -> (Ca, Agent) {
         let ca = Ca::with(self.clone());
-        let hello = Hello { capabilities: vec![LEDGER_CHECKPOINTS.into()], report: Some(report(note, None)), ..Hello::default() };
+        let capabilities = capabilities.iter().map(|name| (*name).to_owned()).collect();
+        let hello = Hello { capabilities, report: Some(report(note, None)), ..Hello::default() };
         let agent = ca.attach_with(fleet, member(1), &hello);
         (ca, agent)
     }
@@ -217,6 +234,31 @@ async fn a_checkpoint_of_another_log_and_what_is_none_are_alarms() {
     until("the alarm", || alarm_of(&fleet).starts_with("other_origin: ")).await;
     agent.says(agent_message::Message::Report(report(&"x".repeat(1 << 20), None))).await;
     until("the alarm", || alarm_of(&fleet).starts_with("unreadable: ")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_knows_the_lost_log_is_shown_how_this_one_begins_and_no_other_is() {
+    const NEW: &str = "example.org/chancery/00000000000000000000000000000002";
+    const OTHER: &str = "example.org/chancery/00000000000000000000000000000003";
+    let (lost, other) = (Log::new(ORIGIN, 10).await.published().note, Log::new(OTHER, 10).await.published().note);
+    let log = Log::continuing(ORIGIN, NEW).await;
+    let both = [LEDGER_CHECKPOINTS, LEDGER_CONTINUED];
+
+    let (fleet_of, _) = fleet();
+    let (_ca, mut agent) = log.met_by_one_with(&both, &fleet_of, &lost);
+    let shown = agent.is_shown().await;
+    let first = shown.first.expect("the first entry");
+    let proof: Vec<Hash> = first.proof.iter().map(|hash| hash.as_slice().try_into().unwrap()).collect();
+    checkpoint::verify_inclusion(&first.entry, 0, &log.published().checkpoint, &proof).unwrap();
+    assert_eq!(first.entry, log.ledger.stored_entries(0..1, 1).await.unwrap()[0]);
+    assert_eq!((shown.proof_from, alarm_of(&fleet_of)), (0, String::new()));
+
+    for (capabilities, note, alarm) in [(&both[..1], &lost, ""), (&both, &other, "other_origin: ")] {
+        let (fleet, _) = fleet();
+        let (_ca, mut agent) = log.met_by_one_with(capabilities, &fleet, note);
+        assert_eq!(agent.is_shown().await.first, None);
+        until("what is said of it", || alarm_of(&fleet).starts_with(alarm)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
