@@ -1,5 +1,6 @@
 //! The parts of a running CA, and how they stand together: ready or not, `status`, the gauges of `/metrics`.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -15,6 +16,7 @@ use crate::backup::last_backup;
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::issuance::Issuance;
+use crate::ledger::acts::RootState;
 use crate::ledger::{Checkpoints, Ledger, LedgerHealth, RefusalFilter, Refusals};
 use crate::rotation::Rotation;
 use crate::server::doctor::Facts;
@@ -175,10 +177,17 @@ impl Parts {
     /// The gauges, read when somebody asks for the metrics.
     pub(super) fn readings(&self) -> Vec<Reading> {
         let now = self.clock.now();
-        let expiries = self.authority.status().into_iter().map(|one| {
-            let name = if one.root { "root" } else { "issuing" };
-            (name.to_owned(), (one.not_after - now).as_seconds_f64())
-        });
+        // One of a name: of several roots in the same state the one that ends first.
+        let mut expiries: BTreeMap<String, f64> = BTreeMap::new();
+        for one in self.authority.status() {
+            let name = match one.state {
+                None => "issuing".to_owned(),
+                Some(RootState::Active) => "root".to_owned(),
+                Some(state) => format!("root_{state}"),
+            };
+            let left = (one.not_after - now).as_seconds_f64();
+            expiries.entry(name).and_modify(|known| *known = known.min(left)).or_insert(left);
+        }
         let keys = self.clusters.status().into_iter().map(|cluster| (cluster.name, count(cluster.keys)));
         let fleet = self.fleet.totals(self.trust_sequence());
         let ledger = self.ledger.stats();
@@ -196,7 +205,7 @@ impl Parts {
         vec![
             Reading::one("chancery_development", "1 if this is a development CA", is(self.config.load().development)),
             Reading::one("chancery_ready", "1 if this CA can issue", is(self.obstacles().is_empty())),
-            Reading::each("chancery_expiry_seconds", "Until the certificate expires", "certificate", expiries.collect()),
+            Reading::each("chancery_expiry_seconds", "Until the certificate expires", "certificate", expiries.into_iter().collect()),
             Reading::each("chancery_cluster_keys", "Public keys loaded", "cluster", keys.collect()),
             Reading::one("chancery_agents_connected", "Agents with an open session", count(fleet.connected)),
             Reading::one("chancery_agents_behind", "Connected agents without the newest trust state", count(fleet.behind)),

@@ -7,6 +7,7 @@ mod ledger;
 mod loss;
 mod reload;
 mod roles;
+mod roots;
 mod serving;
 mod standing;
 mod starting;

@@ -16,10 +16,11 @@ use tonic::transport::Channel;
 
 use crate::support::{Ca, NODE, issue, workload};
 
-const ROLES: &str = "[roles]\nadmin = [\"spiffe://dev.chancery/ns/ops/sa/alice\"]\nauditor = [\"spiffe://dev.chancery/ns/ops/sa/bob\"]\n";
+pub(crate) const ROLES: &str =
+    "[roles]\nadmin = [\"spiffe://dev.chancery/ns/ops/sa/alice\"]\nauditor = [\"spiffe://dev.chancery/ns/ops/sa/bob\"]\n";
 
 /// The SVID of a service account in the namespace `ops`.
-async fn svid_of(ca: &Ca, agent: &X509Svid, account: &str) -> X509Svid {
+pub(crate) async fn svid_of(ca: &Ca, agent: &X509Svid, account: &str) -> X509Svid {
     let token = ca.token(|request| {
         request.namespace = "ops".into();
         request.service_account = account.into();
@@ -46,7 +47,7 @@ async fn acts(ca: &Ca, filter: ActFilter) -> Vec<ActRecord> {
 }
 
 /// Count and reason of the refused acts, newest first.
-async fn refused(ca: &Ca) -> Vec<(u64, String)> {
+pub(crate) async fn refused(ca: &Ca) -> Vec<(u64, String)> {
     let found = acts(ca, ActFilter { action: "act.refused".into(), ..ActFilter::default() }).await;
     let refused = found.into_iter().map(|record| match record.act.unwrap().change {
         Some(Change::Refused(refused)) => (refused.count, refused.reason),
