@@ -28,7 +28,7 @@ use crate::Result;
 use crate::ca::{CLUSTER, TRUST_DOMAIN};
 
 /// Pods that live at the same time …
-const PODS: u64 = 20_000;
+pub const PODS: u64 = 20_000;
 /// … and how many certificates each has until it is replaced.
 const RENEWALS: u64 = 20;
 const NODES: u64 = 500;

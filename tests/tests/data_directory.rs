@@ -362,6 +362,12 @@ async fn fill(disk: &Path) {
     let (code, readiness) = http::get(ca.http, "/readyz").await.unwrap();
     assert!(code == 503 && readiness.contains("no space left for the ledger"), "{code} {readiness}");
     assert_eq!(http::get(ca.http, "/livez").await.unwrap().0, 200, "the process stays");
+    // The room that is kept for what cannot wait.
+    let stolen = caller.spiffe_id().unwrap();
+    for (act, why) in [("ban", "its disk was stolen"), ("unban", "it was found")] {
+        ca.chancery(&["agent", act, &stolen, "--reason", why]).unwrap();
+    }
+    assert_eq!(ca.ask(&["log", "acts"]).unwrap()[0]["why"], "it was found");
 
     let grown = Command::new("mount").args(["-o", &format!("remount,{LARGE}")]).arg(disk).status().unwrap();
     assert!(grown.success());

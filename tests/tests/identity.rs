@@ -149,9 +149,20 @@ async fn an_identity_is_shown_with_its_context() {
         assert_eq!(shown[own]["fingerprint"], expected["fingerprint"]);
         assert!(!shown[own]["name"].as_str().unwrap().is_empty() && shown[own]["not_after"].is_string(), "{shown}");
     }
+    let proof = &shown["proof"];
+    assert_eq!((&proof["entry"], &proof["serial"]), (&first.into(), &shown["serial"]), "{proof}");
+    assert!(proof["entries"].as_u64().unwrap() > second && !proof["hashes"].as_array().unwrap().is_empty(), "{proof}");
     assert!(shown["certificate_pem"].as_str().unwrap().starts_with("-----BEGIN CERTIFICATE-----\n"));
     let table = ca.chancery(&["identity", "show", shown["serial"].as_str().unwrap()]).unwrap();
-    for word in ["superseded by entry", "request id", "token id", "trust sequence", "trust root name", "alternative names"] {
+    for word in [
+        "superseded by entry",
+        "request id",
+        "token id",
+        "trust sequence",
+        "trust root name",
+        "alternative names",
+        "in the ledger: verified",
+    ] {
         assert!(table.contains(word), "{word} is missing in\n{table}");
     }
 }

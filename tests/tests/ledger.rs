@@ -201,6 +201,7 @@ async fn an_export_that_was_cut_off_is_resumed_where_it_ended() {
             let key = ca.chancery(&["log", "key"]).unwrap();
             let verified = ca.ask(&["log", "verify", text(&file), "--certificates", "--verifier-key", key.trim()]).unwrap();
             assert_eq!(verified["entries"], entries(&resumed).len());
+            assert!(verified["entries_per_second"].as_f64().unwrap() > 0.0, "{verified}");
             assert_eq!((&verified["verdict"], &verified["signatures"]), (&Value::from("intact"), &Value::from("verified")));
         }
     }
