@@ -114,7 +114,7 @@ struct Subject<'a> {
 struct Signed {
     leaf: UnrecordedLeaf,
     issuer: Arc<Issuer>,
-    entry: Entry,
+    entry: Body,
 }
 
 impl Issuance {
@@ -298,7 +298,7 @@ impl Issuance {
             lifetime: decision.lifetime,
         };
         let leaf = issuer.issue(&leaf, self.clock.now()).await?;
-        let entry = subject.entry(&issuer, &leaf);
+        let entry = Body::from(subject.entry(&issuer, &leaf));
         Ok(Signed { leaf, issuer, entry })
     }
 
@@ -308,7 +308,7 @@ impl Issuance {
         let mut waiting = Vec::with_capacity(outcomes.len());
         for outcome in outcomes {
             waiting.push(outcome.map(|Signed { leaf, issuer, entry }| {
-                entries.push(Body::from(entry));
+                entries.push(entry);
                 (leaf, issuer)
             }));
         }

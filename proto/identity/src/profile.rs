@@ -3,7 +3,7 @@
 //! Only the certificate itself is judged here, by the X509-SVID standard; who signed it and when it is valid is for the callers. The CA
 //! holds every leaf against this after building it and before releasing it, the agent what it was given, and TLS what a peer shows.
 
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{BasicConstraints, ExtendedKeyUsage, GeneralName, KeyUsage, ParsedExtension, SubjectAlternativeName};
@@ -45,9 +45,23 @@ pub struct AuthorityFacts {
 /// # Errors
 /// The first rule that it breaks, with its section.
 pub fn check_leaf(leaf: &CertificateDer<'_>) -> Result<LeafFacts, SvidError> {
+    check(leaf).map(|(facts, _)| facts)
+}
+
+/// Like [`check_leaf`], and that `public_key` (`SubjectPublicKeyInfo`, DER) is what the leaf certifies.
+///
+/// # Errors
+/// Likewise, or that it is another key.
+pub fn check_leaf_of(leaf: &CertificateDer<'_>, public_key: &[u8]) -> Result<LeafFacts, SvidError> {
+    let (facts, certified) = check(leaf)?;
+    if *certified == *public_key { Ok(facts) } else { Err(SvidError::Malformed("its public key is another".into())) }
+}
+
+/// What it says, and its public key.
+fn check<'a>(leaf: &'a CertificateDer<'_>) -> Result<(LeafFacts, SubjectPublicKeyInfoDer<'a>), SvidError> {
     let certificate = parse(leaf)?;
     // A second, stricter reader: DER only, version 3, no extension twice, no critical one that it does not know.
-    webpki::EndEntityCert::try_from(leaf).map_err(|error| SvidError::Malformed(error.to_string()))?;
+    let strict = webpki::EndEntityCert::try_from(leaf).map_err(|error| SvidError::Malformed(error.to_string()))?;
     let extensions = Extensions::of(&certificate)?;
 
     if let Some((_, constraints)) = extensions.basic_constraints {
@@ -73,13 +87,14 @@ pub fn check_leaf(leaf: &CertificateDer<'_>) -> Result<LeafFacts, SvidError> {
     }
     let dns_names =
         names.general_names.iter().filter_map(|name| if let GeneralName::DNSName(name) = name { Some((*name).to_owned()) } else { None });
-    Ok(LeafFacts {
+    let facts = LeafFacts {
         id,
         serial: Serial::from_der_integer_bytes(certificate.raw_serial())?,
         not_before: certificate.validity().not_before.to_datetime(),
         not_after: certificate.validity().not_after.to_datetime(),
         dns_names: dns_names.collect(),
-    })
+    };
+    Ok((facts, strict.subject_public_key_info()))
 }
 
 /// Holds a root's or an issuing certificate against the X509-SVID standard.

@@ -22,6 +22,10 @@ const WAITING_BYTES: usize = 4 << 20;
 /// The most bytes of entries, and the most entries, that are applied in one go.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ENTRIES: u64 = 8192;
+/// So many entries are worth a turn at once; fewer wait for more, unless somebody asks …
+const TURN_ENTRIES: u64 = 512;
+/// … but no longer than this: a turn for each small group would cost more than the groups themselves.
+const LINGER: Duration = Duration::from_millis(20);
 /// How long to wait after an error before the next try.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -56,6 +60,10 @@ struct Waiting {
     bytes: usize,
     /// How many entries are committed.
     head: u64,
+    /// How many of them somebody waits for.
+    wanted: u64,
+    /// How many were applied when the thread came for more.
+    applied: u64,
     /// What is made of them may have gone back.
     recheck: bool,
     stop: bool,
@@ -74,7 +82,7 @@ enum Next {
 impl Feed {
     /// For a log with `head` entries.
     pub(super) fn new(head: u64) -> Self {
-        let state = Waiting { groups: VecDeque::new(), bytes: 0, head, recheck: false, stop: false };
+        let state = Waiting { groups: VecDeque::new(), bytes: 0, head, wanted: 0, applied: head, recheck: false, stop: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -88,8 +96,20 @@ impl Feed {
             let Some((_, dropped)) = state.groups.pop_front() else { break };
             state.bytes -= bytes_of(&dropped);
         }
+        // The thread sleeps until the first entry, then until they are enough; between the two it has a deadline of its own.
+        let matters = state.is_idle_before(first) || state.is_turn();
         drop(state);
-        self.changed.notify_one();
+        if matters {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Somebody waits until the first `entries` entries are applied.
+    fn want(&self, entries: u64) {
+        let mut state = self.lock();
+        state.wanted = state.wanted.max(entries);
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// Ends [`Feed::next`] and [`Feed::pause`].
@@ -106,9 +126,11 @@ impl Feed {
     /// Waits for what follows the first `applied` entries.
     fn next(&self, applied: u64) -> Next {
         let mut state = self.lock();
-        while !state.stop && !state.recheck && state.head <= applied {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        state.applied = applied;
+        let idle = |state: &mut Waiting| !state.stop && !state.recheck && state.head <= applied;
+        state = self.changed.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner);
+        let gathers = |state: &mut Waiting| !state.stop && !state.recheck && !state.is_turn();
+        (state, _) = self.changed.wait_timeout_while(state, LINGER, gathers).unwrap_or_else(PoisonError::into_inner);
         if state.stop {
             return Next::Stop;
         }
@@ -145,6 +167,18 @@ impl Feed {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// Whether there was nothing to apply before the entry `first`.
+    fn is_idle_before(&self, first: u64) -> bool {
+        first <= self.applied
+    }
+
+    /// Whether what waits is to be applied now.
+    fn is_turn(&self) -> bool {
+        self.head >= self.applied + TURN_ENTRIES || self.wanted > self.applied
     }
 }
 
@@ -214,6 +248,9 @@ impl<D: Derived> Follower<D> {
 
     async fn wait_for(&self, entries: u64) -> Result<(), StoreError> {
         let mut progress = self.progress.subscribe();
+        if progress.borrow().applied < entries {
+            self.feed.want(entries);
+        }
         let reached = progress.wait_for(|progress| progress.applied >= entries || progress.error.is_some()).await;
         match reached.map(|progress| progress.clone()) {
             Ok(Progress { applied, error: Some(error) }) if applied < entries => Err(error),

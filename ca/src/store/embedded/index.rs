@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 
-use self::postings::TermHash;
+use self::postings::{Hasher, TermHash};
 use self::staged::Staged;
 use self::tree::{Failure, Tree};
 use super::follower::Derived;
@@ -41,7 +41,7 @@ pub(crate) struct Index {
     /// None after a failure, until the next call opens it again.
     opened: RwLock<Option<Opened>>,
     /// Held by who adds to it or writes it out.
-    adding: Mutex<()>,
+    adding: Mutex<Hasher>,
     /// Hashes of values that are in a dictionary.
     remembered: Mutex<HashSet<TermHash>>,
     /// How many entries were indexed before a failure took some away: until then questions are refused.
@@ -77,7 +77,7 @@ impl Derived for Index {
     /// # Errors
     /// After one, ask [`Derived::applied`] where to go on.
     fn apply(&self, first: u64, entries: &[Bytes]) -> Result<(), StoreError> {
-        let _adding = self.adding();
+        let mut hasher = self.adding();
         let next = self.applied();
         if next != first {
             return Err(StoreError::Invalid(format!("entry {next} is to be indexed next, not {first}")));
@@ -86,7 +86,7 @@ impl Derived for Index {
         let mut values = HashMap::new();
         for (index, entry) in (first..).zip(entries) {
             for term in self.terms.terms(entry) {
-                let hash = postings::hash(&term);
+                let hash = hasher.hash(&term);
                 postings.push((hash, index));
                 if self.dictionary_dimensions.contains(&term.dimension) && !self.remembered().contains(&hash) {
                     values.insert(hash, (term.dimension, term.value));
@@ -262,7 +262,7 @@ impl Index {
         remembered.extend(hashes.into_iter().take(MAX_REMEMBERED_VALUES));
     }
 
-    fn adding(&self) -> MutexGuard<'_, ()> {
+    fn adding(&self) -> MutexGuard<'_, Hasher> {
         self.adding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

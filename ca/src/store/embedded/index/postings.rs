@@ -29,6 +29,29 @@ pub(super) fn hash(term: &Term) -> TermHash {
     hash
 }
 
+/// Hashes the terms of entries that follow each other: neighbours share most of theirs, so each dimension's last one is remembered.
+#[derive(Debug, Default)]
+pub(super) struct Hasher {
+    last: Vec<(Term, TermHash)>,
+}
+
+impl Hasher {
+    /// See [`hash`].
+    pub(super) fn hash(&mut self, term: &Term) -> TermHash {
+        let known = self.last.iter_mut().find(|(last, _)| last.dimension == term.dimension);
+        if let Some((_, known)) = known.as_ref().filter(|(last, _)| last.value == term.value) {
+            return *known;
+        }
+        let new = (term.clone(), hash(term));
+        let hash = new.1;
+        match known {
+            Some(last) => *last = new,
+            None => self.last.push(new),
+        }
+        hash
+    }
+}
+
 /// The key of the posting whose oldest entry is `oldest`; `tag` keeps postings apart from the rest of the tree.
 pub(super) fn key(tag: u8, hash: TermHash, oldest: u64) -> [u8; 1 + 8 + INDEX_BYTES] {
     let mut key = [tag; 1 + 8 + INDEX_BYTES];
