@@ -9,6 +9,7 @@ use chancery_identity::X509Svid;
 use chancery_proto::chancery::v1::DiagnoseRequest;
 use serde_json::Value;
 
+use crate::loss::verified;
 use crate::support::{Ca, NODE, issue};
 
 pub(crate) async fn run(arguments: &[&str]) -> Output {
@@ -89,12 +90,16 @@ async fn a_backup_of_a_running_ca_restores_to_one_that_has_every_entry_before_it
 }
 
 #[tokio::test]
-async fn a_byte_of_a_backup_that_is_not_as_it_was_written_is_found_and_nothing_is_restored() {
+async fn a_backup_is_verified_unpacked_and_any_byte_of_it_that_was_changed_keeps_it_from_being_restored() {
     let (ca, _) = with_entries().await;
     let (elsewhere, data) = (tempfile::tempdir().unwrap(), ca.data_dir());
     let (to, restored) = (elsewhere.path().join("ca.tar"), elsewhere.path().join("data"));
-    succeeds(&["backup", "--data-dir", text(&data), "--to", text(&to)]).await;
+    let written = succeeds(&["backup", "--data-dir", text(&data), "--to", text(&to)]).await;
     let intact = std::fs::read(&to).unwrap();
+    let unpacked = tempfile::tempdir().unwrap();
+    tar::Archive::new(intact.as_slice()).unpack(unpacked.path()).unwrap();
+    let verified = verified(unpacked.path()).await;
+    assert_eq!((&verified["verdict"], &verified["entries"]), (&"intact".into(), &written["entries"]), "{verified}");
     let members: Vec<_> = tar::Archive::new(intact.as_slice())
         .entries()
         .unwrap()

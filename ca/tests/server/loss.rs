@@ -76,7 +76,8 @@ async fn acts(ca: &Ca) -> Vec<ActRecord> {
     ca.log().await.list_acts(ListActsRequest { page_size: 100, ..ListActsRequest::default() }).await.unwrap().into_inner().acts
 }
 
-async fn verified(data: &Path) -> Value {
+/// What `chancery log verify` says of a data directory that is intact.
+pub(crate) async fn verified(data: &Path) -> Value {
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_chancery"))
         .args(["--output", "json", "log", "verify", "--certificates", "--data-dir", text(data)])
         .output()
