@@ -23,6 +23,9 @@ const CAPABILITIES: [&str; 3] = ["ledger-checkpoints", "convergence", "ledger-co
 /// At most this many lagging proxies are named.
 const MAX_LAGGING: usize = 100;
 
+/// At most this many distrusted roots are named.
+const MAX_DISTRUSTED: usize = 64;
+
 /// An open stream.
 pub(super) struct Session {
     pub(super) channel: Channel,
@@ -43,6 +46,7 @@ impl Session {
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
             started_at_ms: milliseconds(started_at),
             report: Some(report),
+            distrusted: client.distrusted(),
         };
         let hello = wire::AgentMessage { message: Some(Up::Hello(hello)) };
         up.try_send(hello).map_err(|e| CaError::Local(format!("the first message: {e}")))?;
@@ -104,6 +108,12 @@ fn lags(lags: &[ProxyLag]) -> Vec<wire::ProxyLag> {
 }
 
 impl CaClient {
+    fn distrusted(&self) -> Vec<Vec<u8>> {
+        let trust = self.published.trust.borrow();
+        let roots = trust.iter().flat_map(|trust| &trust.distrusted);
+        roots.take(MAX_DISTRUSTED).map(|root| root.0.to_vec()).collect()
+    }
+
     fn report(&self) -> wire::Report {
         let holdings = *self.published.holdings.borrow();
         // Before the trust state: what the proxies hold must not be reckoned newer than it is.

@@ -6,6 +6,7 @@
 
 mod alive;
 mod convergence;
+mod distrusted;
 mod explain;
 mod ledger;
 mod session;

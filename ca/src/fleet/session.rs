@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attestation::Clusters;
 use crate::fleet::ledger::{Looked, Showing};
-use crate::fleet::{CAPABILITIES, Fleet, LedgerSource, Member, wire};
+use crate::fleet::{CAPABILITIES, Fleet, LedgerSource, Member, distrusted, wire};
 
 /// An agent that takes no message for so long is let go.
 pub(super) const STUCK: Duration = Duration::from_secs(30);
@@ -97,6 +97,8 @@ pub struct Session {
     ledger: Option<LedgerView>,
     /// It goes over to a log that continues a lost one.
     goes_over: bool,
+    /// Roots that it was told are distrusted.
+    distrusted: Vec<Vec<u8>>,
 }
 
 impl Session {
@@ -105,7 +107,16 @@ impl Session {
         let view = hello.report.as_ref().and_then(|report| report.ledger.clone());
         let ledger = has(LEDGER_CHECKPOINTS).then(|| view.unwrap_or_default());
         let goes_over = has(LEDGER_CONTINUED);
-        Self { fleet, member, number, orders: line.orders, replaced: line.replaced, ledger, goes_over }
+        Self {
+            fleet,
+            member,
+            number,
+            orders: line.orders,
+            replaced: line.replaced,
+            ledger,
+            goes_over,
+            distrusted: hello.distrusted.clone(),
+        }
     }
 
     /// Serves the stream until it ends; tells why it did.
@@ -135,6 +146,7 @@ impl Session {
         S: Stream<Item = Result<AgentMessage, E>> + Unpin + Send,
     {
         send(outbound, ca_message::Message::Welcome(welcome)).await?;
+        distrusted::keep(&sources.ledger.ledger, self.fleet.clock.now(), &self.member.id, &std::mem::take(&mut self.distrusted)).await;
         sources.trust.mark_changed();
         let mut key_changes = sources.clusters.changes();
         key_changes.mark_changed();

@@ -7,7 +7,7 @@ use chancery_proto::chancery::v1::{LedgerAlarm, LedgerCheckpoint, LedgerView, St
 use super::*;
 use crate::authority::testing::TestCa;
 use crate::fleet::session::{LEDGER_CHECKPOINTS, LEDGER_CONTINUED};
-use crate::ledger::acts::{Change, State};
+use crate::ledger::acts::{Change, Root, RootState, State};
 use crate::ledger::{Body, Ledger, Published};
 
 pub(super) const ORIGIN: &str = "example.org/chancery/00000000000000000000000000000001";
@@ -54,12 +54,12 @@ impl Log {
     }
 
     /// One that continues the log of this origin, which was lost in part.
-    async fn continuing(lost: &str, origin: &'static str) -> Self {
+    async fn continuing(lost: &str, origin: &'static str, carried: State) -> Self {
         let (place, key) = (Arc::new(TestCa::new()), Arc::new(Ed25519KeyPair::generate().unwrap()));
         let ledger = place.ledger().await;
         let (missing, roots_kept_until) = (5..10, NOW + Duration::from_secs(3600));
         let change = Change::AcceptedLoss { origin: lost.into(), checkpoint: String::new(), missing, trust_floor: 10, roots_kept_until };
-        ledger.accept_loss("local:uid=0", change, "the disk is gone", |_| State::default()).await.unwrap();
+        ledger.accept_loss("local:uid=0", change, "the disk is gone", |_| carried.clone()).await.unwrap();
         let newest = watch::Sender::new(publish(&ledger, &key, origin).await);
         Self { _place: place, ledger, key, origin, newest }
     }
@@ -241,7 +241,7 @@ async fn an_agent_that_knows_the_lost_log_is_shown_how_this_one_begins_and_no_ot
     const NEW: &str = "example.org/chancery/00000000000000000000000000000002";
     const OTHER: &str = "example.org/chancery/00000000000000000000000000000003";
     let (lost, other) = (Log::new(ORIGIN, 10).await.published().note, Log::new(OTHER, 10).await.published().note);
-    let log = Log::continuing(ORIGIN, NEW).await;
+    let log = Log::continuing(ORIGIN, NEW, State::default()).await;
     let both = [LEDGER_CHECKPOINTS, LEDGER_CONTINUED];
 
     let (fleet_of, _) = fleet();
@@ -258,6 +258,32 @@ async fn an_agent_that_knows_the_lost_log_is_shown_how_this_one_begins_and_no_ot
         let (_ca, mut agent) = log.met_by_one_with(capabilities, &fleet, note);
         assert_eq!(agent.is_shown().await.first, None);
         until("what is said of it", || alarm_of(&fleet).starts_with(alarm)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_loss_a_root_that_an_agent_knows_as_distrusted_is_so_again_unless_it_is_in_use() {
+    let root = |number| chancery_identity::Fingerprint([number; 32]);
+    let mut carried = State::default();
+    carried.roots.insert(root(1), Root { state: RootState::Active, since: NOW, entry: 0, leave_by: None });
+    carried.roots.insert(root(2), Root { state: RootState::Published, since: NOW, entry: 0, leave_by: None });
+    let named: Vec<_> = (1..4).map(|number| root(number).0.to_vec()).chain([vec![1]]).collect();
+    let hello = Hello { distrusted: named, ..Hello::default() };
+
+    let log = Log::continuing(ORIGIN, "example.org/chancery/00000000000000000000000000000002", carried.clone()).await;
+    let ((fleet_of, clock), ca) = (fleet(), Ca::with(log.clone()));
+    let _agents = [1, 2].map(|number| ca.attach_with(&fleet_of, member(number), &hello));
+    until("they are recorded", || log.ledger.current_state().distrusted().eq([root(2), root(3)])).await;
+    assert_eq!(log.ledger.current_state().active_root(), Some(root(1)));
+    assert_eq!(log.ledger.current_state().epoch, 3, "each once");
+
+    let (late, whole) =
+        (Log::continuing(ORIGIN, "example.org/chancery/00000000000000000000000000000003", carried).await, Log::new(ORIGIN, 1).await);
+    *clock.0.lock().unwrap() = NOW + Duration::from_secs(3601);
+    let member = Member { svid_not_after: NOW + time::Duration::DAY, ..member(3) };
+    for log in [late, whole] {
+        Ca::with(log.clone()).attach_with(&fleet_of, member.clone(), &hello).hears_the_beginning().await;
+        assert_eq!(log.ledger.current_state().distrusted().count(), 0, "it is too late, or nothing was lost");
     }
 }
 
