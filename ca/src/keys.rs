@@ -5,6 +5,9 @@
 #[cfg(test)]
 mod contract;
 mod file;
+mod seal;
+#[cfg(test)]
+mod seal_tests;
 
 use std::fmt::Debug;
 
@@ -12,6 +15,7 @@ use async_trait::async_trait;
 use chancery_identity::csr::KeyType;
 
 pub use file::FileKeyManager;
+pub use seal::{SealSettings, Secret, reseal};
 
 /// The longest name of a key, in bytes.
 const MAX_NAME_BYTES: usize = 64;
@@ -49,6 +53,14 @@ pub enum KeyError {
         /// File or service.
         place: String,
         /// What is wrong; nothing of the key.
+        problem: String,
+    },
+    /// The keys are sealed, and do not open; or the secret that they are to be sealed with is no good.
+    #[error("{place}: {problem}")]
+    Sealed {
+        /// A file.
+        place: String,
+        /// What is wrong, and what to do; nothing of a key or a secret.
         problem: String,
     },
     /// Files or directories that others may enter, or that the system refuses.

@@ -1,6 +1,6 @@
 //! Files and sockets that only their owner may touch: written whole and durably, refused when they are open to others.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -105,11 +105,22 @@ pub fn sync_directory(directory: &Path) -> Result<(), FileError> {
 
 /// Reads a private file, refused if others have access. The buffer is zeroized when dropped.
 pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    read_checked(path, |metadata| check(path, metadata, "file"))
+}
+
+/// Like [`read_private`], for a secret that the system hands to this process: root's own, and readable by a group as well, is how systemd
+/// hands over credentials and Kubernetes secrets.
+pub fn read_handed_over(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let is_handed_over = |metadata: &Metadata| metadata.is_file() && metadata.mode() & 0o7777 == 0o440 && metadata.uid() == 0;
+    read_checked(path, |metadata| if is_handed_over(metadata) { Ok(()) } else { check(path, metadata, "file") })
+}
+
+fn read_checked(path: &Path, check: impl FnOnce(&Metadata) -> Result<(), FileError>) -> Result<Zeroizing<Vec<u8>>, FileError> {
     // Without O_NONBLOCK a named pipe in the file's place would hang the process.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(FileError::io(path, "open"))?;
     let metadata = file.metadata().map_err(FileError::io(path, "read"))?;
-    check(path, &metadata, "file")?;
+    check(&metadata)?;
     if metadata.len() > MAX_PRIVATE_BYTES {
         return Err(FileError::TooLarge { path: path.to_owned() });
     }
@@ -166,7 +177,7 @@ pub fn bind_socket(path: &Path, mode: u32) -> Result<UnixListener, FileError> {
     Ok(listener)
 }
 
-fn check(path: &Path, metadata: &std::fs::Metadata, expected: &'static str) -> Result<(), FileError> {
+fn check(path: &Path, metadata: &Metadata, expected: &'static str) -> Result<(), FileError> {
     let (fits, wanted) = if expected == "directory" { (metadata.is_dir(), 0o700) } else { (metadata.is_file(), 0o600) };
     if !fits {
         return Err(FileError::Kind { path: path.to_owned(), expected });
@@ -219,6 +230,18 @@ mod tests {
         }
         std::fs::set_permissions(&path, Permissions::from_mode(0o400)).unwrap();
         check_private_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_secret_that_root_hands_to_a_group_is_read_and_any_wider_one_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("passphrase");
+        write_private(&path, b"secret").unwrap();
+        let is_root = std::fs::metadata(&path).unwrap().uid() == 0;
+        for (mode, fits) in [(0o400, true), (0o600, true), (0o440, is_root), (0o640, false), (0o444, false), (0o460, false)] {
+            std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            assert_eq!(read_handed_over(&path).is_ok(), fits, "{mode:o}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! kind         development or production; neither kind opens the other's directory
 //! version      of this layout; a newer one is refused
 //! lock         held while a CA has the directory open
-//! keys/        the CA's keys
+//! keys/        the CA's keys, sealed if the configuration says with what
 //! ledger-keys/ the keys that sign the ledger's acts and checkpoints, apart from the CA's
 //! authority/   roots and issuing certificates as PEM, for people
 //! bundle.pem   the trust bundle as PEM, for agents
@@ -124,7 +124,12 @@ impl DataDirectory {
 
     /// Where the file key manager keeps its keys.
     pub fn keys(&self) -> PathBuf {
-        self.path.join("keys")
+        Self::keys_of(&self.path)
+    }
+
+    /// Where the file key manager keeps its keys in the data directory at `path`, for those who need not have it to themselves.
+    pub fn keys_of(path: &Path) -> PathBuf {
+        path.join("keys")
     }
 
     /// Where the keys that sign the ledger's acts and checkpoints are kept: apart from the CA's, and not where the ledger lies.

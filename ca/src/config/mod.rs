@@ -26,6 +26,7 @@ use crate::attestation::development::{self, JWKS_FILE};
 use crate::attestation::{ClusterSettings, ClusterSettingsError, JwksSource, check_clusters, check_keys};
 use crate::authority::Settings as AuthoritySettings;
 use crate::issuance::policy::{Policy, PolicySettings};
+use crate::keys::SealSettings;
 use crate::rotation::Settings as RotationSettings;
 use settings::Settings;
 
@@ -94,6 +95,8 @@ pub struct Config {
     pub http_listen: SocketAddr,
     /// The operators' Unix socket.
     pub admin_socket: PathBuf,
+    /// What the CA's private keys are sealed with.
+    pub keys: SealSettings,
     /// How and what is logged.
     pub log: LogSettings,
     /// What workloads may get.
@@ -185,6 +188,7 @@ impl Config {
             listen: settings.listen.unwrap_or_else(|| (defaults.host, PORT).into()),
             http_listen: settings.http_listen.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, HTTP_PORT).into()),
             admin_socket: settings.admin_socket.unwrap_or(defaults.admin_socket),
+            keys: settings.keys,
             log: settings.log,
             policy: settings.policy,
             authority: settings.authority,
@@ -216,8 +220,9 @@ impl Config {
         self.check_files(source)
     }
 
-    /// A file that is named but not there would only be noticed by the first token.
+    /// A file that is named but not there would only be noticed by the first token, or the next start.
     fn check_files(&self, source: &Source<'_>) -> Result<(), ConfigError> {
+        self.keys.secret().map_err(|error| source.problem(&["keys"], &error.to_string()))?;
         for (number, cluster) in self.clusters.iter().enumerate() {
             let path = match &cluster.jwks {
                 JwksSource::File(path) if !self.is_development_jwks(path) => path,
@@ -285,6 +290,7 @@ impl Config {
             ("listen", self.listen != new.listen),
             ("http_listen", self.http_listen != new.http_listen),
             ("admin_socket", self.admin_socket != new.admin_socket),
+            ("keys", self.keys != new.keys),
             ("log.format", self.log.format != new.log.format),
             ("limits", self.limits != new.limits),
         ];

@@ -12,6 +12,7 @@ use crate::attestation::ClusterSettings;
 use crate::authority::Settings as AuthoritySettings;
 use crate::config::LimitSettings;
 use crate::issuance::policy::PolicySettings;
+use crate::keys::SealSettings;
 use crate::rotation::Settings as RotationSettings;
 
 /// What is left out depends on whether the CA is for development, so it is filled in later.
@@ -23,6 +24,7 @@ pub(super) struct Settings {
     pub(super) listen: Option<SocketAddr>,
     pub(super) http_listen: Option<SocketAddr>,
     pub(super) admin_socket: Option<PathBuf>,
+    pub(super) keys: SealSettings,
     pub(super) log: LogSettings,
     pub(super) policy: PolicySettings,
     pub(super) authority: AuthoritySettings,

@@ -18,6 +18,7 @@ fn refused(text: &str) -> String {
 /// The example with the lines of its `[[cluster]]` as if they were meant.
 fn example_with_cluster() -> String {
     let (before, cluster) = EXAMPLE.split_once("# [[cluster]]").unwrap();
+    let before = before.replace("# passphrase_file =", "passphrase_file =").replace("# identity_file =", "identity_file =");
     let cluster: Vec<&str> = cluster.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).collect();
     format!("{before}[[cluster]]{}", cluster.join("\n"))
 }
@@ -42,7 +43,7 @@ fn the_example_of_a_cluster_says_the_defaults() {
 #[test]
 fn the_example_names_every_key() {
     let document: toml::Table = example_with_cluster().parse().unwrap();
-    for section in ["", "log", "policy", "policy.lifetimes", "authority", "roles", "limits", "[cluster]"] {
+    for section in ["", "keys", "log", "policy", "policy.lifetimes", "authority", "roles", "limits", "[cluster]"] {
         let table = section.trim_matches(['[', ']']).split('.').filter(|name| !name.is_empty()).fold(&document, |table, name| {
             let inner = &table[name];
             inner.as_table().or_else(|| inner[0].as_table()).unwrap()
@@ -160,4 +161,24 @@ fn what_changed_is_told_apart_by_whether_it_needs_a_restart() {
     assert_eq!(before.changed(&after), ["log", "policy"]);
     assert_eq!(before.needs_restart(&after), ["listen", "log.format"]);
     assert!(before.changed(&before).is_empty() && before.needs_restart(&before).is_empty());
+}
+
+#[test]
+fn a_secret_for_the_keys_that_is_no_good_is_found_before_a_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("passphrase");
+    let check = |keys: &str| parse(&format!("{MINIMAL}\n[keys]\n{keys}"), &Mode::Production).unwrap_err();
+    let named = format!("passphrase_file = {:?}\n", file.display().to_string());
+    let error = check(&named);
+    assert!(error.contains("keys") && error.contains("passphrase: cannot open"), "{error}");
+    std::fs::write(&file, "open sesame\n").unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    assert!(check(&named).contains("chmod 0600"));
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let error = check(&format!("{named}identity_file = \"other\"\n"));
+    assert!(error.contains("not with both"), "{error}");
+    std::fs::write(&file, "\n").unwrap();
+    assert!(check(&named).contains("it is empty"));
+    std::fs::write(&file, "open sesame\n").unwrap();
+    parse(&format!("{MINIMAL}\n[keys]\n{named}"), &Mode::Production).unwrap();
 }

@@ -1,4 +1,5 @@
-//! Keys in files: PKCS#8 in `<directory>/<name>.pem`, mode 0600, in a directory of mode 0700. Wider permissions are refused.
+//! Keys in files: PKCS#8 in `<directory>/<name>.pem`, mode 0600, in a directory of mode 0700. Wider permissions are refused. Where keys are
+//! [sealed](super::seal), `<name>.pem.age` holds that file encrypted, and a plain one that is found is sealed and removed.
 //!
 //! The keys are read once, when the directory is opened, and signing is arithmetic in memory: no thread is changed for it.
 
@@ -19,12 +20,18 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::seal::{Seal, Secret, check_not_sealed};
 use super::{KeyError, KeyManager, PublicKey, check_name};
+
+const PLAIN: &str = ".pem";
+const SEALED: &str = ".pem.age";
 
 /// Keys in a directory of files.
 #[derive(Debug)]
 pub struct FileKeyManager {
     directory: PathBuf,
+    /// None: the keys lie in clear.
+    seal: Option<Seal>,
     keys: RwLock<BTreeMap<String, Arc<LoadedKey>>>,
 }
 
@@ -39,28 +46,94 @@ enum Signer {
 }
 
 impl FileKeyManager {
-    /// Opens a directory of keys, and makes it if it is missing.
+    /// Opens a directory of keys that lie in clear, and makes it if it is missing.
     ///
     /// # Errors
-    /// If it, or a key in it, is open to others, or a key cannot be read.
+    /// If it, or a key in it, is open to others, a key cannot be read, or the keys are sealed.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Self, KeyError> {
-        let directory = directory.into();
-        files::create_private_dir(&directory)?;
-        let mut keys = BTreeMap::new();
-        for entry in std::fs::read_dir(&directory).map_err(|error| io(&directory, &error))? {
-            let path = entry.map_err(|error| io(&directory, &error))?.path();
-            // Anything else is what an interrupted write left behind, or somebody's own notes.
-            let Some(name) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".pem")).filter(|name| check_name(name).is_ok())
-            else {
-                continue;
-            };
-            keys.insert(name.to_owned(), Arc::new(load(name, &path)?));
-        }
-        Ok(Self { directory, keys: RwLock::new(keys) })
+        Self::read(&directory.into(), None)
     }
 
+    /// Opens a directory of keys that are sealed with `secret`, and makes it if it is missing. Keys in it that lie in clear are sealed.
+    ///
+    /// # Errors
+    /// If it, or a key in it, is open to others, a key cannot be read, or the keys are sealed with something else.
+    pub fn open_sealed(directory: impl Into<PathBuf>, secret: &Secret) -> Result<Self, KeyError> {
+        Self::read(&directory.into(), Some(secret))
+    }
+
+    fn read(directory: &Path, secret: Option<&Secret>) -> Result<Self, KeyError> {
+        files::create_private_dir(directory)?;
+        let names = |suffix: &str| names(directory, suffix);
+        let seal = match secret {
+            Some(secret) => Some(Seal::open_or_create(directory, secret)?),
+            None => check_not_sealed(directory).map(|()| None)?,
+        };
+        let mut manager = Self { directory: directory.to_owned(), seal, keys: RwLock::default() };
+        let mut keys = BTreeMap::new();
+        for name in names(SEALED)? {
+            keys.insert(name.clone(), Arc::new(manager.load(&name, SEALED)?));
+        }
+        for name in names(PLAIN)? {
+            let key = manager.load(&name, PLAIN)?;
+            let key = if manager.seal.is_some() { manager.seal_plain(&name, &key, keys.contains_key(&name))? } else { key };
+            keys.insert(name, Arc::new(key));
+        }
+        manager.keys = RwLock::new(keys);
+        Ok(manager)
+    }
+
+    /// Where a new key is written.
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("{name}.pem"))
+        self.file(name, if self.seal.is_some() { SEALED } else { PLAIN })
+    }
+
+    fn file(&self, name: &str, suffix: &str) -> PathBuf {
+        self.directory.join(format!("{name}{suffix}"))
+    }
+
+    fn load(&self, name: &str, suffix: &str) -> Result<LoadedKey, KeyError> {
+        let path = self.file(name, suffix);
+        let damaged = |problem: String| KeyError::Damaged { name: name.to_owned(), place: path.display().to_string(), problem };
+        let stored = files::read_private(&path)?;
+        let pem = match (&self.seal, suffix) {
+            (_, PLAIN) => stored,
+            (Some(seal), _) => {
+                seal.unseal(&stored).map_err(|error| damaged(format!("its seal does not open: {error}; restore it from a backup")))?
+            }
+            (None, _) => return Err(damaged("it is sealed, and the directory's sealing key is missing; restore it from a backup".into())),
+        };
+        let mut der =
+            PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| damaged("it is no PKCS#8 PEM; restore it from a backup".into()))?;
+        let key = parse(der.secret_pkcs8_der());
+        der.zeroize();
+        key.ok_or_else(|| damaged("it is neither ECDSA P-256, P-384 nor Ed25519".into()))
+    }
+
+    /// Seals a key that lies in clear, unless that was done and only the removal was interrupted. What opens from the disk is used, and only
+    /// then the plain file removed.
+    fn seal_plain(&self, name: &str, plain: &LoadedKey, is_sealed: bool) -> Result<LoadedKey, KeyError> {
+        let path = self.file(name, PLAIN);
+        if !is_sealed {
+            files::write_private(&self.path(name), &self.sealed(&files::read_private(&path)?)?)?;
+        }
+        let read_back = self.load(name, SEALED)?;
+        if read_back.public != plain.public {
+            let problem = "it is another key than the sealed one beside it; move the one that is not in use away".into();
+            return Err(KeyError::Damaged { name: name.to_owned(), place: path.display().to_string(), problem });
+        }
+        std::fs::remove_file(&path).map_err(|error| io(&path, &error))?;
+        files::sync_directory(&self.directory)?;
+        tracing::info!(key = name, "a key that lay in clear is sealed, and the plain file removed");
+        Ok(read_back)
+    }
+
+    /// As it is to lie on the disk.
+    fn sealed(&self, pem: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        match &self.seal {
+            Some(seal) => Ok(Zeroizing::new(seal.seal(pem)?)),
+            None => Ok(Zeroizing::new(pem.to_vec())),
+        }
     }
 
     fn get(&self, name: &str) -> Result<Arc<LoadedKey>, KeyError> {
@@ -80,7 +153,7 @@ impl KeyManager for FileKeyManager {
         if keys.contains_key(name) {
             return Err(KeyError::Exists(name.to_owned()));
         }
-        files::write_private(&self.path(name), pkcs8.secret_pem().as_bytes())?;
+        files::write_private(&self.path(name), &self.sealed(pkcs8.secret_pem().as_bytes())?)?;
         keys.insert(name.to_owned(), Arc::new(key));
         Ok(public)
     }
@@ -128,14 +201,15 @@ fn generate(name: &str, key_type: KeyType) -> Result<(PrivateKey, LoadedKey), Ke
     Ok((PrivateKey::from_pkcs8(Zeroizing::new(document.as_ref().to_vec())), key))
 }
 
-fn load(name: &str, path: &Path) -> Result<LoadedKey, KeyError> {
-    let damaged =
-        |problem: &str| KeyError::Damaged { name: name.to_owned(), place: path.display().to_string(), problem: problem.to_owned() };
-    let pem = files::read_private(path)?;
-    let mut der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| damaged("it is no PKCS#8 PEM; restore it from a backup"))?;
-    let key = parse(der.secret_pkcs8_der());
-    der.zeroize();
-    key.ok_or_else(|| damaged("it is neither ECDSA P-256, P-384 nor Ed25519"))
+/// The names of the keys in files that end so. Other files are what an interrupted write left behind, or somebody's own notes.
+fn names(directory: &Path, suffix: &str) -> Result<Vec<String>, KeyError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(|error| io(directory, &error))? {
+        let file = entry.map_err(|error| io(directory, &error))?.file_name();
+        let name = file.to_str().and_then(|file| file.strip_suffix(suffix)).filter(|name| check_name(name).is_ok());
+        found.extend(name.map(str::to_owned));
+    }
+    Ok(found)
 }
 
 fn parse(pkcs8: &[u8]) -> Option<LoadedKey> {

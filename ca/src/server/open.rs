@@ -73,7 +73,10 @@ pub(super) async fn open(
 ) -> Result<Parts, ServeError> {
     let clusters = Clusters::new(config.trust_domain.clone(), config.clusters.clone(), Arc::clone(&clock))?;
     let policy = Policy::new(config.trust_domain.clone(), config.policy.clone(), &config.clusters)?;
-    let keys = Arc::new(FileKeyManager::open(directory.keys())?);
+    let keys = Arc::new(match config.keys.secret()? {
+        Some(secret) => FileKeyManager::open_sealed(directory.keys(), &secret)?,
+        None => FileKeyManager::open(directory.keys())?,
+    });
     let (ledger, checkpoints, repairs) = open_ledger(&config, &clock, &directory, log_files).await?;
     let start = Start {
         version: env!("CARGO_PKG_VERSION").into(),

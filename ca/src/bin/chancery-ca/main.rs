@@ -1,8 +1,9 @@
-//! `chancery-ca`: the certificate authority's server, and the backups of it.
+//! `chancery-ca`: the certificate authority's server, the backups of it, and what its keys are sealed with.
 //!
 //! Exit status: 0 ended on request, 1 failed with the reason on standard error, 2 wrong usage.
 
 mod backup;
+mod keys;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -30,6 +31,9 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Make a data directory from a backup.
     Restore(backup::RestoreArgs),
+    /// About the CA's private keys.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// About the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -81,6 +85,7 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         }
         Command::Backup(args) => backup::create(&args),
         Command::Restore(args) => backup::restore(&args),
+        Command::Keys(command) => keys::run(command),
         Command::Config(ConfigCommand::Example) => Ok(io::stdout().write_all(config::EXAMPLE.as_bytes())?),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "chancery-ca", &mut io::stdout());
