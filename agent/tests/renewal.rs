@@ -169,3 +169,31 @@ async fn an_order_to_issue_everything_anew_is_obeyed() {
         renewed(stream, first).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_that_lost_entries_is_told_every_certificate() {
+    const PODS: u128 = 150;
+    let ca = FakeCa::start();
+    let agent = Place::new(&ca).start(&ca);
+    let mut streams = Vec::new();
+    for number in 10..10 + PODS {
+        let mut stream = agent.svids.attach(ca.token(&TokenPlan::pod(number, "shop", "cart"))).await.unwrap();
+        let held = ready(&mut stream).await;
+        streams.push((stream, held));
+    }
+    let order = wire::Order { order: Some(wire::order::Order::TellCertificates(wire::TellCertificates {})) };
+    ca.send(wire::ca_message::Message::Order(order)).await;
+    eventually("the CA was told", || ca.behaviour.told.lock().unwrap().len() == 2).await;
+    let calls = ca.behaviour.told.lock().unwrap().clone();
+    assert!(calls.iter().all(|call| call.len() <= 128));
+    let told: Vec<_> = calls.into_iter().flatten().collect();
+    let own = agent.client.own().borrow().as_ref().unwrap().chain();
+    assert_eq!(told.last().unwrap(), &wire::HeldCertificate { chain: own, ..wire::HeldCertificate::default() });
+    assert_eq!(told.len(), streams.len() + 1);
+    for (stream, held) in &streams {
+        let told = told.iter().find(|told| told.pod_uid == stream.workload.pod_uid.as_bytes()).unwrap();
+        let chain: Vec<_> = held.chain().iter().map(|certificate| certificate.to_vec()).collect();
+        assert_eq!((&told.chain, &told.pod), (&chain, &stream.pod_name));
+        assert_eq!((told.namespace.as_str(), told.service_account.as_str()), ("shop", "cart"));
+    }
+}

@@ -49,6 +49,11 @@ async fn known(agent: &Agent, what: &str, fits: impl Fn(&Value) -> bool) -> Valu
     wait.await.unwrap()
 }
 
+fn own_id(agent: &Agent) -> Result<String, String> {
+    let status = agent.ask(&["status"]).map_err(|error| error.to_string())?;
+    status["spiffe_id"].as_str().map(str::to_owned).ok_or_else(|| status.to_string())
+}
+
 fn entries(checkpoint: &str) -> u64 {
     checkpoint.lines().nth(1).unwrap().parse().unwrap()
 }
@@ -64,6 +69,9 @@ async fn an_old_backup_is_refused_without_accepting_the_loss_and_with_it_agents_
     let made = succeeds("chancery-ca", &["backup", "--data-dir", text(&data), "--to", text(&backup), "--output", "json"]);
     let backed_up = made["entries"].as_u64().unwrap();
     issue(&caller, 20).await;
+    let elsewhere = Lab::new().unwrap();
+    let later = Agent::start(&elsewhere, &ca, "node-c").await.unwrap();
+    let forgotten = wait::until("the later agent has joined", SEEN_WITHIN, async || own_id(&later)).await.unwrap();
     // A new session begins with the newest checkpoint.
     ca.stop().await.unwrap();
     ca.run(&lab).await.unwrap();
@@ -94,6 +102,12 @@ async fn an_old_backup_is_refused_without_accepting_the_loss_and_with_it_agents_
     assert!(problems.contains("a new ledger continues"), "{problems}");
     let listed = ca.ask(&["agent", "list"]).unwrap().to_string();
     assert!(!listed.contains("other_origin"), "{listed}");
+
+    let recorded = async || {
+        let of_the_later = ca.ask(&["identity", "list", "--id", &forgotten]).map_err(|error| error.to_string())?.to_string();
+        if of_the_later.contains("recovered: an agent told it") { Ok(()) } else { Err(of_the_later) }
+    };
+    wait::until("what the later agent holds is recorded again", SEEN_WITHIN, recorded).await.unwrap();
 
     let acts = ca.ask(&["log", "acts"]).unwrap();
     let gap = acts.as_array().unwrap().last().unwrap();

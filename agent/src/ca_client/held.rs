@@ -48,6 +48,11 @@ impl Held {
         self.svid.id().segments().last()?.parse().ok()
     }
 
+    /// As on the wire: DER, leaf first.
+    pub fn chain(&self) -> Vec<Vec<u8>> {
+        self.svid.chain().iter().map(|certificate| certificate.to_vec()).collect()
+    }
+
     /// When to renew: `from` (0 to 1) of the lifetime, plus a random part of the spread.
     pub fn renewal(&self, from: f64) -> OffsetDateTime {
         let lifetime = self.svid.not_after() - self.received_at;

@@ -224,6 +224,10 @@ impl Keeper {
                 tracing::warn!("the CA orders the agent's own certificate to be renewed");
                 self.renew_at = Some(self.client.clock.now());
             }
+            Down::Order(wire::Order { order: Some(wire::order::Order::TellCertificates(_)) }) => {
+                tracing::warn!("the CA lost entries of its ledger, and is told which certificates there are");
+                self.client.published.tell.send_modify(|orders| *orders += 1);
+            }
             Down::LedgerCheckpoint(checkpoint) => self.client.published.ledger.offer(checkpoint),
             Down::Order(wire::Order { order: None }) => tracing::warn!("the CA sent an order that this version does not know"),
         }

@@ -43,6 +43,8 @@ use ledger::{LedgerHandle, LedgerTask};
 
 /// Between two requests for newer keys of the cluster.
 const KEYS_PAUSE: Duration = Duration::from_secs(10);
+/// How many certificates go into one call that tells them; the CA takes no more.
+const RECOVERED_AT_ONCE: usize = 128;
 
 /// What this process is to the CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +169,7 @@ struct Published {
     reachable: watch::Sender<bool>,
     problem: watch::Sender<String>,
     reissue: watch::Sender<u64>,
+    tell: watch::Sender<u64>,
     holdings: watch::Sender<Holdings>,
     proxies: watch::Sender<ProxySummary>,
     ledger: LedgerHandle,
@@ -194,6 +197,7 @@ impl CaClient {
             reachable: watch::Sender::new(false),
             problem: watch::Sender::new("the agent has just started".to_owned()),
             reissue: watch::Sender::new(0),
+            tell: watch::Sender::new(0),
             holdings: watch::Sender::new(Holdings::default()),
             proxies: watch::Sender::new(ProxySummary::default()),
             ledger,
@@ -220,6 +224,21 @@ impl CaClient {
             return Err(CaError::Answer("its results do not fit the requests".into()));
         }
         Ok(results)
+    }
+
+    /// Tells the CA these certificates and the agent's own. What fails is told again when the CA asks again, with the next session.
+    pub async fn tell_certificates(&self, mut held: Vec<wire::HeldCertificate>) {
+        let own = self.published.own.borrow().as_ref().map(Held::chain);
+        held.extend(own.map(|chain| wire::HeldCertificate { chain, ..wire::HeldCertificate::default() }));
+        for certificates in held.chunks(RECOVERED_AT_ONCE).map(<[_]>::to_vec) {
+            let Some(channel) = self.published.channel.borrow().clone() else { return };
+            let count = certificates.len();
+            let request = wire::RecoverRequest { certificates };
+            match self.timed("Recover", AgentServiceClient::new(channel).recover(request)).await {
+                Ok(answer) => tracing::info!(count, recorded = answer.recorded, "the CA was told certificates"),
+                Err(error) => return tracing::warn!(%error, "the CA could not be told which certificates there are"),
+            }
+        }
     }
 
     /// Makes the CA look for newer keys of the cluster, because `token` names one that is not among those here; at most once in
@@ -269,6 +288,11 @@ impl CaClient {
     /// Counts the CA's orders to issue everything anew.
     pub fn reissue_orders(&self) -> watch::Receiver<u64> {
         self.published.reissue.subscribe()
+    }
+
+    /// Counts the CA's orders to tell it every certificate, with [`Self::tell_certificates`].
+    pub fn tell_orders(&self) -> watch::Receiver<u64> {
+        self.published.tell.subscribe()
     }
 
     /// Takes over what the agent holds, for the next report.

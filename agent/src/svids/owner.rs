@@ -11,11 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chancery_identity::Clock;
+use chancery_proto::chancery::v1 as wire;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::accounts::Accounts;
 use super::batch::{self, Answer, Ask, Failure};
@@ -59,6 +61,8 @@ pub(super) struct Owner {
     keep: Keep,
     /// When to look at the clock.
     wake: Instant,
+    /// The CA is being told what there is.
+    telling: Option<AbortOnDropHandle<()>>,
     /// Below this time to the first expiry the next alarm is due.
     alarm_below: Option<time::Duration>,
 }
@@ -95,6 +99,7 @@ impl Owner {
             under_way: HashMap::new(),
             keep,
             wake: Instant::now(),
+            telling: None,
             alarm_below: None,
         }
     }
@@ -102,6 +107,7 @@ impl Owner {
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, shutdown: CancellationToken) {
         let mut reachable = self.ca.reachable();
         let mut orders = self.ca.reissue_orders();
+        let mut tell_orders = self.ca.tell_orders();
         let mut remembered = (self.ca.trust(), self.ca.cluster_keys(), self.ca.own());
         let mut buffer = Vec::with_capacity(COMMANDS_AT_ONCE);
         loop {
@@ -116,6 +122,7 @@ impl Owner {
                 Some(ended) = self.calls.join_next_with_id() => self.end_call(ended),
                 Ok(()) = reachable.changed() => self.reachability(&mut reachable),
                 Ok(()) = orders.changed() => self.reissue_all(),
+                Ok(()) = tell_orders.changed() => self.tell_certificates(),
                 Ok(()) = remembered.0.changed() => self.keep.changed(),
                 Ok(()) = remembered.1.changed() => self.keep.changed(),
                 Ok(()) = remembered.2.changed() => self.keep.changed(),
@@ -180,6 +187,18 @@ impl Owner {
         let at = self.clock.now() + ORDER_SPREAD.mul_f64(rand::random());
         self.workloads.values_mut().for_each(|workload| workload.reissue(at));
         self.wake = Instant::now();
+    }
+
+    fn tell_certificates(&mut self) {
+        let held = |workload: &Workload| {
+            let WorkloadKey { pod_uid, namespace, service_account } = workload.key().clone();
+            let (chain, pod) = (workload.held()?.chain(), workload.pod_name().to_owned());
+            Some(wire::HeldCertificate { chain, namespace, service_account, pod, pod_uid: pod_uid.as_bytes().to_vec() })
+        };
+        let held = self.workloads.values().filter_map(held).collect();
+        let ca = self.ca.clone();
+        let telling = tokio::spawn(async move { ca.tell_certificates(held).await });
+        self.telling = Some(AbortOnDropHandle::new(telling));
     }
 
     /// Compares every deadline with the clock.

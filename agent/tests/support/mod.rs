@@ -92,6 +92,8 @@ pub struct Behaviour {
     /// Found, and sent down, when a token names a key that is not known.
     pub new_keys: Mutex<Option<wire::ClusterKeys>>,
     pub reports: Mutex<Vec<wire::Report>>,
+    /// Calls that told certificates.
+    pub told: Mutex<Vec<Vec<wire::HeldCertificate>>>,
     /// Of the last hello.
     pub capabilities: Mutex<Vec<String>>,
     pub sessions: Mutex<Vec<mpsc::Sender<Result<wire::CaMessage, tonic::Status>>>>,
@@ -135,6 +137,7 @@ impl FakeCa {
                 gate: tokio::sync::Mutex::default(),
                 new_keys: Mutex::default(),
                 reports: Mutex::default(),
+                told: Mutex::default(),
                 capabilities: Mutex::default(),
                 sessions: Mutex::default(),
             }),

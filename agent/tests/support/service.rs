@@ -167,6 +167,12 @@ impl AgentService for Service {
         Ok(Response::new(wire::IssueResponse { results: requests.into_iter().map(|request| self.issue_one(request)).collect() }))
     }
 
+    async fn recover(&self, request: Request<wire::RecoverRequest>) -> Result<Response<wire::RecoverResponse>, Status> {
+        Self::caller(&request)?;
+        self.behaviour.told.lock().unwrap().push(request.into_inner().certificates);
+        Ok(Response::new(wire::RecoverResponse::default()))
+    }
+
     type SessionStream = Pin<Box<dyn Stream<Item = Result<wire::CaMessage, Status>> + Send>>;
 
     async fn session(&self, request: Request<Streaming<wire::AgentMessage>>) -> Result<Response<Self::SessionStream>, Status> {

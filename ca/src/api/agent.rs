@@ -8,10 +8,12 @@ use bytes::Bytes;
 use chancery_identity::{Clock, SpiffeId};
 use chancery_proto::chancery::v1::agent_service_server::AgentService;
 use chancery_proto::chancery::v1::{
-    AgentMessage, CaMessage, Hello, IssueReason, IssueRequest, IssueResponse, IssuedSvid, JoinRequest, JoinResponse,
-    Refusal as WireRefusal, RenewRequest, RenewResponse, Role, WorkloadRequest, WorkloadResult, agent_message, workload_result::Outcome,
+    AgentMessage, CaMessage, HeldCertificate as WireHeld, Hello, IssueReason, IssueRequest, IssueResponse, IssuedSvid, JoinRequest,
+    JoinResponse, RecoverRequest, RecoverResponse, Refusal as WireRefusal, RenewRequest, RenewResponse, Role, WorkloadRequest,
+    WorkloadResult, agent_message, workload_result::Outcome,
 };
 use futures_util::{Stream, StreamExt, stream};
+use rustls_pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,7 +28,7 @@ use crate::api::{CallMetrics, Peer};
 use crate::attestation::{Caller, Clusters};
 use crate::authority::Authority;
 use crate::fleet::{CAPABILITIES, Fleet, LedgerSource, Member, SessionEnd, Sources, trust_message};
-use crate::issuance::{self, Issuance, Issued, MAX_REQUESTS, Refusal};
+use crate::issuance::{self, HeldCertificate, Issuance, Issued, MAX_RECOVERED, MAX_REQUESTS, Refusal};
 use crate::ledger::{IdentityFilter, Ledger};
 
 /// How long the first message of a session may take.
@@ -79,6 +81,12 @@ impl AgentService for AgentApi {
         let started = Instant::now();
         let answer = self.do_issue(request).await;
         self.answered("Issue", started, answer)
+    }
+
+    async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverResponse>, Status> {
+        let started = Instant::now();
+        let answer = self.do_recover(request).await;
+        self.answered("Recover", started, answer)
     }
 
     type SessionStream = Down;
@@ -144,6 +152,17 @@ impl AgentApi {
         let outcomes = self.issuance.issue_batch(&caller, self.fleet.given_to(caller.id()), requests).await;
         let results = ids.into_iter().zip(outcomes).map(|(id, outcome)| result(id, outcome)).collect();
         Ok(IssueResponse { results })
+    }
+
+    async fn do_recover(&self, request: Request<RecoverRequest>) -> Result<RecoverResponse, ApiError> {
+        let count = request.get_ref().certificates.len();
+        if count > MAX_RECOVERED {
+            return Err(ApiError::Invalid(format!("{count} certificates in one call; at most {MAX_RECOVERED} are read")));
+        }
+        let (caller, _permit) = self.admit(&request, u32::try_from(count).unwrap_or(u32::MAX))?;
+        let held = request.into_inner().certificates.into_iter().map(read_held).collect();
+        let recorded = self.issuance.recover(&caller, held).await?;
+        Ok(RecoverResponse { recorded: u32::try_from(recorded).unwrap_or(u32::MAX) })
     }
 
     async fn do_session(&self, request: Request<Streaming<AgentMessage>>) -> Result<Down, ApiError> {
@@ -237,6 +256,12 @@ fn read_request(request: WorkloadRequest) -> Result<issuance::Request, ApiError>
     let token = Zeroizing::new(token);
     let reason = IssueReason::try_from(reason).unwrap_or_default();
     Ok(issuance::Request { request_id: parse_request_id(&request_id)?, csr: csr.into(), token, reason })
+}
+
+fn read_held(held: WireHeld) -> HeldCertificate {
+    let WireHeld { chain, namespace, service_account, pod, pod_uid } = held;
+    let chain = chain.into_iter().map(CertificateDer::from).collect();
+    HeldCertificate { chain, namespace, service_account, pod, pod_uid: Uuid::from_slice(&pod_uid).ok() }
 }
 
 fn result(id: Uuid, outcome: Result<Issued, Refusal>) -> WorkloadResult {

@@ -338,7 +338,7 @@ fn check(
 }
 
 /// The first half of a certificate's fingerprint.
-pub(super) fn short_id(certificate: &CertificateDer<'_>) -> [u8; 16] {
+pub fn short_id(certificate: &CertificateDer<'_>) -> [u8; 16] {
     let Fingerprint(whole) = Fingerprint::of(certificate);
     let mut half = [0; 16];
     half.copy_from_slice(&whole[..16]);

@@ -50,7 +50,7 @@ use crate::ledger::acts::RootState;
 use copies::Copies;
 pub use directory::{DataDirectory, DirectoryError, Kind};
 use held::Held;
-pub use issuer::{Issuer, IssuerError, LeafRequest, UnrecordedLeaf};
+pub use issuer::{Issuer, IssuerError, LeafRequest, UnrecordedLeaf, short_id};
 use make::Maker;
 use server::ServerCertificate;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use chancery_identity::TrustState;
 use chancery_proto::chancery::v1::{
-    AgentMessage, CaMessage, ClusterKeys, Hello, LedgerView, Order, Report, Welcome, agent_message, ca_message,
+    AgentMessage, CaMessage, ClusterKeys, Hello, LedgerView, Order, Report, TellCertificates, Welcome, agent_message, ca_message, order,
 };
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
@@ -147,6 +147,10 @@ impl Session {
     {
         send(outbound, ca_message::Message::Welcome(welcome)).await?;
         distrusted::keep(&sources.ledger.ledger, self.fleet.clock.now(), &self.member.id, &std::mem::take(&mut self.distrusted)).await;
+        if sources.ledger.ledger.current_state().roots_kept_until().is_some_and(|until| self.fleet.clock.now() < until) {
+            let tell = Order { order: Some(order::Order::TellCertificates(TellCertificates {})) };
+            send(outbound, ca_message::Message::Order(tell)).await?;
+        }
         sources.trust.mark_changed();
         let mut key_changes = sources.clusters.changes();
         key_changes.mark_changed();

@@ -19,6 +19,7 @@
 //! A refusal is no entry in the ledger; it goes to the bounded list of refusals and to the observer.
 
 pub mod policy;
+mod recover;
 mod refusal;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ use crate::ledger::{Body, IdentityFilter, Issuance as Entry, Ledger, LedgerError
 
 use policy::{Asked, Decision, Workload};
 pub use policy::{Policy, PolicySettings};
+pub use recover::{HeldCertificate, MAX_RECOVERED};
 pub use refusal::Refusal;
 
 /// The most requests in one call.

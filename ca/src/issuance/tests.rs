@@ -1,5 +1,6 @@
 //! The whole cycle on real keys, tokens and CSRs: what is issued, what is refused, and that nothing unrecorded gets out.
 
+mod recover;
 mod refusals;
 
 use std::collections::BTreeSet;

@@ -27,4 +27,4 @@ pub mod token;
 pub use bundle::{BundleError, Fingerprint, TrustBundle, TrustState};
 pub use clock::{Clock, SystemClock};
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
-pub use svid::{PrivateKey, Serial, SvidError, X509Svid};
+pub use svid::{PrivateKey, Serial, SvidError, X509Svid, verify_chain};

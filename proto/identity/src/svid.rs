@@ -74,6 +74,43 @@ pub enum SvidError {
     },
 }
 
+/// What the leaf of `chain` (leaf first, without the root) says, for who does not have its key.
+///
+/// # Errors
+/// If a certificate breaks a rule of the X509-SVID standard, has expired at `now`, or the chain does not lead to `trust`.
+pub fn verify_chain(chain: &[CertificateDer<'_>], trust: &TrustState, now: OffsetDateTime) -> Result<LeafFacts, SvidError> {
+    let facts = read_chain(chain)?;
+    chain::check_dates(&facts.id, facts.not_before, facts.not_after, now)?;
+    check_path(&facts.id, chain, trust, now)?;
+    Ok(facts)
+}
+
+fn read_chain(chain: &[CertificateDer<'_>]) -> Result<LeafFacts, SvidError> {
+    let Some((leaf, authorities)) = chain.split_first() else {
+        return Err(SvidError::Malformed("the chain is empty".into()));
+    };
+    if chain.len() > chain::MAX_CHAIN {
+        return Err(SvidError::Malformed(format!("the chain has {} certificates; at most {} are read", chain.len(), chain::MAX_CHAIN)));
+    }
+    let facts = check_leaf(leaf)?;
+    for authority in authorities {
+        check_authority(authority)?;
+    }
+    Ok(facts)
+}
+
+/// `chain` was read before.
+fn check_path(id: &SpiffeId, chain: &[CertificateDer<'_>], trust: &TrustState, now: OffsetDateTime) -> Result<(), SvidError> {
+    let Some(bundle) = trust.bundle(id.trust_domain()) else {
+        return Err(SvidError::UnknownTrustDomain(id.clone()));
+    };
+    for role in [Role::Server, Role::Client] {
+        chain::verify(&chain[0], &chain[1..], trust.anchors(bundle), now, role)
+            .map_err(|problem| SvidError::Chain { id: id.clone(), problem })?;
+    }
+    Ok(())
+}
+
 /// An X509-SVID with its private key. A value that exists obeys the X509-SVID standard and its key matches; whether it is trusted and in
 /// time is what [`X509Svid::verify`] tells, for a given bundle and moment.
 #[derive(Clone, Debug)]
@@ -92,18 +129,9 @@ impl X509Svid {
     /// # Errors
     /// If a certificate breaks a rule of the X509-SVID standard, or the key is another's.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKey) -> Result<Self, SvidError> {
-        let Some((leaf, authorities)) = chain.split_first() else {
-            return Err(SvidError::Malformed("the chain is empty".into()));
-        };
-        if chain.len() > chain::MAX_CHAIN {
-            return Err(SvidError::Malformed(format!("the chain has {} certificates; at most {} are read", chain.len(), chain::MAX_CHAIN)));
-        }
-        let LeafFacts { id, serial, not_before, not_after, .. } = check_leaf(leaf)?;
-        for authority in authorities {
-            check_authority(authority)?;
-        }
+        let LeafFacts { id, serial, not_before, not_after, .. } = read_chain(&chain)?;
         let signing = key.signing_key().ok_or_else(|| SvidError::Key(id.clone()))?;
-        if CertifiedKey::new(vec![leaf.clone()], signing).keys_match().is_err() {
+        if CertifiedKey::new(vec![chain[0].clone()], signing).keys_match().is_err() {
             return Err(SvidError::KeyMismatch(id));
         }
         Ok(Self { id, chain, key, serial, not_before, not_after })
@@ -112,14 +140,7 @@ impl X509Svid {
     /// Whether it may be served at `now` to peers that hold `trust`.
     pub fn verify(&self, trust: &TrustState, now: OffsetDateTime) -> Result<(), SvidError> {
         chain::check_dates(&self.id, self.not_before, self.not_after, now)?;
-        let Some(bundle) = trust.bundle(self.id.trust_domain()) else {
-            return Err(SvidError::UnknownTrustDomain(self.id.clone()));
-        };
-        for role in [Role::Server, Role::Client] {
-            chain::verify(&self.chain[0], &self.chain[1..], trust.anchors(bundle), now, role)
-                .map_err(|problem| SvidError::Chain { id: self.id.clone(), problem })?;
-        }
-        Ok(())
+        check_path(&self.id, &self.chain, trust, now)
     }
 
     /// Whose it is.

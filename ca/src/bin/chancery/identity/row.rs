@@ -14,7 +14,7 @@ pub(crate) fn columns(format: Format) -> &'static [&'static str] {
     if format == Format::Table { &TABLE } else { &IDENTITY_COLUMNS }
 }
 
-const IDENTITY_COLUMNS: [&str; 21] = [
+const IDENTITY_COLUMNS: [&str; 22] = [
     "entry",
     "time",
     "spiffe_id",
@@ -36,6 +36,7 @@ const IDENTITY_COLUMNS: [&str; 21] = [
     "trust_sequence",
     "issuing_certificate",
     "root",
+    "provenance",
 ];
 
 /// An issued identity, as it is printed.
@@ -63,11 +64,18 @@ pub(crate) struct IdentityRow {
     trust_sequence: u64,
     issuing_certificate: String,
     root: String,
+    /// `issued`, or how it came into a log that continues a lost one.
+    provenance: String,
 }
 
 impl IdentityRow {
     pub(crate) fn of(identity: &Identity) -> Self {
         let issuance = identity.issuance.clone().unwrap_or_default();
+        let provenance = match issuance.carried_over {
+            Some(entry) => format!("carried over from entry {entry} of the log before"),
+            None if issuance.recovered => "recovered: an agent told it after a loss".to_owned(),
+            None => "issued".to_owned(),
+        };
         let reason = IssueReason::try_from(issuance.reason).unwrap_or_default().as_str_name();
         Self {
             entry: identity.entry,
@@ -92,6 +100,7 @@ impl IdentityRow {
             trust_sequence: issuance.trust_sequence,
             issuing_certificate: hex::encode(&issuance.issuing_certificate),
             root: hex::encode(&issuance.root),
+            provenance,
         }
     }
 }

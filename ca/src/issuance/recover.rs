@@ -1,0 +1,130 @@
+//! Certificates whose entries were lost, recorded again from what their holders say.
+//!
+//! A log that continues a lost one lacks what was issued after the backup. Until the last of these certificates has expired, agents and sidecars tell
+//! what they hold. That a certificate is this CA's, its signatures prove; whose pod it is for is the caller's word, and the entry says so
+//! ([`Provenance::Recovered`]).
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use chancery_identity::{TrustBundle, TrustState, verify_chain};
+use chancery_proto::chancery::v1::{AuthorityCertificate, IssueReason};
+use rustls_pki_types::CertificateDer;
+use uuid::Uuid;
+
+use super::Issuance;
+use crate::attestation::{Caller, Holder, RESERVED_SEGMENT};
+use crate::authority::short_id;
+use crate::ledger::{Body, Issuance as Entry, LedgerError, Provenance};
+
+/// The most certificates in one call.
+pub const MAX_RECOVERED: usize = 128;
+/// Longer names are no Kubernetes names (RFC 1123, and `kubectl explain`).
+const MAX_NAME: usize = 253;
+
+/// A certificate with whose it is, by its holder's word.
+#[derive(Clone, Debug)]
+pub struct HeldCertificate {
+    /// Leaf first, without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The pod's namespace; empty, like what follows, for the holder's own.
+    pub namespace: String,
+    /// The pod's service account.
+    pub service_account: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's UID.
+    pub pod_uid: Option<Uuid>,
+}
+
+impl Issuance {
+    /// Records those of `held` that this CA issued and its ledger lacks; tells how many. Nothing is recorded unless entries were lost.
+    ///
+    /// # Errors
+    /// If the ledger cannot be read or written.
+    pub async fn recover(&self, caller: &Caller, held: Vec<HeldCertificate>) -> Result<usize, LedgerError> {
+        if self.ledger.current_state().roots_kept_until().is_none_or(|until| self.clock.now() >= until) {
+            return Ok(0);
+        }
+        let authorities = self.ledger.authority_certificates().await?;
+        let mut known: HashSet<_> = authorities.into_iter().map(|(_, authority)| authority.certificate).collect();
+        let node = self.known_node(caller).await;
+        let (mut bodies, mut recovered) = (Vec::new(), 0);
+        for held in held.into_iter().take(MAX_RECOVERED) {
+            let (entry, issuing) = match self.recovered(caller, &node, held).await? {
+                Ok(found) => found,
+                Err(problem) => {
+                    tracing::info!(agent = %caller.id(), problem, "a certificate that an agent holds is not recovered");
+                    continue;
+                }
+            };
+            if known.insert(issuing.clone()) {
+                bodies.push(Body::Authority(AuthorityCertificate { certificate: issuing, root: false }));
+            }
+            bodies.push(Body::from(entry));
+            recovered += 1;
+        }
+        if !bodies.is_empty() {
+            self.ledger.append_all(bodies).await?;
+            tracing::warn!(agent = %caller.id(), recovered, "certificates that the lost entries recorded are recorded again");
+        }
+        Ok(recovered)
+    }
+
+    /// The entry for what is held, and its issuing certificate; or why there is none.
+    async fn recovered(&self, caller: &Caller, node: &str, held: HeldCertificate) -> Result<Result<(Entry, Vec<u8>), String>, LedgerError> {
+        let HeldCertificate { chain, namespace, service_account, pod, pod_uid } = held;
+        let [leaf, issuing] = &chain[..] else { return Ok(Err("its chain has not two certificates".into())) };
+        let trust = self.authority.trust().borrow().clone();
+        let now = self.clock.now();
+        let found = each_root(&trust).find_map(|(root, alone)| Some((root, verify_chain(&chain, &alone, now).ok()?)));
+        let Some((root, facts)) = found else { return Ok(Err("it does not lead to a trust root of this CA, or has expired".into())) };
+        let own = facts.id == *caller.id();
+        if !own && facts.id.segments().next() == Some(RESERVED_SEGMENT) {
+            return Ok(Err(format!("{} is another's", facts.id)));
+        }
+        let (node_uid, sidecar_pod_uid) = match caller.holder() {
+            Holder::Agent { node } => (Some(node), None),
+            Holder::Sidecar { pod } => (None, Some(pod)),
+        };
+        if !own && sidecar_pod_uid.is_some() && pod_uid != sidecar_pod_uid {
+            return Ok(Err("it is for another pod than the sidecar's".into()));
+        }
+        if [&namespace, &service_account, &pod].iter().any(|name| name.len() > MAX_NAME) {
+            return Ok(Err(format!("a name has more than {MAX_NAME} bytes")));
+        }
+        if self.ledger.show(facts.serial).await?.is_some() {
+            return Ok(Err("the ledger has it".into()));
+        }
+        let entry = Entry {
+            certificate: Bytes::copy_from_slice(leaf),
+            issuing_certificate: short_id(issuing),
+            root: short_id(root),
+            role: caller.role(),
+            reason: IssueReason::Unspecified,
+            cluster: caller.cluster().to_owned(),
+            node: node.to_owned(),
+            node_uid,
+            namespace,
+            service_account,
+            service_account_uid: None,
+            pod,
+            pod_uid,
+            token_id: String::new(),
+            request_id: Uuid::nil(),
+            trust_sequence: 0,
+            sidecar_pod_uid,
+            provenance: Provenance::Recovered,
+        };
+        Ok(Ok((entry, issuing.to_vec())))
+    }
+}
+
+/// Each root that is trusted, and a trust state of it alone: so that it is known which one a chain leads to.
+fn each_root(trust: &TrustState) -> impl Iterator<Item = (&CertificateDer<'static>, TrustState)> {
+    let own = trust.own();
+    trust.anchors(own).filter_map(|root| {
+        let bundle = TrustBundle::new(own.trust_domain().clone(), vec![root.clone()]).ok()?;
+        Some((root, TrustState::new(trust.sequence, own.trust_domain().clone(), [bundle]).ok()?))
+    })
+}
