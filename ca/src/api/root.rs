@@ -184,11 +184,11 @@ fn gate(gate: Gate) -> CheckGateResponse {
         counted: gate.missing.counted,
         unproven_total: gate.missing.unproven_total,
         unproven: gate.missing.unproven.into_iter().map(|one| format!("{} {}", one.name, one.proxy)).collect(),
-        missing: gate.missing.who.into_iter().map(missing).collect(),
+        missing: gate.missing.who.into_iter().map(missing_record).collect(),
     }
 }
 
-fn missing(one: MissingOne) -> MissingRecord {
+pub(super) fn missing_record(one: MissingOne) -> MissingRecord {
     let MissingOne { name, kind, node, agent, reason, nack } = one;
     let kind = match kind {
         MissingKind::Ca => "ca",

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use chancery_identity::{Fingerprint, TrustBundle, TrustDomain, TrustState};
 use time::OffsetDateTime;
 
+use super::crl::Crls;
 use super::held::Held;
 use super::issuer::common_name_of;
 use super::{Authority, AuthorityError, Issuer, RootStatus, is_past_half};
@@ -90,22 +91,24 @@ impl Authority {
             *held = Held::read(&self.maker.ledger, &self.maker.keys).await?;
         }
         // Each independent of the others' failures; the first failure is told.
-        let published = self.publish(held, state);
+        let mut crls = self.crls.lock().await;
+        let published = self.publish(held, &crls, state);
         let made = self.make_issuers(held, state, now).await;
-        let used = self.use_newest_issuer(held, state);
+        let revoked = self.follow_crls(held, &mut crls, now).await;
+        let used = self.use_issuer(held, &mut crls, state, now);
         let issuer = self.issuer();
         let served = if self.server.is_due(now) || self.server.root() != issuer.root_fingerprint() {
             self.server.renew(&issuer, &self.maker.ledger, state.epoch, &self.server_id, &self.settings.load(), now).await
         } else {
             Ok(())
         };
-        let told = self.tell(held, state);
-        published.and(made).and(used).and(served).and(told)
+        let told = self.tell(held, &crls, state);
+        published.and(made).and(revoked).and(used).and(served).and(told)
     }
 
     /// Updates what is told of the roots, and their copies.
-    fn tell(&self, held: &Held, state: &State) -> Result<(), AuthorityError> {
-        let told = roots_as_told(held, state);
+    fn tell(&self, held: &Held, crls: &Crls, state: &State) -> Result<(), AuthorityError> {
+        let told = roots_as_told(held, crls, state);
         if *self.roots() != told {
             self.copies.write_roots(&told)?;
             self.roots.store(Arc::new(told));
@@ -123,8 +126,16 @@ impl Authority {
         held.destroy_dead(&*self.maker.keys, now, is_gone).await
     }
 
-    fn publish(&self, held: &Held, state: &State) -> Result<(), AuthorityError> {
-        let trust = trust_state(&self.maker.trust_domain, held, state)?;
+    /// Signs other CRLs if those are due, and publishes them.
+    async fn follow_crls(&self, held: &Held, crls: &mut Crls, now: OffsetDateTime) -> Result<(), AuthorityError> {
+        let followed = crls.follow(&self.maker, &self.copies, held, now).await;
+        let state = self.maker.ledger.current_state();
+        self.note_crls(crls, &state);
+        if followed? { self.publish(held, crls, &state) } else { Ok(()) }
+    }
+
+    fn publish(&self, held: &Held, crls: &Crls, state: &State) -> Result<(), AuthorityError> {
+        let trust = trust_state(&self.maker.trust_domain, held, crls, state)?;
         if **self.shared_trust.load() == trust {
             return Ok(());
         }
@@ -150,13 +161,16 @@ impl Authority {
         made
     }
 
-    fn use_newest_issuer(&self, held: &Held, state: &State) -> Result<(), AuthorityError> {
+    fn use_issuer(&self, held: &Held, crls: &mut Crls, state: &State, now: OffsetDateTime) -> Result<(), AuthorityError> {
         let active = state.active_root().ok_or(AuthorityError::NoActiveRoot)?;
-        let newest = held.issuer_of(active).ok_or(AuthorityError::RootKeyMissing { fingerprint: active })?;
-        if !Arc::ptr_eq(newest, &self.issuer.load()) {
-            self.copies.write_issuer(newest)?;
-            self.issuer.store(Arc::clone(newest));
-            tracing::info!(root = %active, not_after = %newest.not_after(), "another issuing certificate is in use");
+        let due = crls.choose(held, state, active, now).ok_or(AuthorityError::RootKeyMissing { fingerprint: active })?;
+        if crls.use_issuer(state, due) {
+            tracing::warn!(root = %active, "an issuing certificate is used before everybody has its CRL: some proxies may refuse what it signs");
+        }
+        if !Arc::ptr_eq(due, &self.issuer.load()) {
+            self.copies.write_issuer(due)?;
+            self.issuer.store(Arc::clone(due));
+            tracing::info!(root = %active, not_after = %due.not_after(), "another issuing certificate is in use");
         }
         Ok(())
     }
@@ -173,7 +187,7 @@ fn replacement(state: &State, held: &Held, now: OffsetDateTime) -> Option<Finger
 }
 
 /// What everybody is to trust: the roots that are published, active or draining, in the order in which they were made.
-pub(super) fn trust_state(trust_domain: &TrustDomain, held: &Held, state: &State) -> Result<TrustState, AuthorityError> {
+pub(super) fn trust_state(trust_domain: &TrustDomain, held: &Held, crls: &Crls, state: &State) -> Result<TrustState, AuthorityError> {
     let is_trusted = |root: &Fingerprint| {
         state.roots.get(root).is_some_and(|root| matches!(root.state, RootState::Published | RootState::Active | RootState::Draining))
     };
@@ -184,14 +198,19 @@ pub(super) fn trust_state(trust_domain: &TrustDomain, held: &Held, state: &State
     let bundle = TrustBundle::new(trust_domain.clone(), trusted.collect())?;
     // Who prepares a root changes nothing for anybody.
     let changes = state.roots.values().filter(|root| root.state != RootState::Prepared).map(|root| root.entry + 1);
+    let changes = changes.chain(state.crl.map(|record| record.entry + 1));
     let sequence = state.trust_floor().saturating_add(changes.max().unwrap_or_default());
-    Ok(TrustState::new(sequence, trust_domain.clone(), [bundle])?.with_distrusted(state.distrusted().collect()))
+    let trust = TrustState::new(sequence, trust_domain.clone(), [bundle])?;
+    Ok(trust.with_distrusted(state.distrusted().collect()).with_crl(crls.in_force(state)?))
 }
 
 /// Every root that an act has named, in the order in which they were made.
-pub(super) fn roots_as_told(held: &Held, state: &State) -> Vec<RootStatus> {
+pub(super) fn roots_as_told(held: &Held, crls: &Crls, state: &State) -> Vec<RootStatus> {
     let told = held.roots.iter().filter_map(|root| {
         let fold = state.roots.get(&root.fingerprint)?;
+        let awaited = crls.awaited(held, state, root.fingerprint);
+        // Without a CRL while there are some, it cannot sign.
+        let issuer = held.issuer_of(root.fingerprint).filter(|_| awaited.is_ok());
         Some(RootStatus {
             fingerprint: root.fingerprint,
             certificate: root.certificate.clone(),
@@ -203,7 +222,8 @@ pub(super) fn roots_as_told(held: &Held, state: &State) -> Vec<RootStatus> {
             entry: fold.entry,
             leave_by: fold.leave_by,
             has_key: root.key.is_some(),
-            issuing_until: held.issuer_of(root.fingerprint).map(|issuer| issuer.not_after()),
+            issuing_until: issuer.map(|issuer| issuer.not_after()),
+            awaited: awaited.ok().flatten(),
         })
     });
     told.collect()

@@ -268,6 +268,7 @@ mod tests {
             leave_by: None,
             has_key: true,
             issuing_until: Some(NOW + Duration::DAY),
+            awaited: None,
         }
     }
 
