@@ -4,11 +4,12 @@ use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     const INCLUDE: &str = "protos";
-    const FILES: [&str; 7] = [
+    const FILES: [&str; 8] = [
         "chancery/v1/agent.proto",
         "chancery/v1/ledger.proto",
         "chancery/v1/log.proto",
         "chancery/v1/operator.proto",
+        "chancery/v1/revocation.proto",
         "chancery/v1/root.proto",
         "envoy/extensions/transport_sockets/tls/v3/secret.proto",
         "envoy/service/secret/v3/sds.proto",

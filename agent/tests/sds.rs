@@ -40,11 +40,12 @@ async fn a_proxy_gets_its_certificate_and_its_bundle_under_every_name() {
 async fn a_crl_is_delivered_with_the_bundle() {
     let serving = Serving::start();
     let mut state = trust(1, &[&serving.pki]);
-    state.crl = Some(b"-----BEGIN X509 CRL-----".to_vec());
+    let crl = serving.pki.crl(&[]);
+    state.crl = Some(crl.clone());
     serving.stub.trust.send_replace(Some(Arc::new(state)));
     let mut proxy = serving.proxy().await;
     let response = proxy.world(&["ROOTCA"]).await.next().await;
-    assert_eq!(authorities(&secret(&response.resources)).1.as_deref(), Some("-----BEGIN X509 CRL-----"));
+    assert_eq!(authorities(&secret(&response.resources)).1.map(String::into_bytes).as_deref(), Some(crl.pem()));
 }
 
 #[tokio::test]

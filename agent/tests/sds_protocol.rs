@@ -385,7 +385,7 @@ fn equal_content_has_an_equal_version_and_any_other_content_another() {
     let plain = trust(1, &[&pki]);
     let later = trust(2, &[&pki]);
     let mut with_crl = trust(1, &[&pki]);
-    with_crl.crl = Some(b"crl".to_vec());
+    with_crl.crl = Some(pki.crl(&[]));
     let version = |state| Secret::bundle(Arc::new(state)).version();
     assert_eq!(version(plain.clone()), version(later), "a sequence is not content");
     assert_ne!(version(plain), version(with_crl));

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use chancery_identity::{BundleError, SvidError};
+use chancery_identity::{BundleError, CrlError, SvidError};
 
 /// Why the agent has no connection, no identity, or no answer.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,9 @@ pub enum CaError {
     /// A bundle that is none.
     #[error("the trust that the CA or a file offers is not acceptable: {0}")]
     Bundle(#[from] BundleError),
+    /// CRLs that proxies would refuse everybody by.
+    #[error("the CRLs that the CA offers are not acceptable: {0}")]
+    Crl(#[from] CrlError),
     /// No key, no request, no TLS configuration.
     #[error("{0}")]
     Local(String),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use chancery_identity::tls::ServerTrust;
-use chancery_identity::{Fingerprint, TrustBundle, TrustDomain, TrustState};
+use chancery_identity::{Crl, Fingerprint, TrustBundle, TrustDomain, TrustState};
 use chancery_proto::chancery::v1 as wire;
 use rustls_pki_types::CertificateDer;
 
@@ -146,7 +146,8 @@ fn sequence_line(pem: &[u8]) -> u64 {
 pub fn from_wire(message: wire::TrustState) -> Result<TrustState, CaError> {
     let bundles = message.bundles.into_iter().map(bundle_from_wire).collect::<Result<Vec<_>, _>>()?;
     let mut state = TrustState::new(message.sequence, trust_domain(&message.trust_domain)?, bundles)?;
-    state.crl = (!message.crl.is_empty()).then_some(message.crl);
+    // Checked here: a proxy would take CRLs that cannot be read, and refuse everybody.
+    state.crl = if message.crl.is_empty() { None } else { Some(Crl::from_pem(message.crl)?) };
     state.distrusted = message
         .distrusted
         .iter()
@@ -162,7 +163,7 @@ pub fn to_wire(state: &TrustState) -> wire::TrustState {
         sequence: state.sequence,
         trust_domain: state.trust_domain.to_string(),
         bundles: state.bundles().map(bundle_to_wire).collect(),
-        crl: state.crl.clone().unwrap_or_default(),
+        crl: state.crl.as_ref().map(|crl| crl.pem().to_vec()).unwrap_or_default(),
         distrusted: state.distrusted.iter().map(|root| root.0.to_vec()).collect(),
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
-use chancery_identity::{SpiffeId, TrustState, X509Svid};
+use chancery_identity::{Crl, SpiffeId, TrustState, X509Svid};
 use chancery_proto::any::Any;
 use chancery_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use chancery_proto::envoy::extensions::transport_sockets::tls::v3::{
@@ -65,7 +65,7 @@ impl Secret {
     /// The own trust domain's bundle, with the CRL if there is one.
     pub fn bundle(trust: Arc<TrustState>) -> Self {
         let authorities = trust.own().x509_authorities().iter().map(AsRef::as_ref);
-        let parts = [trust.crl.as_deref().unwrap_or_default()].into_iter().chain(authorities);
+        let parts = [trust.crl.as_ref().map(Crl::pem).unwrap_or_default()].into_iter().chain(authorities);
         Self {
             version: Version::of(ROOT_CA_NAME, parts),
             spiffe_id: trust.trust_domain.id(),
@@ -112,7 +112,7 @@ impl Content {
                 private_key: Some(inline(Bytes::from_owner(SecretText(svid.key().secret_pem())))),
             }),
             Self::Bundle(trust) => {
-                let crl = trust.crl.as_ref().filter(|crl| !crl.is_empty()).map(|crl| Bytes::copy_from_slice(crl));
+                let crl = trust.crl.as_ref().map(|crl| Bytes::copy_from_slice(crl.pem()));
                 secret::Type::ValidationContext(CertificateValidationContext {
                     trusted_ca: Some(inline(trust.own().to_pem().into())),
                     // Our CRLs speak of leaves. Without this Envoy would want one of every issuer up to the root, and refuse everybody.

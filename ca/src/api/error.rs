@@ -75,6 +75,9 @@ pub enum ApiError {
     /// A trust root stays where it is.
     #[error(transparent)]
     Rotation(#[from] RotationError),
+    /// Something is not revoked.
+    #[error(transparent)]
+    Authority(AuthorityError),
     /// The fleet refused.
     #[error(transparent)]
     Fleet(#[from] FleetError),
@@ -115,9 +118,8 @@ impl ApiError {
             Self::Rotation(RotationError::Gate(_)) => Some("gate"),
             Self::Rotation(RotationError::NotDue(_)) => Some("not_due"),
             Self::Rotation(RotationError::Unknown(_)) => Some("unknown_root"),
-            Self::Rotation(RotationError::Authority(AuthorityError::Corporate { .. })) => Some("corporate"),
-            Self::Rotation(RotationError::Authority(AuthorityError::NotRequested)) => Some("not_requested"),
-            Self::Rotation(RotationError::Authority(AuthorityError::Answer(_))) => Some("answer"),
+            Self::Authority(AuthorityError::NotRevocable(_)) => Some("not_revocable"),
+            Self::Authority(AuthorityError::TooManyRevoked { .. }) => Some("too_many_revoked"),
             _ => None,
         }
     }
@@ -149,27 +151,33 @@ impl ApiError {
             | Self::Stranger(_)
             | Self::MayNotAct(_)
             | Self::Session(SessionEnd::ClusterRemoved) => Code::PermissionDenied,
-            Self::Ledger(LedgerError::Impossible(_)) => Code::FailedPrecondition,
+            Self::Ledger(LedgerError::Impossible(_))
+            | Self::Authority(AuthorityError::NotRevocable(_) | AuthorityError::TooManyRevoked { .. }) => Code::FailedPrecondition,
             Self::Rotation(error) => of_rotation(error),
             Self::Ledger(error) if error.is_retryable() => Code::Unavailable,
             Self::Ledger(_) => Code::Internal,
             Self::Session(SessionEnd::Replaced) => Code::Aborted,
-            Self::Session(_) | Self::Ending { .. } => Code::Unavailable,
+            Self::Session(_) | Self::Ending { .. } | Self::Authority(_) => Code::Unavailable,
         }
     }
 }
 
 fn of_rotation(error: &RotationError) -> Code {
     match error {
-        RotationError::Gate(_)
-        | RotationError::NotDue(_)
-        | RotationError::Ledger(LedgerError::Impossible(_))
-        | RotationError::Authority(AuthorityError::Corporate { .. } | AuthorityError::NotRequested) => Code::FailedPrecondition,
+        RotationError::Gate(_) | RotationError::NotDue(_) | RotationError::Ledger(LedgerError::Impossible(_)) => Code::FailedPrecondition,
         RotationError::Unknown(_) => Code::NotFound,
-        RotationError::Authority(AuthorityError::Answer(_)) => Code::InvalidArgument,
         RotationError::Ledger(error) if !error.is_retryable() => Code::Internal,
         // It can be tried again, and what is recorded is followed by itself.
         _ => Code::Unavailable,
+    }
+}
+
+impl From<AuthorityError> for ApiError {
+    fn from(error: AuthorityError) -> Self {
+        match error {
+            AuthorityError::Ledger(error) => Self::Ledger(error),
+            error => Self::Authority(error),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chancery_identity::{SpiffeId, TrustDomain};
+use chancery_identity::SpiffeId;
 use chancery_proto::chancery::v1::operator_service_server::OperatorService;
 use chancery_proto::chancery::v1::{
     ActResponse, BanRequest, DiagnoseRequest, DiagnoseResponse, ExplainRequest, ExplainResponse, Finding, IdentityFilter as WireFilter,
@@ -15,9 +15,11 @@ use tonic::{Request, Response, Status};
 use crate::api::certificate_text::certificate_text;
 use crate::api::error::ApiError;
 use crate::api::people::{Admitted, People};
+use crate::api::revocation::to_its_end;
 use crate::api::watch::{Watched, Watches};
 use crate::api::{CallMetrics, test_policy};
 use crate::attestation::{Caller, Clusters};
+use crate::authority::{Authority, Revoked};
 use crate::fleet::{Explanation, Fleet};
 use crate::issuance::Issuance;
 use crate::ledger::acts::Change;
@@ -49,8 +51,8 @@ pub struct OperatorApi {
     pub diagnosis: Diagnosis,
     /// Who follows what is issued.
     pub watches: Watches,
-    /// Whose agents may be named.
-    pub trust_domain: TrustDomain,
+    /// Bans.
+    pub authority: Arc<Authority>,
     /// Who may ask, and who may act.
     pub people: Arc<People>,
     /// Counts the calls.
@@ -150,8 +152,15 @@ impl OperatorService for OperatorApi {
 
     async fn ban(&self, request: Request<BanRequest>) -> Result<Response<ActResponse>, Status> {
         self.answer_to("Ban", request, async |who, request| {
-            let entry = self.people.act(who, Change::Ban(self.agent(&request.agent)?), &request.reason).await?;
-            Ok(ActResponse { entry })
+            let agent = self.agent(&request.agent)?;
+            let work = async |actor: &str, why: &str| {
+                let (authority, actor, why) = (Arc::clone(&self.authority), actor.to_owned(), why.to_owned());
+                let agent = agent.clone();
+                to_its_end(async move { authority.ban(&actor, agent, &why).await }).await
+            };
+            let done = self.people.act_by(who, "agent.ban", agent.to_string(), &request.reason, work).await?;
+            let Revoked { entry, certificates, sequence, problem, .. } = done;
+            Ok(ActResponse { entry, certificates: certificates as u64, trust_sequence: sequence, problem: problem.unwrap_or_default() })
         })
         .await
     }
@@ -159,7 +168,7 @@ impl OperatorService for OperatorApi {
     async fn unban(&self, request: Request<UnbanRequest>) -> Result<Response<ActResponse>, Status> {
         self.answer_to("Unban", request, async |who, request| {
             let entry = self.people.act(who, Change::Unban(self.agent(&request.agent)?), &request.reason).await?;
-            Ok(ActResponse { entry })
+            Ok(ActResponse { entry, ..ActResponse::default() })
         })
         .await
     }
@@ -169,7 +178,7 @@ impl OperatorApi {
     /// The ID of an agent or sidecar, whether or not it was ever seen: one may be banned before it comes.
     fn agent(&self, text: &str) -> Result<SpiffeId, ApiError> {
         let id: SpiffeId = text.parse().map_err(|error| ApiError::Invalid(format!("{text:?} is no SPIFFE ID: {error}")))?;
-        Caller::from_peer(&id, &self.trust_domain)?;
+        Caller::from_peer(&id, self.authority.trust_domain())?;
         Ok(id)
     }
 

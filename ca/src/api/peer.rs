@@ -8,13 +8,12 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use chancery_identity::{SpiffeId, tls};
+use chancery_identity::{Serial, SpiffeId, profile};
 use governor::{DefaultDirectRateLimiter, Quota};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::api::error::ApiError;
 
@@ -51,6 +50,8 @@ pub struct Peer {
 pub struct PeerSvid {
     /// Whose.
     pub id: SpiffeId,
+    /// Which.
+    pub serial: Serial,
     /// Until when.
     pub not_after: OffsetDateTime,
 }
@@ -61,9 +62,8 @@ impl PeerSvid {
     /// # Errors
     /// If it is no X509-SVID.
     pub fn of(leaf: &CertificateDer<'_>) -> Result<Self, ApiError> {
-        let id = tls::peer_id(leaf).map_err(|error| ApiError::Certificate(error.to_string()))?;
-        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|error| ApiError::Certificate(error.to_string()))?;
-        Ok(Self { id, not_after: certificate.validity().not_after.to_datetime() })
+        let facts = profile::check_leaf(leaf).map_err(|error| ApiError::Certificate(error.to_string()))?;
+        Ok(Self { id: facts.id, serial: facts.serial, not_after: facts.not_after })
     }
 }
 

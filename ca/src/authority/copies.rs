@@ -1,14 +1,15 @@
-//! The PEM files beside the ledger: copies of the CA's own certificates for people, and the bundle for agents. Never read back but to find
-//! out that ledger and data directory do not belong together.
+//! The PEM files beside the ledger: copies of the CA's own certificates for people, the bundle for agents, and the CRLs. Never read back, but
+//! the CRLs, and the roots to find out that ledger and data directory do not belong together.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use chancery_identity::{Fingerprint, TrustBundle, TrustDomain, TrustState};
+use chancery_identity::{Crl, Fingerprint, TrustBundle, TrustDomain, TrustState};
 use chancery_process::files;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
+use super::crl::sha256;
 use super::directory::DataDirectory;
 use super::held::Root;
 use super::{AuthorityError, Issuer, RootStatus};
@@ -18,6 +19,7 @@ use super::{AuthorityError, Issuer, RootStatus};
 pub(super) struct Copies {
     certificates: PathBuf,
     bundle: PathBuf,
+    crl: PathBuf,
     trust_domain: TrustDomain,
 }
 
@@ -38,7 +40,7 @@ impl Copies {
                 return Err(AuthorityError::UnknownRoot { path: path.display().to_string(), fingerprint });
             }
         }
-        Ok(Self { certificates, bundle: directory.bundle(), trust_domain })
+        Ok(Self { certificates, bundle: directory.bundle(), crl: directory.crl(), trust_domain })
     }
 
     pub(super) fn write_roots(&self, roots: &[RootStatus]) -> Result<(), AuthorityError> {
@@ -52,14 +54,39 @@ impl Copies {
     /// With the sequence in front, by which an agent that missed a rotation tells that the file is newer than what it remembers.
     pub(super) fn write_bundle(&self, state: &TrustState) -> Result<(), AuthorityError> {
         let pem = format!("# sequence: {}\n{}", state.sequence, state.own().to_pem());
-        files::write_private(&self.bundle, pem.as_bytes())?;
-        std::fs::set_permissions(&self.bundle, std::fs::Permissions::from_mode(0o644)).map_err(|error| unreadable(&self.bundle, error))
+        write_public(&self.bundle, pem.as_bytes())
+    }
+
+    /// Keeps the CRLs, or that there are none.
+    pub(super) fn write_crl(&self, crl: Option<&Crl>) -> Result<(), AuthorityError> {
+        match crl {
+            Some(crl) => write_public(&self.crl, crl.pem()),
+            None => match std::fs::remove_file(&self.crl) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(unreadable(&self.crl, error)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// The CRLs with this digest; a sentence if others are there, or none.
+    pub(super) fn read_crl(&self, digest: [u8; 32]) -> Result<Crl, String> {
+        let pem = std::fs::read(&self.crl).map_err(|error| format!("{}: {error}", self.crl.display()))?;
+        if sha256(&pem) != digest {
+            return Err(format!("{} has others than the ledger names", self.crl.display()));
+        }
+        Crl::from_pem(pem).map_err(|error| error.to_string())
     }
 
     fn write(&self, name: &str, certificate: &CertificateDer<'static>) -> Result<(), AuthorityError> {
         let alone = TrustBundle::new(self.trust_domain.clone(), vec![certificate.clone()])?;
         Ok(files::write_private(&self.certificates.join(format!("{name}.pem")), alone.to_pem().as_bytes())?)
     }
+}
+
+/// Readable by everybody who may enter the directory.
+fn write_public(path: &Path, pem: &[u8]) -> Result<(), AuthorityError> {
+    files::write_private(path, pem)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).map_err(|error| unreadable(path, error))
 }
 
 fn unreadable(path: &Path, problem: impl std::fmt::Display) -> AuthorityError {

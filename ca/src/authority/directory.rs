@@ -8,6 +8,7 @@
 //! ledger-keys/ the keys that sign the ledger's acts and checkpoints, apart from the CA's
 //! authority/   roots and issuing certificates as PEM, for people
 //! bundle.pem   the trust bundle as PEM, for agents
+//! crl.pem      the CRLs in force as PEM, while there are any
 //! ledger/      the store's
 //! checkpoint   the ledger's newest published checkpoint, apart from the ledger
 //! previous/    the logs that the ledger continues, if losses were accepted; read by auditors alone
@@ -155,6 +156,11 @@ impl DataDirectory {
     /// The trust bundle as PEM, readable by everybody who may enter the directory.
     pub fn bundle(&self) -> PathBuf {
         self.path.join("bundle.pem")
+    }
+
+    /// The CRLs as PEM, readable likewise.
+    pub fn crl(&self) -> PathBuf {
+        self.path.join("crl.pem")
     }
 
     /// Where roots and issuing certificates lie as PEM.

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use chancery_identity::{Fingerprint, TrustBundle, TrustDomain, TrustState};
 use time::OffsetDateTime;
 
+use super::crl::Crls;
 use super::held::Held;
 use super::issuer::common_name_of;
-use super::{Authority, AuthorityError, Issuer, RootStatus};
+use super::{Authority, AuthorityError, Issuer, RootStatus, is_past_half};
 use crate::ledger::LedgerError;
-use crate::ledger::acts::{RootState, State};
+use crate::ledger::acts::{Change, Overrides, RootState, State};
 
 /// How long the keys of a root outlive its end, so that no batch under way finds its key gone.
 const KEYS_STAY: time::Duration = time::Duration::minutes(1);
@@ -45,6 +46,35 @@ impl Authority {
         if is_due(&issuer) { Ok(issuer) } else { applied.map(|()| issuer) }
     }
 
+    /// The trust root that is to follow the active one: prepared, if none is on its way that has half of its life before it. Nobody sees it
+    /// before it is published.
+    ///
+    /// # Errors
+    /// If it cannot be made or recorded. What was recorded of it is used by the next call.
+    pub async fn prepare_root(&self, actor: &str, why: &str) -> Result<Fingerprint, AuthorityError> {
+        let mut held = self.held.lock().await;
+        let state = self.maker.ledger.current_state();
+        let now = self.clock.now();
+        if let Some(on_its_way) = replacement(&state, &held, now) {
+            return Ok(on_its_way);
+        }
+        *held = Held::read(&self.maker.ledger, &self.maker.keys).await?;
+        // One that is recorded and in no act is from a call that was interrupted here.
+        let unused =
+            held.roots.iter().find(|root| !state.roots.contains_key(&root.fingerprint) && root.key.is_some() && now < root.not_after);
+        let root = if let Some(root) = unused {
+            root.clone()
+        } else {
+            let root = self.maker.root(&self.settings.load(), now).await?;
+            held.roots.push(root.clone());
+            root
+        };
+        let change = Change::Root { root: root.fingerprint, to: RootState::Prepared, overrides: Overrides::default() };
+        self.maker.ledger.act(actor, change, why).await?;
+        self.follow(&mut held, now).await?;
+        Ok(root.fingerprint)
+    }
+
     pub(super) async fn follow(&self, held: &mut Held, now: OffsetDateTime) -> Result<(), AuthorityError> {
         let mut attempt = 1;
         loop {
@@ -61,22 +91,24 @@ impl Authority {
             *held = Held::read(&self.maker.ledger, &self.maker.keys).await?;
         }
         // Each independent of the others' failures; the first failure is told.
-        let published = self.publish(held, state);
+        let mut crls = self.crls.lock().await;
+        let published = self.publish(held, &crls, state);
         let made = self.make_issuers(held, state, now).await;
-        let used = self.use_newest_issuer(held, state);
+        let revoked = self.follow_crls(held, &mut crls, now).await;
+        let used = self.use_issuer(held, &mut crls, state, now);
         let issuer = self.issuer();
         let served = if self.server.is_due(now) || self.server.root() != issuer.root_fingerprint() {
             self.server.renew(&issuer, &self.maker.ledger, state.epoch, &self.server_id, &self.settings.load(), now).await
         } else {
             Ok(())
         };
-        let told = self.tell(held, state);
-        published.and(made).and(used).and(served).and(told)
+        let told = self.tell(held, &crls, state);
+        published.and(made).and(revoked).and(used).and(served).and(told)
     }
 
     /// Updates what is told of the roots, and their copies.
-    fn tell(&self, held: &Held, state: &State) -> Result<(), AuthorityError> {
-        let told = roots_as_told(held, state);
+    fn tell(&self, held: &Held, crls: &Crls, state: &State) -> Result<(), AuthorityError> {
+        let told = roots_as_told(held, crls, state);
         if *self.roots() != told {
             self.copies.write_roots(&told)?;
             self.roots.store(Arc::new(told));
@@ -94,8 +126,16 @@ impl Authority {
         held.destroy_dead(&*self.maker.keys, now, is_gone).await
     }
 
-    fn publish(&self, held: &Held, state: &State) -> Result<(), AuthorityError> {
-        let trust = trust_state(&self.maker.trust_domain, held, state)?;
+    /// Signs other CRLs if those are due, and publishes them.
+    async fn follow_crls(&self, held: &Held, crls: &mut Crls, now: OffsetDateTime) -> Result<(), AuthorityError> {
+        let followed = crls.follow(&self.maker, &self.copies, held, now).await;
+        let state = self.maker.ledger.current_state();
+        self.note_crls(crls, &state);
+        if followed? { self.publish(held, crls, &state) } else { Ok(()) }
+    }
+
+    fn publish(&self, held: &Held, crls: &Crls, state: &State) -> Result<(), AuthorityError> {
+        let trust = trust_state(&self.maker.trust_domain, held, crls, state)?;
         if **self.shared_trust.load() == trust {
             return Ok(());
         }
@@ -121,20 +161,33 @@ impl Authority {
         made
     }
 
-    fn use_newest_issuer(&self, held: &Held, state: &State) -> Result<(), AuthorityError> {
+    fn use_issuer(&self, held: &Held, crls: &mut Crls, state: &State, now: OffsetDateTime) -> Result<(), AuthorityError> {
         let active = state.active_root().ok_or(AuthorityError::NoActiveRoot)?;
-        let newest = held.issuer_of(active).ok_or(AuthorityError::RootKeyMissing { fingerprint: active })?;
-        if !Arc::ptr_eq(newest, &self.issuer.load()) {
-            self.copies.write_issuer(newest)?;
-            self.issuer.store(Arc::clone(newest));
-            tracing::info!(root = %active, not_after = %newest.not_after(), "another issuing certificate is in use");
+        let due = crls.choose(held, state, active, now).ok_or(AuthorityError::RootKeyMissing { fingerprint: active })?;
+        if crls.use_issuer(state, due) {
+            tracing::warn!(root = %active, "an issuing certificate is used before everybody has its CRL: some proxies may refuse what it signs");
+        }
+        if !Arc::ptr_eq(due, &self.issuer.load()) {
+            self.copies.write_issuer(due)?;
+            self.issuer.store(Arc::clone(due));
+            tracing::info!(root = %active, not_after = %due.not_after(), "another issuing certificate is in use");
         }
         Ok(())
     }
 }
 
+/// The root that is to follow the active one: the newest of those that are furthest on their way, unless it has aged while it waited.
+fn replacement(state: &State, held: &Held, now: OffsetDateTime) -> Option<Fingerprint> {
+    let newest = |to: RootState| {
+        let there = state.roots.iter().filter(move |(_, root)| root.state == to).max_by_key(|(_, root)| root.entry);
+        let root = held.root(*there?.0)?;
+        (root.key.is_some() && !is_past_half(now, root.not_before, root.not_after)).then_some(root.fingerprint)
+    };
+    newest(RootState::Published).or_else(|| newest(RootState::Prepared))
+}
+
 /// What everybody is to trust: the roots that are published, active or draining, in the order in which they were made.
-pub(super) fn trust_state(trust_domain: &TrustDomain, held: &Held, state: &State) -> Result<TrustState, AuthorityError> {
+pub(super) fn trust_state(trust_domain: &TrustDomain, held: &Held, crls: &Crls, state: &State) -> Result<TrustState, AuthorityError> {
     let is_trusted = |root: &Fingerprint| {
         state.roots.get(root).is_some_and(|root| matches!(root.state, RootState::Published | RootState::Active | RootState::Draining))
     };
@@ -145,19 +198,23 @@ pub(super) fn trust_state(trust_domain: &TrustDomain, held: &Held, state: &State
     let bundle = TrustBundle::new(trust_domain.clone(), trusted.collect())?;
     // Who prepares a root changes nothing for anybody.
     let changes = state.roots.values().filter(|root| root.state != RootState::Prepared).map(|root| root.entry + 1);
+    let changes = changes.chain(state.crl.map(|record| record.entry + 1));
     let sequence = state.trust_floor().saturating_add(changes.max().unwrap_or_default());
-    Ok(TrustState::new(sequence, trust_domain.clone(), [bundle])?.with_distrusted(state.distrusted().collect()))
+    let trust = TrustState::new(sequence, trust_domain.clone(), [bundle])?;
+    Ok(trust.with_distrusted(state.distrusted().collect()).with_crl(crls.in_force(state)?))
 }
 
 /// Every root that an act has named, in the order in which they were made.
-pub(super) fn roots_as_told(held: &Held, state: &State) -> Vec<RootStatus> {
+pub(super) fn roots_as_told(held: &Held, crls: &Crls, state: &State) -> Vec<RootStatus> {
     let told = held.roots.iter().filter_map(|root| {
         let fold = state.roots.get(&root.fingerprint)?;
+        let awaited = crls.awaited(held, state, root.fingerprint);
+        // Without a CRL while there are some, it cannot sign.
+        let issuer = held.issuer_of(root.fingerprint).filter(|_| awaited.is_ok());
         Some(RootStatus {
             fingerprint: root.fingerprint,
             certificate: root.certificate.clone(),
             subject: common_name_of(&root.certificate),
-            signed_by: root.signed_by.clone(),
             not_before: root.not_before,
             not_after: root.not_after,
             state: fold.state,
@@ -165,7 +222,8 @@ pub(super) fn roots_as_told(held: &Held, state: &State) -> Vec<RootStatus> {
             entry: fold.entry,
             leave_by: fold.leave_by,
             has_key: root.key.is_some(),
-            issuing_until: held.issuer_of(root.fingerprint).map(|issuer| issuer.not_after()),
+            issuing_until: issuer.map(|issuer| issuer.not_after()),
+            awaited: awaited.ok().flatten(),
         })
     });
     told.collect()

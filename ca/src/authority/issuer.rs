@@ -10,12 +10,14 @@ use std::time::Duration;
 use chancery_identity::csr::KeyType;
 use chancery_identity::profile::{self, LeafFacts};
 use chancery_identity::{Fingerprint, Serial, SpiffeId, SvidError};
-use rcgen::{CertificateParams, PublicKeyData, SignatureAlgorithm, SigningKey};
+use rcgen::{CertificateParams, CertificateRevocationListParams, KeyIdMethod, PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::asn1_rs::{FromDer, Header};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
 
+use super::crl::Listed;
 use super::profiles;
 use crate::keys::{KeyError, KeyManager, PublicKey};
 
@@ -115,6 +117,19 @@ impl Issuer {
         Ok(UnrecordedLeaf { certificate, facts })
     }
 
+    /// A CRL of these certificates, DER. Whoever's clock accepts the issuing certificate accepts it, from its beginning to its end.
+    pub(super) async fn sign_crl<'l>(
+        &self,
+        number: u64,
+        revoked: impl IntoIterator<Item = (&'l Serial, &'l Listed)>,
+        now: OffsetDateTime,
+    ) -> Result<Vec<u8>, IssuerError> {
+        let mut params = profiles::crl(number, revoked, now, self.not_before, self.not_after);
+        // Verifiers find the issuer by it.
+        params.key_identifier_method = KeyIdMethod::PreSpecified(key_identifier_of(&self.certificate)?);
+        self.signer.sign_crl(&params).await
+    }
+
     /// The issuing certificate.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
@@ -187,38 +202,22 @@ impl Signer {
 
     pub(super) async fn sign(&self, params: &CertificateParams, subject: &SubjectKey<'_>) -> Result<CertificateDer<'static>, IssuerError> {
         let unsigned = params.signed_by(subject, &self.unsigned).map_err(encoding)?;
-        let parts = UnsignedParts::of(unsigned.der()).ok_or_else(|| IssuerError::Encoding("rcgen wrote an unknown form".into()))?;
+        Ok(self.put_signature_in(unsigned.der()).await?.into())
+    }
+
+    async fn sign_crl(&self, params: &CertificateRevocationListParams) -> Result<Vec<u8>, IssuerError> {
+        let unsigned = params.signed_by(&self.unsigned).map_err(encoding)?;
+        self.put_signature_in(unsigned.der()).await
+    }
+
+    async fn put_signature_in(&self, unsigned: &[u8]) -> Result<Vec<u8>, IssuerError> {
+        let parts = UnsignedParts::of(unsigned).ok_or_else(|| IssuerError::Encoding("rcgen wrote an unknown form".into()))?;
         let signature = self.keys.sign(&self.key, parts.to_be_signed).await?;
         Ok(parts.assemble(&signature))
     }
 }
 
-/// A request for a certificate of one's own key (PKCS #10), DER.
-pub(super) async fn request(
-    params: &CertificateParams,
-    keys: &dyn KeyManager,
-    key: &str,
-    public: &PublicKey,
-) -> Result<Vec<u8>, IssuerError> {
-    let unsigned = params.serialize_request(&Unsigned::new(public)?).map_err(encoding)?;
-    let parts = UnsignedParts::of(unsigned.der()).ok_or_else(|| IssuerError::Encoding("rcgen wrote an unknown form".into()))?;
-    let signature = keys.sign(key, parts.to_be_signed).await?;
-    Ok(parts.assemble(&signature).to_vec())
-}
-
-/// Whether what is signed with the key of `authority` names it byte for byte, without which no verifier finds it (RFC 5280 §6.1.3):
-/// rcgen writes names anew.
-pub(super) fn is_named_exactly(authority: &CertificateDer<'_>, public: &PublicKey) -> Result<bool, IssuerError> {
-    let subject = SubjectKey::read(&public.spki, public.key_type)?;
-    let issuer = rcgen::Issuer::from_ca_cert_der(authority, Unsigned::new(public)?).map_err(encoding)?;
-    let signed = CertificateParams::default().signed_by(&subject, &issuer).map_err(encoding)?;
-    let (_, signed) = X509Certificate::from_der(signed.der()).map_err(encoding)?;
-    let (_, authority) = X509Certificate::from_der(authority).map_err(encoding)?;
-    Ok(signed.issuer().as_raw() == authority.subject().as_raw())
-}
-
-/// A certificate or a request whose signature is empty: `SEQUENCE { to be signed, signatureAlgorithm, BIT STRING }` (RFC 5280
-/// §4.1, RFC 2986 §4.2).
+/// A certificate or CRL whose signature is empty: `SEQUENCE { tbs, signatureAlgorithm, BIT STRING }` (RFC 5280 §4.1 and §5.1).
 struct UnsignedParts<'a> {
     to_be_signed: &'a [u8],
     algorithm: &'a [u8],
@@ -236,7 +235,7 @@ impl<'a> UnsignedParts<'a> {
         Some(Self { to_be_signed, algorithm: rest.strip_suffix(Self::NO_SIGNATURE)? })
     }
 
-    fn assemble(&self, signature: &[u8]) -> CertificateDer<'static> {
+    fn assemble(&self, signature: &[u8]) -> Vec<u8> {
         let mut bits = Vec::with_capacity(signature.len() + 8);
         push_header(&mut bits, 0x03, signature.len() + 1);
         bits.push(0);
@@ -247,7 +246,7 @@ impl<'a> UnsignedParts<'a> {
         der.extend_from_slice(self.to_be_signed);
         der.extend_from_slice(self.algorithm);
         der.extend_from_slice(&bits);
-        der.into()
+        der
     }
 }
 
@@ -374,6 +373,16 @@ pub fn short_id(certificate: &CertificateDer<'_>) -> [u8; 16] {
 pub(super) fn public_key_of(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, String> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
     Ok(parsed.public_key().raw.to_vec())
+}
+
+/// The subject key identifier of a certificate.
+fn key_identifier_of(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, IssuerError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(encoding)?;
+    let found = parsed.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(identifier) => Some(identifier.0.to_vec()),
+        _ => None,
+    });
+    found.ok_or_else(|| IssuerError::Encoding("the issuing certificate has no subject key identifier".into()))
 }
 
 /// The common name of a certificate's subject; empty if it has none.

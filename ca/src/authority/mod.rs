@@ -8,22 +8,22 @@
 //! ([`Authority::apply`]). Published, active and draining roots are in the bundle; the active one's issuing certificate signs, and a published
 //! one has its own ready. The first start makes the first root and records its activation. The issuing certificates and the server's are renewed
 //! from half of their lives on ([`Authority::tick`]), never outliving what signed them; superseded issuing keys stay until all that they
-//! signed has expired, or their root's life has ended. A root may also be one that a corporate CA signed (`prepare`). The ledger is the source of truth: every certificate is recorded there before
+//! signed has expired, or their root's life has ended, since CRLs are signed with them ([`crl`]). The ledger is the source of truth: every certificate is recorded there before
 //! it is used, and opening reads them from there and finds each one's key in the key manager by the public key. The PEM files under
 //! `authority/` are copies for people; a root among them that the ledger does not know means that the two do not belong together, and stops
 //! the CA. The trust state's sequence is the index of the ledger's entry that changed it last, plus one, above the floor of an accepted loss:
 //! it grows with every change, is the same after a restart, and needs no place of its own.
 
 mod copies;
-mod corporate;
+mod crl;
 pub mod directory;
 mod follow;
 mod held;
 mod issuer;
 mod make;
 mod open;
-mod prepare;
 mod profiles;
+mod revoke;
 mod server;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use chancery_identity::tls::SharedTrust;
-use chancery_identity::{BundleError, Clock, Fingerprint, SpiffeId, SpiffeIdError, SvidError, TrustDomain, TrustState};
+use chancery_identity::{BundleError, Clock, CrlError, Fingerprint, SpiffeId, SpiffeIdError, SvidError, TrustDomain, TrustState};
 use chancery_process::files::FileError;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
@@ -50,11 +50,13 @@ use crate::ledger::LedgerError;
 use crate::ledger::acts::RootState;
 
 use copies::Copies;
-pub use corporate::{RENEWAL, is_renewal_due};
+use crl::Crls;
+pub use crl::MAX_REVOKED;
 pub use directory::{DataDirectory, DirectoryError, Kind};
 use held::Held;
 pub use issuer::{Issuer, IssuerError, LeafRequest, UnrecordedLeaf, short_id};
 use make::Maker;
+pub use revoke::{CrlStanding, Revoked};
 use server::ServerCertificate;
 
 /// How often [`Authority::run`] looks whether something is to be renewed. Short against every lifetime, so that a machine that slept
@@ -133,23 +135,6 @@ pub enum AuthorityError {
         /// Of the root.
         fingerprint: Fingerprint,
     },
-    /// The next root is a corporate CA's to sign.
-    #[error(
-        "the active trust root was signed by {signed_by}, and no other is prepared: `chancery root prepare --csr FILE` writes a request for \
-         the next one, `chancery root prepare --certificate FILE` brings the answer; or `chancery root prepare --self-signed` makes one that no corporate CA stands above"
-    )]
-    Corporate {
-        /// Its name.
-        signed_by: String,
-    },
-    /// No request has the key of a certificate that was brought.
-    #[error(
-        "no open request has the key of this certificate: `chancery root prepare --csr FILE` writes the open request, or a new one once it was answered"
-    )]
-    NotRequested,
-    /// The answer to a request breaks a rule.
-    #[error("the certificate cannot be a trust root here, and nothing was changed: {0}")]
-    Answer(String),
     /// The root's life has ended.
     #[error("the trust root {fingerprint} expired at {not_after}; nothing can be issued under it")]
     RootExpired {
@@ -177,6 +162,26 @@ pub enum AuthorityError {
     /// The bundle.
     #[error("the trust bundle: {0}")]
     Bundle(#[from] BundleError),
+    /// CRLs that were signed cannot be read.
+    #[error("the CRLs: {0}")]
+    Crl(#[from] CrlError),
+    /// There are CRLs that are not to be had at the moment.
+    #[error("the CRLs of ledger entry {entry} are not there yet; the CA's log says why")]
+    CrlMissing {
+        /// The act's.
+        entry: u64,
+    },
+    /// More would be revoked than proxies are given.
+    #[error(
+        "{found} unexpired certificates would be revoked, and at most {MAX_REVOKED} are; revoke less, or distrust the root of all of them          (`chancery root distrust`)"
+    )]
+    TooManyRevoked {
+        /// So many, or more.
+        found: usize,
+    },
+    /// What must not be revoked.
+    #[error("{0}")]
+    NotRevocable(String),
     /// The server's certificate.
     #[error("the CA's server certificate: {0}")]
     Server(#[from] SvidError),
@@ -214,8 +219,6 @@ pub struct RootStatus {
     pub certificate: CertificateDer<'static>,
     /// Its common name.
     pub subject: String,
-    /// The corporate CA that signed it; none for one that was made here.
-    pub signed_by: Option<String>,
     /// Its validity begins.
     pub not_before: OffsetDateTime,
     /// Its validity ends.
@@ -232,6 +235,8 @@ pub struct RootStatus {
     pub has_key: bool,
     /// When its newest issuing certificate ends; none if none can sign.
     pub issuing_until: Option<OffsetDateTime>,
+    /// The trust state that everybody who counts must hold before that may sign, since its CRL is in there; none if it may.
+    pub awaited: Option<u64>,
 }
 
 /// The CA's keys and certificates, ready to sign.
@@ -249,6 +254,9 @@ pub struct Authority {
     shared_trust: SharedTrust,
     /// Locked while anything is made or changed, so that nothing is made twice.
     held: tokio::sync::Mutex<Held>,
+    /// Locked while `held` is.
+    crls: tokio::sync::Mutex<Crls>,
+    crl_standing: ArcSwap<CrlStanding>,
     failed_renewals: AtomicU64,
 }
 
@@ -266,11 +274,6 @@ impl Authority {
     /// `spiffe://<trust domain>/chancery/ca`.
     pub fn server_id(&self) -> &SpiffeId {
         &self.server_id
-    }
-
-    /// By its clock.
-    pub(crate) fn now(&self) -> OffsetDateTime {
-        self.clock.now()
     }
 
     /// The trust state, and word of every change.

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::copies::Copies;
+use super::crl::Crls;
 use super::directory::{DataDirectory, Kind};
 use super::follow::{roots_as_told, trust_state};
 use super::held::{Held, Root};
@@ -49,10 +50,16 @@ impl Authority {
         if held.is_issuer_due(&root, now) {
             held.issuers.push(Arc::new(maker.issuing(&root, &settings, now).await?));
         }
-        let issuer = held.issuer_of(root.fingerprint).cloned().ok_or(AuthorityError::NoActiveRoot)?;
+        let mut crls = Crls::open(&ledger, &copies, &held).await?;
+        if let Err(error) = crls.follow(&maker, &copies, &held, now).await {
+            // With those that are in force nobody is worse off, and it is tried again.
+            tracing::error!(%error, "other CRLs are due and could not be signed; trying again");
+        }
         let fold = ledger.current_state();
-        let trust = Arc::new(trust_state(&maker.trust_domain, &held, &fold)?);
-        let roots = roots_as_told(&held, &fold);
+        let trust = Arc::new(trust_state(&maker.trust_domain, &held, &crls, &fold)?);
+        let issuer = crls.choose(&held, &fold, root.fingerprint, now).cloned().ok_or(AuthorityError::NoActiveRoot)?;
+        crls.use_issuer(&fold, &issuer);
+        let roots = roots_as_told(&held, &crls, &fold);
         copies.write_roots(&roots)?;
         copies.write_issuer(&issuer)?;
         copies.write_bundle(&trust)?;
@@ -69,6 +76,8 @@ impl Authority {
             trust: watch::Sender::new(Arc::clone(&trust)),
             shared_trust: Arc::new(ArcSwap::new(trust)),
             held: tokio::sync::Mutex::new(held),
+            crls: tokio::sync::Mutex::new(crls),
+            crl_standing: ArcSwap::default(),
             failed_renewals: AtomicU64::new(0),
         };
         // What a kill left undone for the other roots. Nothing of it keeps this CA from issuing, and it is tried again with every tick.
@@ -106,8 +115,7 @@ async fn active_root(maker: &Maker, held: &mut Held, settings: &Settings, now: O
 
 fn check_root(root: &Root, trust_domain: &TrustDomain, now: OffsetDateTime) -> Result<(), AuthorityError> {
     let id = profile::check_authority(&root.certificate)?.id;
-    // A corporate CA may leave it out.
-    if id.as_ref() != Some(&trust_domain.id()) && !(id.is_none() && root.signed_by.is_some()) {
+    if id.as_ref() != Some(&trust_domain.id()) {
         let found = id.map_or_else(|| "(none)".to_owned(), |id| id.trust_domain().to_string());
         return Err(AuthorityError::OtherTrustDomain { found, wanted: trust_domain.clone() });
     }

@@ -1,4 +1,4 @@
-//! What the three kinds of certificates say: data, without a key or a clock.
+//! What the three kinds of certificates, and CRLs, say: data, without a key or a clock.
 //!
 //! | | trust root | issuing certificate | leaf |
 //! |---|---|---|---|
@@ -14,14 +14,20 @@
 use chancery_identity::{Serial, TrustDomain};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyIdMethod, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
+use super::crl::Listed;
 use super::issuer::{IssuerError, LeafRequest};
 
 /// The longest common name, in characters (RFC 5280 appendix A.1, `ub-common-name`).
 const MAX_COMMON_NAME: usize = 64;
+/// How far CRLs reach back at least, for peers whose clocks are behind.
+const CRL_BACKDATE: Duration = Duration::hours(1);
+/// How long CRLs outlive their issuing certificate.
+const CRL_OUTLIVES: Duration = Duration::days(1);
 
 type Validity = (OffsetDateTime, OffsetDateTime);
 
@@ -59,6 +65,35 @@ pub(super) fn leaf(leaf: &LeafRequest<'_>, serial: Serial, validity: Validity) -
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     Ok(params)
+}
+
+/// The CRL of an issuing certificate that is valid from `not_before` to `not_after`: valid at least as long, so that nobody is locked out by
+/// a CA that is away, or by a clock. The key identifier is still to be set.
+pub(super) fn crl<'l>(
+    number: u64,
+    revoked: impl IntoIterator<Item = (&'l Serial, &'l Listed)>,
+    now: OffsetDateTime,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+) -> CertificateRevocationListParams {
+    let entry = |(serial, listed): (&Serial, &Listed)| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(&serial.0),
+        revocation_time: whole_seconds(listed.since),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    CertificateRevocationListParams {
+        this_update: whole_seconds((now - CRL_BACKDATE).min(not_before)),
+        next_update: not_after + CRL_OUTLIVES,
+        crl_number: SerialNumber::from(number),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.into_iter().map(entry).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    }
+}
+
+fn whole_seconds(moment: OffsetDateTime) -> OffsetDateTime {
+    moment.replace_nanosecond(0).unwrap_or(moment)
 }
 
 fn authority(

@@ -248,6 +248,8 @@ fn placed(state: &State, copied: &[u64], first: u64) -> State {
     let behind = |act: u64| first + copied.partition_point(|index| *index < act) as u64;
     state.revocations.values_mut().for_each(|revocation| revocation.entry = behind(revocation.entry));
     state.roots.values_mut().for_each(|root| root.entry = behind(root.entry) - 1);
+    // Of CRLs that are not there any more others are signed, under a larger number; that there were some must stay known.
+    state.crl.iter_mut().for_each(|crl| crl.entry = behind(crl.entry) - 1);
     state.bans.values_mut().for_each(|ban| ban.entry = first - 1);
     state.checkpoint_keys.iter_mut().for_each(|key| key.entry = first - 1);
     state

@@ -10,7 +10,7 @@ pub fn trust_message(trust: &TrustState) -> v1::TrustState {
         sequence: trust.sequence,
         trust_domain: trust.trust_domain.to_string(),
         bundles: trust.bundles().map(bundle_message).collect(),
-        crl: trust.crl.clone().unwrap_or_default(),
+        crl: trust.crl.as_ref().map(|crl| crl.pem().to_vec()).unwrap_or_default(),
         distrusted: trust.distrusted.iter().map(|fingerprint| fingerprint.0.to_vec()).collect(),
     }
 }

@@ -96,6 +96,13 @@ impl FingerprintFilter {
     }
 }
 
+impl From<[u8; 16]> for FingerprintFilter {
+    /// As entries name certificates of the CA's own.
+    fn from(held: [u8; Self::HELD]) -> Self {
+        Self(held.to_vec())
+    }
+}
+
 /// A filter that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the filter's {field} {problem}")]

@@ -39,6 +39,7 @@ pub use self::follow::Watch;
 pub use self::leaf::Leaf;
 pub use self::query::{Identity, MAX_PAGE_SIZE, Page};
 pub use self::refusals::{Refusal, RefusalFilter, Refusals};
+pub use self::revoked::Revocable;
 pub use self::scan::read_identity;
 pub use self::standing::{IdentityStanding, OwnCertificate};
 pub use self::terms::{DICTIONARY_DIMENSIONS, EntryTerms};

@@ -156,6 +156,11 @@ impl Ledger {
         self.first_since(self.clock.now() - self.longest_lifetime.get() - RECORDING_SLACK, entries).await
     }
 
+    /// When everything that is recorded by now has expired, at the latest.
+    pub fn all_expired_by(&self) -> OffsetDateTime {
+        self.clock.now() + self.longest_lifetime.get() + RECORDING_SLACK
+    }
+
     async fn stored(&self, index: u64) -> Result<Option<Bytes>, LedgerError> {
         if index >= self.store.head().await?.entries {
             return Ok(None);

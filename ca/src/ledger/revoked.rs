@@ -3,10 +3,65 @@
 //! A revocation is about the certificates that were recorded before it. Once the last of them has expired it may be forgotten: then they
 //! are just expired.
 
+use std::collections::BTreeMap;
+
+use chancery_identity::{Serial, SpiffeId};
+use time::OffsetDateTime;
+
 use super::acts::{Revocation, State, Subject};
-use super::query::Identity;
+use super::query::{Identity, identity};
 use super::terms::{Dimension, term};
+use super::{Ledger, LedgerError};
 use crate::store::Term;
+
+/// Indexes looked up at once.
+const LOOK_UP: usize = 512;
+
+/// A certificate that can be revoked: recorded, and not expired.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocable {
+    /// Whose.
+    pub spiffe_id: SpiffeId,
+    /// Its serial number.
+    pub serial: Serial,
+    /// What signed it, as entries name that.
+    pub issuing_certificate: [u8; 16],
+    /// Its validity ends.
+    pub not_after: OffsetDateTime,
+}
+
+impl Ledger {
+    /// The certificates that a revocation of `subject` by the act in the entry `act` is about, and that have not expired. Once there are more
+    /// than `most`, no more are looked for. Costs what was issued to the subject within the longest lifetime.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or an entry.
+    pub async fn revocable(&self, subject: &Subject, act: u64, most: usize) -> Result<Vec<Revocable>, LedgerError> {
+        let (now, floor) = (self.clock.now(), self.first_alive().await?);
+        let mut found = BTreeMap::new();
+        for term in terms(subject) {
+            let mut before = act;
+            while before > floor && found.len() <= most {
+                let mut indexes = self.store.look_up(&term, before, LOOK_UP).await?;
+                before = if indexes.len() < LOOK_UP { floor } else { indexes.last().copied().unwrap_or(floor) };
+                indexes.retain(|index| *index >= floor);
+                let entries = self.store.read_each(indexes.clone()).await?;
+                for (index, entry) in indexes.into_iter().zip(entries) {
+                    let of_subject =
+                        identity(index, entry)?.filter(|one| one.leaf.not_after >= now && subjects(one).any(|of| of == *subject));
+                    if let Some(Identity { leaf, issuance, .. }) = of_subject {
+                        let issuing_certificate = issuance.issuing_certificate;
+                        let (spiffe_id, not_after) = (leaf.spiffe_id, leaf.not_after);
+                        found.insert(index, Revocable { spiffe_id, serial: leaf.serial, issuing_certificate, not_after });
+                    }
+                }
+                // Decoding is work: let others have their turn.
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+}
 
 /// The revocation that `identity` falls under; the first, if there are several.
 pub(super) fn revocation(state: &State, identity: &Identity) -> Option<Revocation> {

@@ -83,12 +83,14 @@ impl Rotation {
     async fn before_activation(&self, gate: &mut Gate, state: &State, from: &Root, overrides: &Overrides) -> Result<(), RotationError> {
         let now = self.now();
         let root = self.authority.roots().iter().find(|root| root.fingerprint == gate.root).cloned();
+        let awaited = root.as_ref().and_then(|root| root.awaited).unwrap_or_default();
         if root.is_none_or(|root| root.issuing_until.is_none_or(|until| until <= now)) {
             let problem = "it has no issuing certificate that can sign; the CA's log says why".to_owned();
             gate.obstacles.push(Obstacle::NotReady(problem));
         }
-        // The trust state that the publication made.
-        self.count(gate, Goal::Trust(state.trust_floor() + from.entry + 1), overrides).await?;
+        // The trust state that the publication made; while there are CRLs, with that of the issuing certificate.
+        let published = state.trust_floor() + from.entry + 1;
+        self.count(gate, Goal::Trust(published.max(awaited)), overrides).await?;
         let until = from.since + self.settings().unproven_wait;
         let total = gate.missing.unproven_total;
         if total > 0 && now < until && !overrides.accept_unproven {

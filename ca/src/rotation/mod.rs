@@ -8,10 +8,9 @@
 //! Every transition is an act in the ledger, with its [gate](gate) evaluated under the epoch that the act is recorded under: should another
 //! act come between, it is evaluated again. A transition that has happened already is done. Nothing else is remembered: the ledger's state says
 //! where everything is, so a killed CA goes on from there. What goes on by itself ([`Rotation::run`]: re-issuing while a root drains,
-//! finishing a distrust that has begun, keeping a replacement published) is derived from that state too.
+//! finishing a distrust that has begun, keeping a replacement published, new issuing certificates) is derived from that state too.
 
 mod clocks;
-mod corporate;
 mod distrust;
 mod gate;
 mod reissue;
@@ -29,7 +28,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::{Authority, AuthorityError};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Goal, missing};
 use crate::ledger::acts::{Change, Overrides, Root, RootState, State};
 use crate::ledger::{Ledger, LedgerError};
 
@@ -174,7 +173,10 @@ impl Rotation {
     /// If it cannot be made or recorded.
     pub async fn prepare(&self, actor: &str, why: &str) -> Result<Done, RotationError> {
         let before = self.ledger.epoch();
-        self.prepared(self.authority.prepare_root(actor, why).await?, before)
+        let root = self.authority.prepare_root(actor, why).await?;
+        let state = self.ledger.current_state();
+        let now = *state.roots.get(&root).ok_or_else(|| unknown(&root.to_string(), &state))?;
+        Ok(Done { root, now, changed: state.epoch != before && now.state == RootState::Prepared })
     }
 
     /// Puts a prepared root into every bundle.
@@ -236,7 +238,8 @@ impl Rotation {
         shutdown.run_until_cancelled(walk).await;
     }
 
-    /// Does what is due now: finishes distrusts, keeps a replacement published, has certificates issued anew while a root drains.
+    /// Does what is due now: finishes distrusts, keeps a replacement published, has new issuing certificates sign once their CRLs are
+    /// everywhere, and certificates issued anew while a root drains.
     ///
     /// # Errors
     /// What could not be done; it is tried again.
@@ -247,7 +250,17 @@ impl Rotation {
             self.keep_replacement().await?;
         }
         self.give_up_superseded().await?;
+        self.prove_crls().await?;
         self.reissue(&mut reissues).await
+    }
+
+    /// Has issuing certificates sign whose CRLs are with everybody who counts.
+    async fn prove_crls(&self) -> Result<(), RotationError> {
+        let Some(sequence) = self.authority.roots().iter().filter_map(|root| root.awaited).max() else { return Ok(()) };
+        if missing(&self.ledger, &self.fleet, Goal::Trust(sequence)).await?.is_empty() {
+            self.authority.proven(sequence).await?;
+        }
+        Ok(())
     }
 
     async fn keep_replacement(&self) -> Result<(), RotationError> {
@@ -256,11 +269,7 @@ impl Rotation {
             return Ok(());
         }
         let why = "a replacement is always kept published";
-        let next = match self.prepare(ACTOR, why).await {
-            // `doctor` says that an operator has to bring one.
-            Err(RotationError::Authority(AuthorityError::Corporate { .. })) => return Ok(()),
-            next => next?,
-        };
+        let next = self.prepare(ACTOR, why).await?;
         if next.now.state == RootState::Prepared {
             let order = Order { actor: ACTOR, why, overrides: &Overrides::default() };
             self.publish(Some(&next.root.to_string()), order).await?;

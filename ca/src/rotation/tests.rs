@@ -267,7 +267,7 @@ async fn a_gate_is_evaluated_anew_when_another_act_came_first() {
     let world = World::published(1).await;
     let root = world.rotation.find(None, &[RootState::Published]).unwrap();
     let state = world.run.ledger.current_state();
-    world.run.ledger.act("local:uid=0", Change::Ban(id(7)), WHY).await.unwrap();
+    world.run.ledger.act("local:uid=0", Change::Ban { agent: id(7), until: OffsetDateTime::UNIX_EPOCH }, WHY).await.unwrap();
     let overrides = Overrides::default();
     let order = Order { actor: "local:uid=0", why: WHY, overrides: &overrides };
     let change = Change::Root { root, to: RootState::Active, overrides: overrides.clone() };

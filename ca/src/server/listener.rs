@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use chancery_identity::tls;
+use chancery_identity::{Serial, TrustState, tls};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -46,12 +46,13 @@ pub(super) fn accept(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     peers: Arc<Peers>,
+    trust: watch::Receiver<Arc<TrustState>>,
     limits: PortLimits,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(READY);
-    let port = Port { acceptor: TlsAcceptor::from(tls), peers, limits, metrics, ready };
+    let port = Port { acceptor: TlsAcceptor::from(tls), peers, trust, limits, metrics, ready };
     tokio::spawn(async move {
         tokio::select! {
             () = port.run(listener) => {}
@@ -65,6 +66,8 @@ pub(super) fn accept(
 struct Port {
     acceptor: TlsAcceptor,
     peers: Arc<Peers>,
+    /// What is revoked.
+    trust: watch::Receiver<Arc<TrustState>>,
     limits: PortLimits,
     metrics: Arc<Metrics>,
     ready: mpsc::Sender<io::Result<Connection>>,
@@ -99,7 +102,7 @@ impl Port {
         let refusal = match timeout(self.limits.handshake_timeout, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => match self.peer(&stream, address) {
                 Ok(peer) => {
-                    let end = Box::pin(sleep(self.limits.max_connection_age + self.limits.grace));
+                    let end = Box::pin(self.clone().end(peer.svid.as_ref().map(|svid| svid.serial), address));
                     // Nobody serves it any more if the CA is ending.
                     let _ending = self.ready.send(Ok(Connection { stream, peer, end, _permit: permit })).await;
                     return;
@@ -118,6 +121,29 @@ impl Port {
         self.metrics.connection_refused("tls");
     }
 
+    /// Waits until a connection must end, and says why.
+    async fn end(mut self, serial: Option<Serial>, address: SocketAddr) -> &'static str {
+        let age = sleep(self.limits.max_connection_age + self.limits.grace);
+        // The handshake may have gone by before the revocation.
+        self.trust.mark_changed();
+        tokio::pin!(age);
+        loop {
+            tokio::select! {
+                () = &mut age => return "the connection has reached its age",
+                Ok(()) = self.trust.changed() => {
+                    let crl = self.trust.borrow_and_update().crl.clone();
+                    if let (Some(crl), Some(serial)) = (crl, serial)
+                        && crl.revokes(serial)
+                    {
+                        warn!(%address, %serial, "connection ended: the peer's certificate was revoked");
+                        self.metrics.connection_refused("revoked");
+                        return "the peer's certificate was revoked";
+                    }
+                }
+            }
+        }
+    }
+
     fn peer(&self, stream: &TlsStream<TcpStream>, address: SocketAddr) -> Result<Peer, String> {
         let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let svid = leaf.map(PeerSvid::of).transpose().map_err(|error| error.to_string())?;
@@ -129,8 +155,8 @@ impl Port {
 pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
-    /// tonic asks the peer to leave when the connection reaches its age, but does not make it.
-    end: Pin<Box<Sleep>>,
+    /// tonic asks the peer to leave when the connection reaches its age, but does not make it. Also when its certificate is revoked.
+    end: Pin<Box<dyn Future<Output = &'static str> + Send>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -144,8 +170,8 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.end.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the connection has reached its age")));
+        if let Poll::Ready(why) = self.end.as_mut().poll(cx) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)));
         }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }

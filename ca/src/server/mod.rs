@@ -27,6 +27,7 @@ use chancery_process::watch::FileWatch;
 use chancery_proto::chancery::v1::agent_service_server::AgentServiceServer;
 use chancery_proto::chancery::v1::log_service_server::LogServiceServer;
 use chancery_proto::chancery::v1::operator_service_server::OperatorServiceServer;
+use chancery_proto::chancery::v1::revocation_service_server::RevocationServiceServer;
 use chancery_proto::chancery::v1::root_service_server::RootServiceServer;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
@@ -38,7 +39,9 @@ use tracing::{error, info, warn};
 
 pub use error::ServeError;
 
-use crate::api::{AgentApi, CallMetrics, Exports, LogApi, NoteUnread, OperatorApi, Peers, RootApi, Watches, auditors_ledger_routes};
+use crate::api::{
+    AgentApi, CallMetrics, Exports, LogApi, NoteUnread, OperatorApi, Peers, RevocationApi, RootApi, Watches, auditors_ledger_routes,
+};
 use crate::config::{Config, Mode};
 use crate::fleet::LedgerSource;
 use crate::ledger::LedgerHealth;
@@ -128,6 +131,7 @@ struct Services {
     operators: OperatorServiceServer<OperatorApi>,
     log: LogApi,
     roots: RootServiceServer<RootApi>,
+    revocation: RevocationServiceServer<RevocationApi>,
 }
 
 /// Starts a CA; it accepts connections when this returns.
@@ -154,7 +158,8 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     let mut tasks = JoinSet::new();
     let operators = operators(&parts, Arc::clone(&calls), stop.clone());
     let log_api = log_api(&parts, Arc::clone(&calls), stop.clone());
-    let services = Services { operators, log: log_api, roots: root_api(&parts, Arc::clone(&calls)) };
+    let (roots, revocation) = (root_api(&parts, Arc::clone(&calls)), revocation_api(&parts, Arc::clone(&calls)));
+    let services = Services { operators, log: log_api, roots, revocation };
     tasks.spawn(serve_tls(&parts, doors.tls, services.clone(), Arc::clone(&metrics), calls, stop.clone())?);
     tasks.spawn(serve_admin(doors.admin, services, stop.clone()));
     tasks.spawn(serve_http(Arc::clone(&parts), doors.http, registry, stop.clone()));
@@ -260,7 +265,7 @@ fn serve_tls(
         grace: DRAIN.min(limits.max_connection_age),
     };
     let peers = Arc::new(Peers::new(limits.per_peer()));
-    let incoming = listener::accept(listener, Arc::new(tls), peers, port, metrics, stop.clone());
+    let incoming = listener::accept(listener, Arc::new(tls), peers, parts.authority.trust(), port, metrics, stop.clone());
     let api = AgentApi {
         issuance: Arc::clone(&parts.issuance),
         authority: Arc::clone(&parts.authority),
@@ -273,8 +278,9 @@ fn serve_tls(
         shutdown: stop.clone(),
     };
     let service = AgentServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let Services { operators, log, roots } = services;
-    let routes = Routes::new(service).add_service(operators).add_service(LogServiceServer::new(log.clone())).add_service(roots);
+    let Services { operators, log, roots, revocation } = services;
+    let routes = Routes::new(service).add_service(operators).add_service(LogServiceServer::new(log.clone()));
+    let routes = routes.add_service(roots).add_service(revocation);
     let routes = Routes::from(routes.into_axum_router().merge(auditors_ledger_routes(log)));
     let server = Server::builder()
         .layer(NoteUnread(Arc::clone(&parts.issuance)))
@@ -305,7 +311,7 @@ fn operators(parts: &Arc<Parts>, calls: Arc<CallMetrics>, stop: CancellationToke
         standing: Arc::new(move || status.status()),
         diagnosis: Arc::new(move || doctor.diagnose()),
         watches: Watches::new(stop),
-        trust_domain: parts.authority.trust_domain().clone(),
+        authority: Arc::clone(&parts.authority),
         people: Arc::clone(&parts.people),
         metrics: calls,
     })
@@ -332,13 +338,26 @@ fn root_api(parts: &Arc<Parts>, calls: Arc<CallMetrics>) -> RootServiceServer<Ro
     })
 }
 
+/// What answers those who revoke, on either door.
+fn revocation_api(parts: &Arc<Parts>, calls: Arc<CallMetrics>) -> RevocationServiceServer<RevocationApi> {
+    RevocationServiceServer::new(RevocationApi {
+        ledger: parts.ledger.clone(),
+        authority: Arc::clone(&parts.authority),
+        fleet: Arc::clone(&parts.fleet),
+        clusters: Arc::clone(&parts.clusters),
+        people: Arc::clone(&parts.people),
+        metrics: calls,
+    })
+}
+
 fn serve_admin(listener: tokio::net::UnixListener, services: Services, stop: CancellationToken) -> impl Future<Output = ()> + Send {
-    let Services { operators, log, roots } = services;
+    let Services { operators, log, roots, revocation } = services;
     let server = Server::builder()
         .concurrency_limit_per_connection(16)
         .add_service(operators)
         .add_service(LogServiceServer::new(log))
         .add_service(roots)
+        .add_service(revocation)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned());
     async move {
         if let Err(error) = server.await {

@@ -9,7 +9,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use crate::profile::check_authority;
-use crate::{TrustDomain, pem};
+use crate::{Crl, TrustDomain, pem};
 
 /// How many authorities a bundle may have. A rotation needs two or three.
 const MAX_AUTHORITIES: usize = 64;
@@ -71,8 +71,8 @@ pub struct TrustState {
     pub trust_domain: TrustDomain,
     /// By trust domain; the own one is always among them.
     bundles: BTreeMap<TrustDomain, TrustBundle>,
-    /// PEM.
-    pub crl: Option<Vec<u8>>,
+    /// What is revoked; none before anything was, and after all of it has expired.
+    pub crl: Option<Crl>,
     /// Roots that must never come back.
     pub distrusted: Vec<Fingerprint>,
 }
@@ -174,9 +174,9 @@ impl TrustState {
         Ok(Self { sequence, trust_domain, bundles: by_domain, crl: None, distrusted: Vec::new() })
     }
 
-    /// With this CRL (PEM).
+    /// With these CRLs.
     #[must_use]
-    pub fn with_crl(mut self, crl: Option<Vec<u8>>) -> Self {
+    pub fn with_crl(mut self, crl: Option<Crl>) -> Self {
         self.crl = crl;
         self
     }

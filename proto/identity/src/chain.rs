@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{EndEntityCert, KeyUsage, RevocationOptions};
 
 use crate::profile::check_authority;
-use crate::{SpiffeId, SvidError};
+use crate::{Crl, SpiffeId, SvidError};
 
 /// The longest chain that is looked at, leaf and root included.
 pub(crate) const MAX_CHAIN: usize = 8;
@@ -36,7 +36,7 @@ pub(crate) fn check_dates(
     Ok(())
 }
 
-/// Verifies the chain of `leaf` against `anchors` at `now`. The leaf must have passed [`crate::profile::check_leaf`].
+/// Verifies the chain of `leaf` against `anchors` at `now`, and that `crl` does not revoke the leaf. The leaf must have passed [`crate::profile::check_leaf`].
 ///
 /// # Errors
 /// A sentence that says what is wrong.
@@ -44,6 +44,7 @@ pub(crate) fn verify<'a, 'b: 'a>(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     anchors: impl IntoIterator<Item = &'a CertificateDer<'b>>,
+    crl: Option<&Crl>,
     now: OffsetDateTime,
     role: Role,
 ) -> Result<(), String> {
@@ -58,22 +59,21 @@ pub(crate) fn verify<'a, 'b: 'a>(
         Role::Server => KeyUsage::server_auth(),
         Role::Client => KeyUsage::client_auth(),
     };
-    let path = leaf
-        .verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &anchors,
-            intermediates,
-            UnixTime::since_unix_epoch(Duration::from_secs(now)),
-            usage,
-            None,
-            None,
-        )
-        .map_err(describe)?;
-    // webpki does not look at an intermediate's key usage.
-    for intermediate in path.intermediate_certificates() {
-        check_authority(&intermediate.der()).map_err(|error| format!("a certificate of the chain may not issue: {error}"))?;
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+    let verify = |revocation: Option<RevocationOptions<'_>>| {
+        let path = leaf
+            .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, intermediates, now, usage, revocation, None)
+            .map_err(describe)?;
+        // webpki does not look at an intermediate's key usage.
+        for intermediate in path.intermediate_certificates() {
+            check_authority(&intermediate.der()).map_err(|error| format!("a certificate of the chain may not issue: {error}"))?;
+        }
+        Ok(())
+    };
+    match crl {
+        Some(crl) => crl.with_options(verify),
+        None => verify(None),
     }
-    Ok(())
 }
 
 fn describe(error: webpki::Error) -> String {
@@ -82,6 +82,7 @@ fn describe(error: webpki::Error) -> String {
         webpki::Error::CertExpired { .. } => "a certificate of the chain has expired".into(),
         webpki::Error::CertNotValidYet { .. } => "a certificate of the chain is not valid yet".into(),
         webpki::Error::InvalidSignatureForPublicKey => "a signature of the chain does not verify".into(),
+        webpki::Error::CertRevoked => "it was revoked".into(),
         other => other.to_string(),
     }
 }

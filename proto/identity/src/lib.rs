@@ -6,6 +6,7 @@
 //! - [`SpiffeId`], [`TrustDomain`]: parsed names; a value that exists is valid.
 //! - [`TrustBundle`], [`TrustState`]: which authorities speak for which trust domain.
 //! - [`X509Svid`]: a certificate chain with its key, checked before anybody serves it.
+//! - [`Crl`]: which certificates are revoked before they expire.
 //! - [`profile`]: what a certificate must look like to be an X509-SVID.
 //! - [`token`]: offline verification of service-account tokens.
 //! - [`csr`]: making certificate signing requests, and reading strangers'.
@@ -16,6 +17,7 @@ mod bundle;
 mod chain;
 pub mod checkpoint;
 pub mod clock;
+mod crl;
 pub mod csr;
 mod pem;
 pub mod profile;
@@ -26,5 +28,6 @@ pub mod token;
 
 pub use bundle::{BundleError, Fingerprint, TrustBundle, TrustState};
 pub use clock::{Clock, SystemClock};
+pub use crl::{Crl, CrlError, MAX_CRL_BYTES};
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use svid::{PrivateKey, Serial, SvidError, X509Svid, verify_chain};

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::chain::{self, Role};
 use crate::profile::{LeafFacts, check_authority, check_leaf};
-use crate::{SpiffeId, TrustState, pem};
+use crate::{Crl, SpiffeId, TrustState, pem};
 
 /// A certificate's serial number: 16 bytes, the first one neither zero nor with its high bit set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,11 +77,12 @@ pub enum SvidError {
 /// What the leaf of `chain` (leaf first, without the root) says, for who does not have its key.
 ///
 /// # Errors
-/// If a certificate breaks a rule of the X509-SVID standard, has expired at `now`, or the chain does not lead to `trust`.
+/// If a certificate breaks a rule of the X509-SVID standard, has expired at `now`, or the chain does not lead to `trust`. Whether it is revoked
+/// is not asked.
 pub fn verify_chain(chain: &[CertificateDer<'_>], trust: &TrustState, now: OffsetDateTime) -> Result<LeafFacts, SvidError> {
     let facts = read_chain(chain)?;
     chain::check_dates(&facts.id, facts.not_before, facts.not_after, now)?;
-    check_path(&facts.id, chain, trust, now)?;
+    check_path(&facts.id, chain, trust, None, now)?;
     Ok(facts)
 }
 
@@ -100,12 +101,18 @@ fn read_chain(chain: &[CertificateDer<'_>]) -> Result<LeafFacts, SvidError> {
 }
 
 /// `chain` was read before.
-fn check_path(id: &SpiffeId, chain: &[CertificateDer<'_>], trust: &TrustState, now: OffsetDateTime) -> Result<(), SvidError> {
+fn check_path(
+    id: &SpiffeId,
+    chain: &[CertificateDer<'_>],
+    trust: &TrustState,
+    crl: Option<&Crl>,
+    now: OffsetDateTime,
+) -> Result<(), SvidError> {
     let Some(bundle) = trust.bundle(id.trust_domain()) else {
         return Err(SvidError::UnknownTrustDomain(id.clone()));
     };
     for role in [Role::Server, Role::Client] {
-        chain::verify(&chain[0], &chain[1..], trust.anchors(bundle), now, role)
+        chain::verify(&chain[0], &chain[1..], trust.anchors(bundle), crl, now, role)
             .map_err(|problem| SvidError::Chain { id: id.clone(), problem })?;
     }
     Ok(())
@@ -137,10 +144,10 @@ impl X509Svid {
         Ok(Self { id, chain, key, serial, not_before, not_after })
     }
 
-    /// Whether it may be served at `now` to peers that hold `trust`.
+    /// Whether it may be served at `now` to peers that hold `trust`: none that has expired, and none that is revoked.
     pub fn verify(&self, trust: &TrustState, now: OffsetDateTime) -> Result<(), SvidError> {
         chain::check_dates(&self.id, self.not_before, self.not_after, now)?;
-        check_path(&self.id, &self.chain, trust, now)
+        check_path(&self.id, &self.chain, trust, trust.crl.as_ref(), now)
     }
 
     /// Whose it is.

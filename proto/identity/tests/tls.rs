@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use chancery_identity::tls::{self, PeerError, ServerTrust, SharedTrust, client_config, peer_id, server_config, trust_from};
-use chancery_identity::{Clock, Fingerprint, SvidError, TrustState, X509Svid};
+use chancery_identity::{Clock, Crl, Fingerprint, MAX_CRL_BYTES, SvidError, TrustState, X509Svid};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
 use rustls_pki_types::ServerName;
@@ -318,4 +318,44 @@ fn the_reason_of_a_refusal_is_found_in_what_tokio_rustls_returns() {
     let error = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
     let reason = tls::peer_error_of_io(&error).unwrap().to_string();
     assert!(reason.contains(AGENT), "{reason}");
+}
+
+#[test]
+fn a_revoked_peer_is_refused_by_either_end_and_others_are_not() {
+    let scene = Scene::new();
+    let (agent, other) = (scene.pki.svid(AGENT), scene.pki.svid(AGENT));
+    let server_serial = chancery_identity::profile::check_leaf(&scene.server_certificate.load().cert[0]).unwrap().serial;
+    scene.server_trust.store(scene.pki.trust(DOMAIN).with_crl(Some(scene.pki.crl(&[agent.serial()]))).into());
+    let refused = connect_once(scene.client(scene.bundle(), Some(&agent)), scene.server()).unwrap_err().by_server();
+    assert_eq!(problem(refused), "it was revoked");
+    connect_once(scene.client(scene.bundle(), Some(&other)), scene.server()).unwrap();
+    let bundle = |crl| ServerTrust::Bundle(trust_from(scene.pki.trust(DOMAIN).with_crl(Some(crl))));
+    let refused = connect_once(scene.client(bundle(scene.pki.crl(&[server_serial])), None), scene.server()).unwrap_err().by_client();
+    assert_eq!(problem(refused), "it was revoked");
+    connect_once(scene.client(bundle(scene.pki.crl(&[agent.serial()])), None), scene.server()).unwrap();
+}
+
+#[test]
+fn crls_of_others_keep_nobody_out() {
+    let scene = Scene::new();
+    let agent = scene.pki.svid(AGENT);
+    let crl = Pki::new("another root").crl(&[agent.serial()]);
+    scene.server_trust.store(scene.pki.trust(DOMAIN).with_crl(Some(crl)).into());
+    connect_once(scene.client(scene.bundle(), Some(&agent)), scene.server()).unwrap();
+}
+
+#[test]
+fn crls_are_read_whole_or_not_at_all() {
+    let (pki, other) = (Pki::new("root one"), Pki::new("root two"));
+    let (serial, unlisted) = (pki.svid(AGENT).serial(), pki.svid(AGENT).serial());
+    let both = Crl::from_der([&*pki.issuing.crl(&[serial]), &other.issuing.crl(&[])]).unwrap();
+    assert_eq!((both.revoked(), both.revokes(serial), both.revokes(unlisted)), (1, true, false));
+    assert!(both.speaks_for(&pki.issuing.certificate) && both.speaks_for(&other.issuing.certificate));
+    assert!(!both.speaks_for(&pki.root.certificate));
+    let again = Crl::from_pem(both.pem().to_vec()).unwrap();
+    assert!(again == both && format!("{again:?}").len() < 60);
+    let broken = [both.pem(), b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"].concat();
+    for not_one in [Vec::new(), b"no PEM".to_vec(), pki.bundle(DOMAIN).to_pem().into_bytes(), broken, vec![b' '; MAX_CRL_BYTES + 1]] {
+        assert!(Crl::from_pem(not_one).is_err());
+    }
 }

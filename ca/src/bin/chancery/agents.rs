@@ -7,8 +7,9 @@ use chancery_proto::chancery::v1::{AgentRecord, BanRequest, ListAgentsRequest, U
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::client::{CliError, Operator};
+use crate::client::{self, CliError, Operator, Way};
 use crate::output::moment;
+use crate::revocation::{self, Recorded, WaitArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -19,15 +20,27 @@ pub(crate) enum Command {
         /// Its SPIFFE ID, or its node's name.
         agent: String,
     },
-    /// Issue nothing more to an agent or sidecar, nor on its behalf, until `unban`. What it has stays good until it expires.
+    /// Issue nothing more to an agent or sidecar, nor on its behalf, until `unban`, and revoke its own certificates: the CA ends its connections
+    /// and takes no other. What its workloads have stays good until it expires; `chancery identity revoke --agent` revokes that as well.
     Ban(BanArgs),
-    /// Take a ban back.
-    Unban(BanArgs),
+    /// Take a ban back. The agent joins again by itself, with its token.
+    Unban(UnbanArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BanArgs {
     /// Its SPIFFE ID, as `agent list` prints it.
+    agent: String,
+    /// Why: recorded with the act.
+    #[arg(long)]
+    reason: String,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnbanArgs {
+    /// Its SPIFFE ID.
     agent: String,
     /// Why: recorded with the act.
     #[arg(long)]
@@ -62,14 +75,32 @@ struct Done {
     entry: u64,
 }
 
-pub(crate) async fn run(mut ca: Operator, command: Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
-    let done = match command {
-        Command::List => return list(ca, out, format).await,
-        Command::Show { agent } => return show(ca, agent, out, format).await,
-        Command::Ban(BanArgs { agent, reason }) => ca.ban(BanRequest { agent, reason }).await?,
-        Command::Unban(BanArgs { agent, reason }) => ca.unban(UnbanRequest { agent, reason }).await?,
+pub(crate) async fn run(way: &Way, command: Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let mut ca = client::connect(way).await?;
+    match command {
+        Command::List => list(ca, out, format).await,
+        Command::Show { agent } => show(ca, agent, out, format).await,
+        Command::Ban(args) => ban(way, ca, args, out, format).await,
+        Command::Unban(UnbanArgs { agent, reason }) => {
+            let done = ca.unban(UnbanRequest { agent, reason }).await?.into_inner();
+            Ok(fields(out, format, &Done { entry: done.entry })?)
+        }
+    }
+}
+
+async fn ban(way: &Way, mut ca: Operator, args: BanArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let BanArgs { agent, reason, wait } = args;
+    let done = ca.ban(BanRequest { agent: agent.clone(), reason }).await?.into_inner();
+    let recorded = Recorded {
+        subject: agent.clone(),
+        entry: done.entry,
+        certificates: done.certificates,
+        trust_sequence: done.trust_sequence,
+        issuance: "refused until `chancery agent unban`",
+        cut_off: vec![agent],
+        problem: done.problem,
     };
-    Ok(fields(out, format, &Done { entry: done.into_inner().entry })?)
+    revocation::finish(&mut revocation::connect(way).await?, recorded, &wait, out, format).await
 }
 
 async fn list(mut ca: Operator, out: &mut impl Write, format: Format) -> Result<(), CliError> {

@@ -11,6 +11,7 @@ mod log;
 mod output;
 mod pages;
 mod policy;
+mod revocation;
 mod root;
 mod status;
 mod token;
@@ -42,7 +43,7 @@ enum Command {
     Status,
     /// Everything that somebody should look at, worst first, with the next step; exit status 1 if something is bad.
     Doctor,
-    /// The identities that were issued, and those that were refused.
+    /// The identities that were issued, those that were refused, and those that are to be revoked.
     #[command(subcommand)]
     Identity(identity::Command),
     /// Why has this pod no certificate? Or: it has one, and here it is.
@@ -94,12 +95,9 @@ async fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Status => status::run(connect().await?, out, format).await,
         Command::Doctor => doctor::run(connect().await?, out, format).await,
-        Command::Identity(command) => {
-            let (ca, log) = client::connect_both(&cli.way).await?;
-            identity::run(ca, log, command, out, format).await
-        }
+        Command::Identity(command) => identity::run(&cli.way, command, out, format).await,
         Command::Explain { pod } => explain::run(connect().await?, pod, out, format).await,
-        Command::Agent(command) => agents::run(connect().await?, command, out, format).await,
+        Command::Agent(command) => agents::run(&cli.way, command, out, format).await,
         Command::Log(command) => log::run(&cli.way, command, out, format).await,
         Command::Root(command) => root::run(&cli.way, command, out, format).await,
         Command::Policy(command) => policy::run(&cli.way, command, out, format).await,

@@ -3,7 +3,6 @@
 mod distrust;
 mod gate;
 mod list;
-mod prepare;
 mod rotate;
 mod step;
 
@@ -33,8 +32,11 @@ pub(crate) enum Command {
     #[command(after_help = rotate::EXAMPLES)]
     Rotate(rotate::RotateArgs),
     /// Make the root that is to follow the active one. Nobody sees it yet.
-    #[command(after_help = prepare::EXAMPLES)]
-    Prepare(prepare::PrepareArgs),
+    Prepare {
+        /// Why: recorded with the act.
+        #[arg(long)]
+        reason: String,
+    },
     /// Put a prepared root into every bundle.
     Publish(step::StepArgs),
     /// Sign with a published root from now on, once everybody has it.
@@ -76,7 +78,7 @@ pub(crate) async fn run(way: &Way, command: Command, out: &mut impl Write, forma
             let ca = connect(way).await?;
             match command {
                 Command::Show { root } => list::show(ca, &root, out, format).await,
-                Command::Prepare(args) => prepare::run(ca, args, out, format).await,
+                Command::Prepare { reason } => step::prepare(ca, reason, out, format).await,
                 Command::Publish(args) => step::run(ca, RootState::Published, args, out, format).await,
                 Command::Activate(args) => step::run(ca, RootState::Active, args, out, format).await,
                 Command::Retire(args) => step::run(ca, RootState::Retired, args, out, format).await,

@@ -78,6 +78,17 @@ pub struct Overrides {
     pub confirm_clock: bool,
 }
 
+/// CRLs, as an act names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crls {
+    /// Larger than that of any before.
+    pub number: u64,
+    /// Of them as PEM; none if there are none any more.
+    pub sha256: Option<[u8; 32]>,
+    /// How many certificates they revoke.
+    pub certificates: u32,
+}
+
 /// What an act changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -97,11 +108,6 @@ pub enum Change {
         /// The deadline.
         leave_by: OffsetDateTime,
     },
-    /// A corporate CA is asked to sign the next root.
-    RequestRoot {
-        /// PKCS #10, DER.
-        csr: Vec<u8>,
-    },
     /// Certificates issued until now are revoked. By anything but the serial, nothing more is issued either, until [`Change::Allow`].
     Revoke {
         /// Whose.
@@ -111,10 +117,17 @@ pub enum Change {
     },
     /// Issuance goes on for a subject that was revoked.
     Allow(Subject),
-    /// Nothing more is issued to this agent, nor on its behalf.
-    Ban(SpiffeId),
+    /// Nothing more is issued to this agent, nor on its behalf, and its own certificates issued until now are revoked.
+    Ban {
+        /// Which.
+        agent: SpiffeId,
+        /// When the last of its own certificates expires.
+        until: OffsetDateTime,
+    },
     /// Takes a ban back.
     Unban(SpiffeId),
+    /// From now on the trust state has these CRLs, or none.
+    Crl(Crls),
     /// From now on checkpoints are signed with this Ed25519 key.
     CheckpointKey([u8; 32]),
     /// Changes nothing.
@@ -147,11 +160,12 @@ impl Change {
                 RootState::Distrusted => "root.distrust",
             },
             Self::BeginDistrust { .. } => "root.begin-distrust",
-            Self::RequestRoot { .. } => "root.request",
             Self::Revoke { .. } => "identity.revoke",
             Self::Allow(_) => "identity.allow",
-            Self::Ban(_) => "agent.ban",
+            Self::Ban { .. } => "agent.ban",
             Self::Unban(_) => "agent.unban",
+            Self::Crl(Crls { sha256: Some(_), .. }) => "crl.issue",
+            Self::Crl(Crls { sha256: None, .. }) => "crl.withdraw",
             Self::CheckpointKey(_) => "log.checkpoint-key",
             Self::Refused(_) => "act.refused",
             Self::AcceptedLoss { .. } => "log.accept-loss",
@@ -162,9 +176,9 @@ impl Change {
     pub fn target(&self) -> String {
         match self {
             Self::Root { root, .. } | Self::BeginDistrust { root, .. } => root.to_string(),
-            Self::RequestRoot { .. } => "the next trust root".to_owned(),
             Self::Revoke { subject, .. } | Self::Allow(subject) => subject.to_string(),
-            Self::Ban(agent) | Self::Unban(agent) => agent.to_string(),
+            Self::Ban { agent, .. } | Self::Unban(agent) => agent.to_string(),
+            Self::Crl(Crls { number, certificates, .. }) => format!("number {number}: {certificates} certificates"),
             Self::CheckpointKey(key) => hex::encode(key),
             Self::Refused(RefusedAct { action, target, .. }) => format!("{action} {target}").trim_end().to_owned(),
             Self::AcceptedLoss { origin, missing, .. } if missing.is_empty() => {
@@ -188,13 +202,16 @@ impl Change {
             Self::BeginDistrust { root, leave_by } => {
                 WireChange::BeginDistrust(wire::BeginDistrust { fingerprint: root.0.to_vec(), leave_by_ms: to_millis(leave_by) })
             }
-            Self::RequestRoot { csr } => WireChange::RequestRoot(wire::RequestRoot { csr }),
             Self::Revoke { subject, until } => {
                 WireChange::Revoke(wire::Revoke { subject: Some(subject.into()), until_ms: to_millis(until) })
             }
             Self::Allow(subject) => WireChange::Allow(wire::Allow { subject: Some(subject.into()) }),
-            Self::Ban(agent) => WireChange::Ban(wire::BanAgent { agent: agent.to_string() }),
+            Self::Ban { agent, until } => WireChange::Ban(wire::BanAgent { agent: agent.to_string(), until_ms: to_millis(until) }),
             Self::Unban(agent) => WireChange::Unban(wire::UnbanAgent { agent: agent.to_string() }),
+            Self::Crl(Crls { number, sha256, certificates }) => {
+                let sha256 = sha256.map(Vec::from).unwrap_or_default();
+                WireChange::Crl(wire::IssueCrl { number, sha256, certificates })
+            }
             Self::CheckpointKey(key) => WireChange::CheckpointKey(wire::CheckpointKey { public_key: key.to_vec() }),
             Self::Refused(RefusedAct { action, target, reason, message, count }) => {
                 WireChange::Refused(wire::RefusedAct { action, target, reason, message, count })
@@ -222,13 +239,17 @@ impl Change {
                 let root = Fingerprint(array("begin_distrust.fingerprint", &fingerprint)?);
                 Self::BeginDistrust { root, leave_by: from_millis(leave_by_ms) }
             }
-            WireChange::RequestRoot(wire::RequestRoot { csr }) => Self::RequestRoot { csr },
             WireChange::Revoke(wire::Revoke { subject, until_ms }) => {
                 Self::Revoke { subject: Subject::from_wire(subject)?, until: from_millis(until_ms) }
             }
             WireChange::Allow(wire::Allow { subject }) => Self::Allow(Subject::from_wire(subject)?),
-            WireChange::Ban(wire::BanAgent { agent }) => Self::Ban(spiffe_id("ban.agent", &agent)?),
+            WireChange::Ban(wire::BanAgent { agent, until_ms }) => {
+                Self::Ban { agent: spiffe_id("ban.agent", &agent)?, until: from_millis(until_ms) }
+            }
             WireChange::Unban(wire::UnbanAgent { agent }) => Self::Unban(spiffe_id("unban.agent", &agent)?),
+            WireChange::Crl(wire::IssueCrl { number, sha256, certificates }) => {
+                Self::Crl(Crls { number, sha256: digest("crl.sha256", &sha256)?, certificates })
+            }
             WireChange::CheckpointKey(wire::CheckpointKey { public_key }) => {
                 Self::CheckpointKey(array("checkpoint_key.public_key", &public_key)?)
             }
@@ -329,6 +350,11 @@ impl TryFrom<wire::RootState> for RootState {
             wire::RootState::Distrusted => Self::Distrusted,
         })
     }
+}
+
+/// Empty stands for none.
+pub(super) fn digest(field: &'static str, bytes: &[u8]) -> Result<Option<[u8; 32]>, ActError> {
+    if bytes.is_empty() { Ok(None) } else { array(field, bytes).map(Some) }
 }
 
 pub(super) fn array<const N: usize>(field: &'static str, bytes: &[u8]) -> Result<[u8; N], ActError> {

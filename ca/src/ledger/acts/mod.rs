@@ -22,12 +22,12 @@ use std::sync::Arc;
 use chancery_proto::chancery::v1 as wire;
 use tokio::sync::{Mutex, watch};
 
-pub use self::change::{Change, Overrides, RefusedAct, RootState, Subject};
+pub use self::change::{Change, Crls, Overrides, RefusedAct, RootState, Subject};
 pub use self::fold::Fold;
 pub use self::query::{ActFilter, ActsPage, RecordedAct};
 pub use self::refused::RefusedActs;
 pub use self::signature::{ACTS_KEY, ActsVerifier, named_checkpoint_keys};
-pub use self::state::{AcceptedLoss, Applicant, Ban, CheckpointKey, MAX_STATE_BYTES, Revocation, Root, State};
+pub use self::state::{AcceptedLoss, Applicant, Ban, CheckpointKey, CrlRecord, MAX_STATE_BYTES, Revocation, Root, State};
 
 use self::signature::ActsSigner;
 use super::committer::{Append, Queue};

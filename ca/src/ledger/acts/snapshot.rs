@@ -5,8 +5,8 @@ use chancery_proto::chancery::v1 as wire;
 use prost::Message;
 
 use super::ActError;
-use super::change::{RootState, Subject, array, spiffe_id};
-use super::state::{AcceptedLoss, Ban, CheckpointKey, Revocation, Root, State};
+use super::change::{Crls, RootState, Subject, array, digest, spiffe_id};
+use super::state::{AcceptedLoss, Ban, CheckpointKey, CrlRecord, Revocation, Root, State};
 use crate::ledger::entry::{from_millis, to_millis};
 
 /// What the lists of one part take at most; with epoch, numbers, signature and the entry's own fields it is well below an entry's limit.
@@ -23,7 +23,7 @@ enum Item {
     /// At most one.
     Loss(wire::state::Loss),
     /// At most one.
-    RequestedRoot(Vec<u8>),
+    Crl(wire::state::Crl),
 }
 
 impl State {
@@ -112,8 +112,16 @@ impl State {
                 since_ms: to_millis(loss.since),
             })
         });
-        let requested = self.requested_root.iter().cloned().map(Item::RequestedRoot);
-        loss.chain(requested).chain(roots).chain(revocations).chain(bans).chain(keys)
+        let crl = self.crl.iter().map(|record| {
+            Item::Crl(wire::state::Crl {
+                number: record.crls.number,
+                sha256: record.crls.sha256.map(Vec::from).unwrap_or_default(),
+                certificates: record.crls.certificates,
+                since_ms: to_millis(record.since),
+                entry: record.entry,
+            })
+        });
+        loss.chain(crl).chain(roots).chain(revocations).chain(bans).chain(keys)
     }
 
     fn add(&mut self, part: wire::State) -> Result<(), ActError> {
@@ -126,8 +134,9 @@ impl State {
                 roots_kept_until: from_millis(loss.roots_kept_until_ms),
             });
         }
-        if !part.requested_root.is_empty() {
-            self.requested_root = Some(part.requested_root);
+        if let Some(crl) = part.crl {
+            let crls = Crls { number: crl.number, sha256: digest("crl.sha256", &crl.sha256)?, certificates: crl.certificates };
+            self.crl = Some(CrlRecord { crls, since: from_millis(crl.since_ms), entry: crl.entry });
         }
         for root in part.roots {
             let state = wire::RootState::try_from(root.state).map_err(|_| ActError::UnknownChange)?;
@@ -165,7 +174,7 @@ impl Item {
             Self::Ban(item) => item.encoded_len(),
             Self::CheckpointKey(item) => item.encoded_len(),
             Self::Loss(item) => item.encoded_len(),
-            Self::RequestedRoot(csr) => csr.len(),
+            Self::Crl(item) => item.encoded_len(),
         };
         bytes + ITEM_OVERHEAD_BYTES
     }
@@ -177,7 +186,7 @@ impl Item {
             Self::Ban(item) => part.bans.push(item),
             Self::CheckpointKey(item) => part.checkpoint_keys.push(item),
             Self::Loss(item) => part.loss = Some(item),
-            Self::RequestedRoot(csr) => part.requested_root = csr,
+            Self::Crl(item) => part.crl = Some(item),
         }
     }
 }

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::ActError;
-use super::change::{Change, RootState, Subject};
+use super::change::{Change, Crls, RootState, Subject};
 
 /// The most bytes that the state may take when it is recorded: it fits into one durable write.
 pub const MAX_STATE_BYTES: usize = 3 << 20;
@@ -30,8 +30,8 @@ pub struct State {
     pub bans: BTreeMap<SpiffeId, Ban>,
     /// The keys that have signed checkpoints, oldest first; the last one does now.
     pub checkpoint_keys: Vec<CheckpointKey>,
-    /// The newest request to a corporate CA for a root (PKCS #10, DER), answered or not.
-    pub requested_root: Option<Vec<u8>>,
+    /// The newest CRLs, also if those were withdrawn; none while there never were any.
+    pub crl: Option<CrlRecord>,
     /// The log that this one continues, if that one was lost in part.
     pub accepted_loss: Option<AcceptedLoss>,
 }
@@ -86,6 +86,17 @@ pub struct Ban {
     pub entry: u64,
 }
 
+/// The CRLs that the trust state has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CrlRecord {
+    /// Which.
+    pub crls: Crls,
+    /// Since when.
+    pub since: OffsetDateTime,
+    /// The act's entry.
+    pub entry: u64,
+}
+
 /// A key that signs checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointKey {
@@ -121,19 +132,20 @@ impl State {
         match change {
             Change::Root { root, to, .. } => self.move_root(*root, *to, time, entry)?,
             Change::BeginDistrust { root, leave_by } => self.begin_distrust(*root, *leave_by)?,
-            Change::Revoke { subject, until } => {
-                let until = self.revocations.get(subject).map_or(*until, |before| before.until.max(*until));
-                self.revocations.insert(subject.clone(), Revocation { since: time, entry, until, allowed: None });
-            }
+            Change::Revoke { subject, until } => self.revoke(subject.clone(), *until, time, entry),
             Change::Allow(subject) => self.allow(subject, time)?,
-            Change::Ban(agent) => {
-                if self.is_banned(agent) {
-                    return Err(ActError::Impossible(format!("{agent} is banned already")));
-                }
-                self.bans.insert(agent.clone(), Ban { since: time, entry });
-            }
+            Change::Ban { agent, until } => self.ban(agent, *until, time, entry)?,
             Change::Unban(agent) => {
                 self.bans.remove(agent).ok_or_else(|| ActError::Impossible(format!("{agent} is not banned")))?;
+            }
+            Change::Crl(crls) => {
+                if let Some(before) = self.crl.filter(|before| before.crls.number >= crls.number) {
+                    let (before, number) = (before.crls.number, crls.number);
+                    return Err(ActError::Impossible(format!(
+                        "CRLs with the number {before} were issued before, and {number} is no larger"
+                    )));
+                }
+                self.crl = Some(CrlRecord { crls: *crls, since: time, entry });
             }
             Change::CheckpointKey(key) => {
                 if self.checkpoint_keys.iter().any(|known| known.key == *key) {
@@ -141,7 +153,6 @@ impl State {
                 }
                 self.checkpoint_keys.push(CheckpointKey { key: *key, since: time, entry });
             }
-            Change::RequestRoot { csr } => self.requested_root = Some(csr.clone()),
             Change::Refused(_) => {}
             Change::AcceptedLoss { origin, missing, trust_floor, roots_kept_until, .. } => {
                 if entry != 0 {
@@ -155,6 +166,26 @@ impl State {
         }
         self.revocations.retain(|subject, revocation| !revocation.is_over(subject, time));
         self.epoch += 1;
+        Ok(())
+    }
+
+    fn revoke(&mut self, subject: Subject, until: OffsetDateTime, since: OffsetDateTime, entry: u64) {
+        let until = self.revocations.get(&subject).map_or(until, |before| before.until.max(until));
+        self.revocations.insert(subject, Revocation { since, entry, until, allowed: None });
+    }
+
+    /// What revokes the agent's own certificates stays when the ban is taken back. It keeps nobody from another, which the ban does.
+    fn ban(&mut self, agent: &SpiffeId, until: OffsetDateTime, since: OffsetDateTime, entry: u64) -> Result<(), ActError> {
+        if self.is_banned(agent) {
+            return Err(ActError::Impossible(format!("{agent} is banned already")));
+        }
+        self.bans.insert(agent.clone(), Ban { since, entry });
+        let subject = Subject::SpiffeId(agent.clone());
+        let kept_back = self.revocations.get(&subject).is_some_and(|before| before.allowed.is_none());
+        self.revoke(subject.clone(), until, since, entry);
+        if let Some(revocation) = self.revocations.get_mut(&subject).filter(|_| !kept_back) {
+            revocation.allowed = Some(since);
+        }
         Ok(())
     }
 
@@ -242,6 +273,11 @@ impl State {
         self.bans.contains_key(agent)
     }
 
+    /// What the newest act on CRLs left in force: none if there are no CRLs.
+    pub fn crls(&self) -> Option<CrlRecord> {
+        self.crl.filter(|record| record.crls.sha256.is_some())
+    }
+
     /// The key that signs checkpoints now; none before an act has named one.
     pub fn checkpoint_key(&self) -> Option<&CheckpointKey> {
         self.checkpoint_keys.last()
@@ -294,6 +330,11 @@ mod tests {
 
     fn root(number: u8, to: RootState) -> Change {
         Change::Root { root: Fingerprint([number; 32]), to, overrides: Overrides::default() }
+    }
+
+    /// What it revokes has expired.
+    fn ban(agent: SpiffeId) -> Change {
+        Change::Ban { agent, until: NOW }
     }
 
     /// The state after changes of which each is possible.
@@ -362,7 +403,7 @@ mod tests {
         let state = after([Change::Revoke { subject: serial.clone(), until: NOW + HOUR }]);
         assert!(state.obstacle(&applicant).is_none() && state.is_revoked(Serial([7; 16])));
         assert!(state.clone().apply(&Change::Allow(serial), NOW, 1).is_err());
-        let banned = after([Change::Ban(agent.clone())]).obstacle(&applicant).unwrap();
+        let banned = after([ban(agent.clone())]).obstacle(&applicant).unwrap();
         assert!(banned.contains("chancery agent unban"), "{banned}");
         let elsewhere = Applicant { cluster: "west", ..applicant };
         let node = Subject::Node { cluster: "east".into(), node: "node-1".into() };
@@ -374,23 +415,15 @@ mod tests {
         let (serial, pod) = (Subject::Serial(Serial([7; 16])), Subject::Pod(Uuid::from_u128(7)));
         let revoke = |subject: &Subject| Change::Revoke { subject: subject.clone(), until: NOW + HOUR };
         let mut state = after([revoke(&serial), revoke(&pod)]);
-        state.apply(&Change::Ban(id("chancery/agent/east/7")), NOW + HOUR, 2).unwrap();
+        state.apply(&ban(id("chancery/agent/east/7")), NOW + HOUR, 2).unwrap();
         assert_eq!(state.revocations.keys().collect::<Vec<_>>(), [&pod]);
         state.apply(&Change::Allow(pod), NOW + HOUR, 3).unwrap();
         assert!(state.revocations.is_empty());
     }
 
     #[test]
-    fn the_newest_request_for_a_root_is_remembered() {
-        let request = |number| Change::RequestRoot { csr: vec![number; 300] };
-        let state = after([request(1), request(2)]);
-        assert_eq!(state.requested_root, Some(vec![2; 300]));
-        assert_eq!(State::from_parts(state.to_parts()).unwrap(), state);
-    }
-
-    #[test]
     fn a_large_state_is_recorded_in_parts_that_fit_and_is_put_together_again() {
-        let state = after((0..3000).map(|number| Change::Ban(id(&format!("chancery/agent/east/{number:0100}")))));
+        let state = after((0..3000).map(|number| ban(id(&format!("chancery/agent/east/{number:0100}")))));
         let parts = state.to_parts();
         assert!(parts.len() > 5 && state.recorded_bytes() < MAX_STATE_BYTES);
         assert!(parts.iter().all(|part| prost::Message::encoded_len(part) < 64_000));

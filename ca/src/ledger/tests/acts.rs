@@ -14,6 +14,10 @@ fn agent(number: u8) -> chancery_identity::SpiffeId {
     format!("spiffe://example.org/chancery/agent/east/{}", uuid(number.into())).parse().unwrap()
 }
 
+fn ban(number: u8) -> Change {
+    Change::Ban { agent: agent(number), until: START }
+}
+
 /// Commits bytes as whoever can write the store would: past the ledger, as an act.
 async fn smuggle(place: &Place, entry: Vec<u8>) {
     let store = place.store().await;
@@ -35,7 +39,7 @@ fn encode(body: Body) -> Vec<u8> {
 /// The bytes of an act as `place`'s own ledger made it, in a copy of the log that is thrown away.
 async fn banned(place: &Place, number: u8) -> Vec<u8> {
     let ledger = place.ledger().await;
-    let index = ledger.act("local:uid=0", Change::Ban(agent(number)), "a test wants it").await.unwrap();
+    let index = ledger.act("local:uid=0", ban(number), "a test wants it").await.unwrap();
     let bytes = ledger.entry(index).await.unwrap().unwrap().bytes().to_vec();
     ledger.close().await.unwrap();
     bytes
@@ -63,7 +67,7 @@ async fn an_act_changes_the_state_before_it_is_answered() {
     let place = Place::new();
     let ledger = place.ledger().await;
     let mut changes = ledger.state();
-    let entry = ledger.act("local:uid=0", Change::Ban(agent(1)), "it was stolen").await.unwrap();
+    let entry = ledger.act("local:uid=0", ban(1), "it was stolen").await.unwrap();
     assert!(changes.has_changed().unwrap());
     let state = changes.borrow_and_update().clone();
     assert!(state.is_banned(&agent(1)) && !state.is_banned(&agent(2)));
@@ -92,7 +96,7 @@ async fn an_act_that_the_state_does_not_allow_is_not_recorded() {
     assert!(matches!(&refused, LedgerError::Impossible(problem) if problem.contains("is not banned")), "{refused}");
     assert_eq!((ledger.entries(), ledger.epoch()), (0, 0));
     // Two at the same time: the second one finds the state that the first one left.
-    let ban = async || ledger.act("local:uid=0", Change::Ban(agent(1)), "why not").await;
+    let ban = async || ledger.act("local:uid=0", ban(1), "why not").await;
     let results = tokio::join!(ban(), ban());
     assert!(matches!(results, (Ok(0), Err(LedgerError::Impossible(_)))), "{results:?}");
 }
@@ -112,7 +116,7 @@ async fn a_gate_that_does_not_open_leaves_no_entry() {
     let place = Place::new();
     let ledger = place.ledger().await;
     let gate = |_: &State| Err(LedgerError::Impossible("three proxies are missing".into()));
-    let refused = ledger.act_when("local:uid=0", Change::Ban(agent(1)), "", gate).await.unwrap_err();
+    let refused = ledger.act_when("local:uid=0", ban(1), "", gate).await.unwrap_err();
     assert_eq!(refused.to_string(), "three proxies are missing");
     assert_eq!(ledger.entries(), 0);
 }
@@ -124,14 +128,14 @@ async fn a_gate_is_asked_again_when_another_act_came_first() {
     let store = place.store().await;
     let east = Ledger::open(store.clone(), place.clock.clone(), place.options()).await.unwrap();
     let west = Ledger::open(store.clone(), place.clock.clone(), place.options()).await.unwrap();
-    east.act("local:uid=0", Change::Ban(agent(1)), "").await.unwrap();
+    east.act("local:uid=0", ban(1), "").await.unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = asked.clone();
     let gate = move |state: &State| {
         seen.lock().unwrap().push((state.epoch, state.is_banned(&agent(1))));
         Ok::<(), LedgerError>(())
     };
-    west.act_when("local:uid=0", Change::Ban(agent(2)), "", gate).await.unwrap();
+    west.act_when("local:uid=0", ban(2), "", gate).await.unwrap();
     assert_eq!(*asked.lock().unwrap(), [(0, false), (1, true)]);
     assert_eq!(*west.current_state(), refolded(&place, &west).await);
 }
@@ -247,10 +251,10 @@ async fn fill_segment(ledger: &Ledger) {
 async fn when_a_segment_is_sealed_the_state_follows_and_opening_reads_no_act_before_it() {
     let place = Place { segment_bytes: 32 << 10, ..Place::new() };
     let ledger = place.ledger().await;
-    ledger.act("local:uid=0", Change::Ban(agent(1)), "").await.unwrap();
+    ledger.act("local:uid=0", ban(1), "").await.unwrap();
     fill_segment(&ledger).await;
     let before = ledger.current_state();
-    ledger.act("local:uid=0", Change::Ban(agent(2)), "").await.unwrap();
+    ledger.act("local:uid=0", ban(2), "").await.unwrap();
     let newest = Fold::newest(ledger.store(), verifier(&place, &ledger).await).await.unwrap();
     assert_eq!(newest.state(), &*before);
     ledger.close().await.unwrap();
@@ -382,7 +386,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         }),
         4 => (any_subject(), 0..72_000u64).prop_map(|(subject, seconds)| Change::Revoke { subject, until: START + Duration::from_secs(seconds) }),
         4 => any_subject().prop_map(Change::Allow),
-        2 => (1..4u8).prop_map(|number| Change::Ban(agent(number))),
+        2 => (1..4u8).prop_map(ban),
         2 => (1..4u8).prop_map(|number| Change::Unban(agent(number))),
         1 => any::<u8>().prop_map(|number| Change::CheckpointKey([number; 32])),
         1 => Just(refused_act("agent.ban")),

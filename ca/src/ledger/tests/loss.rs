@@ -34,7 +34,7 @@ async fn old_state() -> State {
         vec![root(1, RootState::Active), root(2, RootState::Prepared), root(2, RootState::Published), root(2, RootState::Active)];
     changes.push(Change::Revoke { subject: Subject::Pod(uuid(7)), until: START + DAY });
     changes.push(Change::CheckpointKey([9; 32]));
-    changes.extend((0..1000).map(|number| Change::Ban(agent(number))));
+    changes.extend((0..1000).map(|number| Change::Ban { agent: agent(number), until: START }));
     for change in changes {
         old.act("alice", change, "because").await.unwrap();
     }

@@ -1,5 +1,5 @@
-//! The two verifiers: the peer's leaf must be an X509-SVID in time, whose chain leads to the authorities of its own trust domain, as they are at
-//! the moment of the handshake.
+//! The two verifiers: the peer's leaf must be an X509-SVID in time, whose chain leads to the authorities of its own trust domain, and which is
+//! not revoked, as they are at the moment of the handshake.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use crate::chain::{self, Role};
 use crate::profile::{LeafFacts, check_authority, check_leaf};
 use crate::tls::{PeerError, ServerTrust, SharedTrust};
-use crate::{Clock, Fingerprint, SpiffeId, SvidError, TrustDomain, TrustState};
+use crate::{Clock, Crl, Fingerprint, SpiffeId, SvidError, TrustDomain, TrustState};
 
 /// What the CA verifies agents with.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl ServerVerifier {
 impl Shown<'_> {
     fn verify(self, facts: &LeafFacts, trust: &TrustState, clock: &dyn Clock, role: Role) -> Result<(), PeerError> {
         let bundle = trust.bundle(facts.id.trust_domain()).ok_or_else(|| SvidError::UnknownTrustDomain(facts.id.clone()))?;
-        self.verify_chain(facts, trust.anchors(bundle), clock, role)
+        self.verify_chain(facts, trust.anchors(bundle), trust.crl.as_ref(), clock, role)
     }
 
     /// The root must be among the certificates that the server sent.
@@ -80,19 +80,20 @@ impl Shown<'_> {
             let problem = format!("the trusted root belongs to another trust domain, {id}");
             return Err(SvidError::Chain { id: facts.id.clone(), problem }.into());
         }
-        self.verify_chain(facts, [anchor], clock, Role::Server)
+        self.verify_chain(facts, [anchor], None, clock, Role::Server)
     }
 
     fn verify_chain<'a, 'b: 'a>(
         self,
         facts: &LeafFacts,
         anchors: impl IntoIterator<Item = &'a CertificateDer<'b>>,
+        crl: Option<&Crl>,
         clock: &dyn Clock,
         role: Role,
     ) -> Result<(), PeerError> {
         let now = clock.now();
         chain::check_dates(&facts.id, facts.not_before, facts.not_after, now)?;
-        chain::verify(self.leaf, self.intermediates, anchors, now, role)
+        chain::verify(self.leaf, self.intermediates, anchors, crl, now, role)
             .map_err(|problem| SvidError::Chain { id: facts.id.clone(), problem }.into())
     }
 }

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use chancery_identity::{Clock, PrivateKey, Serial, SpiffeId, TrustBundle, TrustDomain, TrustState, X509Svid};
+use chancery_identity::{Clock, Crl, PrivateKey, Serial, SpiffeId, TrustBundle, TrustDomain, TrustState, X509Svid};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
-use rcgen::{ExtendedKeyUsagePurpose, SerialNumber};
+use rcgen::{CertificateRevocationListParams, ExtendedKeyUsagePurpose, KeyIdMethod, RevokedCertParams, SerialNumber};
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
@@ -72,6 +72,25 @@ impl Authority {
         Self { certificate, issuer: Issuer::new(params, key) }
     }
 
+    /// A CRL of what this one issued, DER.
+    pub fn crl(&self, revoked: &[Serial]) -> Vec<u8> {
+        let entry = |serial: &Serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&serial.0),
+            revocation_time: now(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now() - Duration::hours(1),
+            next_update: now() + Duration::days(400),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().der().to_vec()
+    }
+
     /// A leaf under this one, with its key.
     pub fn leaf(&self, params: &CertificateParams) -> (CertificateDer<'static>, PrivateKey) {
         let key = KeyPair::generate().unwrap();
@@ -131,6 +150,11 @@ impl Pki {
 
     pub fn bundle(&self, trust_domain: &str) -> TrustBundle {
         TrustBundle::new(domain(trust_domain), vec![self.root.certificate.clone()]).unwrap()
+    }
+
+    /// The CRL of the issuing authority.
+    pub fn crl(&self, revoked: &[Serial]) -> Crl {
+        Crl::from_der([&*self.issuing.crl(revoked)]).unwrap()
     }
 
     /// Trust in this root alone.
