@@ -120,6 +120,9 @@ impl ApiError {
             Self::Rotation(RotationError::Unknown(_)) => Some("unknown_root"),
             Self::Authority(AuthorityError::NotRevocable(_)) => Some("not_revocable"),
             Self::Authority(AuthorityError::TooManyRevoked { .. }) => Some("too_many_revoked"),
+            Self::Rotation(RotationError::Authority(AuthorityError::Corporate { .. })) => Some("corporate"),
+            Self::Rotation(RotationError::Authority(AuthorityError::NotRequested)) => Some("not_requested"),
+            Self::Rotation(RotationError::Authority(AuthorityError::Answer(_))) => Some("answer"),
             _ => None,
         }
     }
@@ -164,8 +167,12 @@ impl ApiError {
 
 fn of_rotation(error: &RotationError) -> Code {
     match error {
-        RotationError::Gate(_) | RotationError::NotDue(_) | RotationError::Ledger(LedgerError::Impossible(_)) => Code::FailedPrecondition,
+        RotationError::Gate(_)
+        | RotationError::NotDue(_)
+        | RotationError::Ledger(LedgerError::Impossible(_))
+        | RotationError::Authority(AuthorityError::Corporate { .. } | AuthorityError::NotRequested) => Code::FailedPrecondition,
         RotationError::Unknown(_) => Code::NotFound,
+        RotationError::Authority(AuthorityError::Answer(_)) => Code::InvalidArgument,
         RotationError::Ledger(error) if !error.is_retryable() => Code::Internal,
         // It can be tried again, and what is recorded is followed by itself.
         _ => Code::Unavailable,

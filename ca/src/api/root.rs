@@ -6,16 +6,17 @@ use std::time::Duration;
 use chancery_proto::chancery::v1 as wire;
 use chancery_proto::chancery::v1::root_service_server::RootService;
 use chancery_proto::chancery::v1::{
-    CheckGateRequest, CheckGateResponse, DistrustRootRequest, ListRootsRequest, ListRootsResponse, MissingRecord, MoveRootRequest,
-    MoveRootResponse, PrepareRootRequest, RootRecord,
+    AnswerRootRequest, CheckGateRequest, CheckGateResponse, DistrustRootRequest, ListRootsRequest, ListRootsResponse, MissingRecord,
+    MoveRootRequest, MoveRootResponse, PrepareRootRequest, RequestRootRequest, RequestRootResponse, RootRecord,
 };
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
 use crate::api::error::ApiError;
 use crate::api::people::Admitted;
 use crate::api::{CallMetrics, People};
-use crate::authority::{Authority, RootStatus};
+use crate::authority::{Authority, RENEWAL, RootStatus, is_renewal_due};
 use crate::fleet::{MissingKind, MissingOne};
 use crate::ledger::acts::{Overrides, RootState};
 use crate::rotation::{Done, Gate, Order, Rotation, RotationError};
@@ -24,6 +25,10 @@ use crate::rotation::{Done, Gate, Order, Rotation, RotationError};
 const MAX_EXCEPTIONS: usize = 100;
 /// The longest of these names, in bytes.
 const MAX_NAME_BYTES: usize = 256;
+/// What a corporate CA hands back: its answer, and the chain above it.
+const MAX_CERTIFICATES: usize = 16;
+/// So large that its entry, and every bundle with it, stays small.
+const MAX_CERTIFICATE_BYTES: usize = 8192;
 
 /// Answers about trust roots.
 #[derive(Clone)]
@@ -41,8 +46,7 @@ pub struct RootApi {
 #[tonic::async_trait]
 impl RootService for RootApi {
     async fn list_roots(&self, request: Request<ListRootsRequest>) -> Result<Response<ListRootsResponse>, Status> {
-        self.answer("ListRoots", request, async |_, _| Ok(ListRootsResponse { roots: self.authority.roots().iter().map(record).collect() }))
-            .await
+        self.answer("ListRoots", request, async |_, _| Ok(self.listed())).await
     }
 
     async fn check_gate(&self, request: Request<CheckGateRequest>) -> Result<Response<CheckGateResponse>, Status> {
@@ -58,9 +62,41 @@ impl RootService for RootApi {
         self.answer("PrepareRoot", request, async |who, request| {
             let work = async |actor: &str, why: &str| {
                 let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
-                to_its_end(async move { rotation.prepare(&actor, &why).await }).await
+                to_its_end(async move {
+                    if request.self_signed { rotation.prepare_own(&actor, &why).await } else { rotation.prepare(&actor, &why).await }
+                })
+                .await
             };
             let done = self.people.act_by(who, "root.prepare", String::new(), &request.reason, work).await?;
+            Ok(self.moved(done))
+        })
+        .await
+    }
+
+    async fn request_root(&self, request: Request<RequestRootRequest>) -> Result<Response<RequestRootResponse>, Status> {
+        self.answer("RequestRoot", request, async |who, request| {
+            let work = async |actor: &str, why: &str| {
+                let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
+                to_its_end(async move { rotation.request(&actor, &why).await }).await
+            };
+            let (csr, changed) = self.people.act_by(who, "root.request", String::new(), &request.reason, work).await?;
+            Ok(RequestRootResponse { csr, changed })
+        })
+        .await
+    }
+
+    async fn answer_root(&self, request: Request<AnswerRootRequest>) -> Result<Response<MoveRootResponse>, Status> {
+        self.answer("AnswerRoot", request, async |who, AnswerRootRequest { reason, certificates }| {
+            if certificates.len() > MAX_CERTIFICATES || certificates.iter().any(|one| one.len() > MAX_CERTIFICATE_BYTES) {
+                let most = format!("at most {MAX_CERTIFICATES} certificates of up to {MAX_CERTIFICATE_BYTES} bytes can be brought");
+                return Err(ApiError::Invalid(most));
+            }
+            let certificates: Vec<_> = certificates.into_iter().map(CertificateDer::from).collect();
+            let work = async |actor: &str, why: &str| {
+                let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
+                to_its_end(async move { rotation.answer(certificates, &actor, &why).await }).await
+            };
+            let done = self.people.act_by(who, "root.prepare", String::new(), &reason, work).await?;
             Ok(self.moved(done))
         })
         .await
@@ -124,6 +160,15 @@ impl RootApi {
         self.people.answer(&self.metrics, method, request, work).await
     }
 
+    fn listed(&self) -> ListRootsResponse {
+        let (roots, now) = (self.authority.roots(), self.authority.now());
+        let listed = roots.iter().map(|root| {
+            let advice = if is_renewal_due(root, &roots, now) { RENEWAL.to_owned() } else { String::new() };
+            RootRecord { advice, ..record(root) }
+        });
+        ListRootsResponse { roots: listed.collect() }
+    }
+
     fn moved(&self, done: Done) -> MoveRootResponse {
         let roots = self.authority.roots();
         let root = roots.iter().find(|root| root.fingerprint == done.root).map(|root| {
@@ -136,7 +181,7 @@ impl RootApi {
 }
 
 /// A person who goes away halfway must not leave a root halfway.
-async fn to_its_end(work: impl Future<Output = Result<Done, RotationError>> + Send + 'static) -> Result<Done, ApiError> {
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = Result<T, RotationError>> + Send + 'static) -> Result<T, ApiError> {
     let done = tokio::spawn(work).await;
     Ok(done.unwrap_or(Err(RotationError::Ledger(crate::ledger::LedgerError::Closed)))?)
 }
@@ -173,6 +218,8 @@ fn record(root: &RootStatus) -> RootRecord {
         has_key: root.has_key,
         issuing_until_ms: root.issuing_until.map_or(0, millis),
         certificate: root.certificate.to_vec(),
+        signed_by: root.signed_by.clone().unwrap_or_default(),
+        advice: String::new(),
     }
 }
 

@@ -12,9 +12,9 @@ use time::OffsetDateTime;
 use super::crl::Crls;
 use super::held::Held;
 use super::issuer::common_name_of;
-use super::{Authority, AuthorityError, Issuer, RootStatus, is_past_half};
+use super::{Authority, AuthorityError, Issuer, RootStatus};
 use crate::ledger::LedgerError;
-use crate::ledger::acts::{Change, Overrides, RootState, State};
+use crate::ledger::acts::{RootState, State};
 
 /// How long the keys of a root outlive its end, so that no batch under way finds its key gone.
 const KEYS_STAY: time::Duration = time::Duration::minutes(1);
@@ -44,35 +44,6 @@ impl Authority {
         let issuer = self.issuer();
         // With neither, `state` is an older one, under whose epoch nothing can be recorded any more.
         if is_due(&issuer) { Ok(issuer) } else { applied.map(|()| issuer) }
-    }
-
-    /// The trust root that is to follow the active one: prepared, if none is on its way that has half of its life before it. Nobody sees it
-    /// before it is published.
-    ///
-    /// # Errors
-    /// If it cannot be made or recorded. What was recorded of it is used by the next call.
-    pub async fn prepare_root(&self, actor: &str, why: &str) -> Result<Fingerprint, AuthorityError> {
-        let mut held = self.held.lock().await;
-        let state = self.maker.ledger.current_state();
-        let now = self.clock.now();
-        if let Some(on_its_way) = replacement(&state, &held, now) {
-            return Ok(on_its_way);
-        }
-        *held = Held::read(&self.maker.ledger, &self.maker.keys).await?;
-        // One that is recorded and in no act is from a call that was interrupted here.
-        let unused =
-            held.roots.iter().find(|root| !state.roots.contains_key(&root.fingerprint) && root.key.is_some() && now < root.not_after);
-        let root = if let Some(root) = unused {
-            root.clone()
-        } else {
-            let root = self.maker.root(&self.settings.load(), now).await?;
-            held.roots.push(root.clone());
-            root
-        };
-        let change = Change::Root { root: root.fingerprint, to: RootState::Prepared, overrides: Overrides::default() };
-        self.maker.ledger.act(actor, change, why).await?;
-        self.follow(&mut held, now).await?;
-        Ok(root.fingerprint)
     }
 
     pub(super) async fn follow(&self, held: &mut Held, now: OffsetDateTime) -> Result<(), AuthorityError> {
@@ -176,16 +147,6 @@ impl Authority {
     }
 }
 
-/// The root that is to follow the active one: the newest of those that are furthest on their way, unless it has aged while it waited.
-fn replacement(state: &State, held: &Held, now: OffsetDateTime) -> Option<Fingerprint> {
-    let newest = |to: RootState| {
-        let there = state.roots.iter().filter(move |(_, root)| root.state == to).max_by_key(|(_, root)| root.entry);
-        let root = held.root(*there?.0)?;
-        (root.key.is_some() && !is_past_half(now, root.not_before, root.not_after)).then_some(root.fingerprint)
-    };
-    newest(RootState::Published).or_else(|| newest(RootState::Prepared))
-}
-
 /// What everybody is to trust: the roots that are published, active or draining, in the order in which they were made.
 pub(super) fn trust_state(trust_domain: &TrustDomain, held: &Held, crls: &Crls, state: &State) -> Result<TrustState, AuthorityError> {
     let is_trusted = |root: &Fingerprint| {
@@ -215,6 +176,7 @@ pub(super) fn roots_as_told(held: &Held, crls: &Crls, state: &State) -> Vec<Root
             fingerprint: root.fingerprint,
             certificate: root.certificate.clone(),
             subject: common_name_of(&root.certificate),
+            signed_by: root.signed_by.clone(),
             not_before: root.not_before,
             not_after: root.not_after,
             state: fold.state,

@@ -29,6 +29,8 @@ pub(super) struct Root {
     pub(super) key: Option<String>,
     pub(super) not_before: OffsetDateTime,
     pub(super) not_after: OffsetDateTime,
+    /// The corporate CA that signed it; none for one that was made here, and signed itself.
+    pub(super) signed_by: Option<String>,
 }
 
 /// Every root, and every issuing certificate whose key is there, oldest first.
@@ -38,7 +40,7 @@ pub(super) struct Held {
     pub(super) issuers: Vec<Arc<Issuer>>,
 }
 
-type KeysByPublicKey = BTreeMap<Vec<u8>, (String, PublicKey)>;
+pub(super) type KeysByPublicKey = BTreeMap<Vec<u8>, (String, PublicKey)>;
 
 impl Root {
     /// # Errors
@@ -46,7 +48,8 @@ impl Root {
     pub(super) fn new(certificate: CertificateDer<'static>, key: Option<String>) -> Result<Self, AuthorityError> {
         let facts = profile::check_authority(&certificate)?;
         let fingerprint = Fingerprint::of(&certificate);
-        Ok(Self { fingerprint, certificate, key, not_before: facts.not_before, not_after: facts.not_after })
+        let signed_by = other_issuer(&certificate);
+        Ok(Self { fingerprint, certificate, key, not_before: facts.not_before, not_after: facts.not_after, signed_by })
     }
 }
 
@@ -134,13 +137,19 @@ impl Held {
 }
 
 /// Public keys (DER) and the names of their private halves.
-async fn keys_by_public_key(keys: &dyn KeyManager) -> Result<KeysByPublicKey, AuthorityError> {
+pub(super) async fn keys_by_public_key(keys: &dyn KeyManager) -> Result<KeysByPublicKey, AuthorityError> {
     let mut found = BTreeMap::new();
     for name in keys.list().await? {
         let public = keys.public_key(&name).await?;
         found.insert(public.spki.clone(), (name, public));
     }
     Ok(found)
+}
+
+/// The name of its issuer, if that is another than itself.
+fn other_issuer(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    (parsed.issuer() != parsed.subject()).then(|| parsed.issuer().to_string())
 }
 
 fn is_signed_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -> bool {

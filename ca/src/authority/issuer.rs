@@ -217,7 +217,32 @@ impl Signer {
     }
 }
 
-/// A certificate or CRL whose signature is empty: `SEQUENCE { tbs, signatureAlgorithm, BIT STRING }` (RFC 5280 §4.1 and §5.1).
+/// A request for a certificate of one's own key (PKCS #10), DER.
+pub(super) async fn request(
+    params: &CertificateParams,
+    keys: &dyn KeyManager,
+    key: &str,
+    public: &PublicKey,
+) -> Result<Vec<u8>, IssuerError> {
+    let unsigned = params.serialize_request(&Unsigned::new(public)?).map_err(encoding)?;
+    let parts = UnsignedParts::of(unsigned.der()).ok_or_else(|| IssuerError::Encoding("rcgen wrote an unknown form".into()))?;
+    let signature = keys.sign(key, parts.to_be_signed).await?;
+    Ok(parts.assemble(&signature))
+}
+
+/// Whether what is signed with the key of `authority` names it byte for byte, without which no verifier finds it (RFC 5280 §6.1.3):
+/// rcgen writes names anew.
+pub(super) fn is_named_exactly(authority: &CertificateDer<'_>, public: &PublicKey) -> Result<bool, IssuerError> {
+    let subject = SubjectKey::read(&public.spki, public.key_type)?;
+    let issuer = rcgen::Issuer::from_ca_cert_der(authority, Unsigned::new(public)?).map_err(encoding)?;
+    let signed = CertificateParams::default().signed_by(&subject, &issuer).map_err(encoding)?;
+    let (_, signed) = X509Certificate::from_der(signed.der()).map_err(encoding)?;
+    let (_, authority) = X509Certificate::from_der(authority).map_err(encoding)?;
+    Ok(signed.issuer().as_raw() == authority.subject().as_raw())
+}
+
+/// A certificate, a CRL or a request whose signature is empty: `SEQUENCE { to be signed, signatureAlgorithm, BIT STRING }` (RFC 5280 §4.1 and
+/// §5.1, RFC 2986 §4.2).
 struct UnsignedParts<'a> {
     to_be_signed: &'a [u8],
     algorithm: &'a [u8],

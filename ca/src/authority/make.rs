@@ -9,7 +9,7 @@ use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use super::held::{ISSUING_KEY, ROOT_KEY, Root};
-use super::issuer::{Issuer, IssuerError, Signer, SubjectKey, validity};
+use super::issuer::{Issuer, IssuerError, Signer, SubjectKey, request, validity};
 use super::{AuthorityError, Settings, profiles};
 use crate::keys::{KeyManager, PublicKey};
 use crate::ledger::{Body, Ledger};
@@ -38,6 +38,15 @@ impl Maker {
         Root::new(certificate, Some(key))
     }
 
+    /// A new key, and a request (PKCS #10, DER) to a corporate CA that says what a root of this CA says.
+    pub(super) async fn request(&self, now: OffsetDateTime) -> Result<Vec<u8>, AuthorityError> {
+        let (key, public) = self.generate(ROOT_KEY).await?;
+        let mut params = profiles::root(&self.trust_domain, self.development, Serial::generate()?, (now, now))?;
+        // The corporate CA chooses it.
+        params.serial_number = None;
+        Ok(request(&params, &*self.keys, &key, &public).await?)
+    }
+
     pub(super) async fn issuing(&self, root: &Root, settings: &Settings, now: OffsetDateTime) -> Result<Issuer, AuthorityError> {
         if !(root.not_before..root.not_after).contains(&now) {
             return Err(IssuerError::Clock { not_before: root.not_before, not_after: root.not_after, now }.into());
@@ -64,7 +73,7 @@ impl Maker {
         Ok((name, public))
     }
 
-    async fn record(&self, certificate: &CertificateDer<'_>, root: bool) -> Result<(), AuthorityError> {
+    pub(super) async fn record(&self, certificate: &CertificateDer<'_>, root: bool) -> Result<(), AuthorityError> {
         let certificate = certificate.to_vec();
         self.ledger.append(Body::Authority(AuthorityCertificate { certificate, root })).await?;
         Ok(())

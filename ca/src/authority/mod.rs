@@ -8,13 +8,15 @@
 //! ([`Authority::apply`]). Published, active and draining roots are in the bundle; the active one's issuing certificate signs, and a published
 //! one has its own ready. The first start makes the first root and records its activation. The issuing certificates and the server's are renewed
 //! from half of their lives on ([`Authority::tick`]), never outliving what signed them; superseded issuing keys stay until all that they
-//! signed has expired, or their root's life has ended, since CRLs are signed with them ([`crl`]). The ledger is the source of truth: every certificate is recorded there before
+//! signed has expired, or their root's life has ended, since CRLs are signed with them ([`crl`]). A root may also be one that a corporate CA
+//! signed ([`prepare`]). The ledger is the source of truth: every certificate is recorded there before
 //! it is used, and opening reads them from there and finds each one's key in the key manager by the public key. The PEM files under
 //! `authority/` are copies for people; a root among them that the ledger does not know means that the two do not belong together, and stops
 //! the CA. The trust state's sequence is the index of the ledger's entry that changed it last, plus one, above the floor of an accepted loss:
 //! it grows with every change, is the same after a restart, and needs no place of its own.
 
 mod copies;
+mod corporate;
 mod crl;
 pub mod directory;
 mod follow;
@@ -22,6 +24,7 @@ mod held;
 mod issuer;
 mod make;
 mod open;
+mod prepare;
 mod profiles;
 mod revoke;
 mod server;
@@ -50,6 +53,7 @@ use crate::ledger::LedgerError;
 use crate::ledger::acts::RootState;
 
 use copies::Copies;
+pub use corporate::{RENEWAL, is_renewal_due};
 use crl::Crls;
 pub use crl::MAX_REVOKED;
 pub use directory::{DataDirectory, DirectoryError, Kind};
@@ -135,6 +139,23 @@ pub enum AuthorityError {
         /// Of the root.
         fingerprint: Fingerprint,
     },
+    /// The next root is a corporate CA's to sign.
+    #[error(
+        "the active trust root was signed by {signed_by}, and no other is prepared: `chancery root prepare --csr FILE` writes a request for \
+         the next one, `chancery root prepare --certificate FILE` brings the answer; or `chancery root prepare --self-signed` makes one that no corporate CA stands above"
+    )]
+    Corporate {
+        /// Its name.
+        signed_by: String,
+    },
+    /// No request has the key of a certificate that was brought.
+    #[error(
+        "no open request has the key of this certificate: `chancery root prepare --csr FILE` writes the open request, or a new one once it was answered"
+    )]
+    NotRequested,
+    /// The answer to a request breaks a rule.
+    #[error("the certificate cannot be a trust root here, and nothing was changed: {0}")]
+    Answer(String),
     /// The root's life has ended.
     #[error("the trust root {fingerprint} expired at {not_after}; nothing can be issued under it")]
     RootExpired {
@@ -219,6 +240,8 @@ pub struct RootStatus {
     pub certificate: CertificateDer<'static>,
     /// Its common name.
     pub subject: String,
+    /// The corporate CA that signed it; none for one that was made here.
+    pub signed_by: Option<String>,
     /// Its validity begins.
     pub not_before: OffsetDateTime,
     /// Its validity ends.
@@ -274,6 +297,11 @@ impl Authority {
     /// `spiffe://<trust domain>/chancery/ca`.
     pub fn server_id(&self) -> &SpiffeId {
         &self.server_id
+    }
+
+    /// By its clock.
+    pub(crate) fn now(&self) -> OffsetDateTime {
+        self.clock.now()
     }
 
     /// The trust state, and word of every change.

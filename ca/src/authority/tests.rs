@@ -1,5 +1,6 @@
 //! The authority's life: first start, restarts, renewals, and what does not belong together.
 
+mod corporate;
 mod roots;
 
 use std::time::Duration;

@@ -18,12 +18,15 @@ impl Rotation {
     /// than before counts.
     ///
     /// # Errors
-    /// If there is no such root, or it cannot be recorded.
+    /// If there is no such root, it cannot be recorded, or it is the active one and only a corporate CA could sign another.
     pub async fn distrust(&self, root: &str, deadline: Duration, order: Order<'_>) -> Result<Done, RotationError> {
         let root = self.find(Some(root), &[])?;
         for _ in 0..MAX_ATTEMPTS {
             let state = self.ledger.current_state();
             let there = *state.roots.get(&root).ok_or_else(|| unknown(&root.to_string(), &state))?;
+            if there.state == RootState::Active {
+                self.authority.check_replaceable().await?;
+            }
             let leave_by = self.now() + deadline;
             let change = match there.state {
                 RootState::Distrusted => return Ok(Done { root, now: there, changed: false }),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use chancery_proto::chancery::v1::{AgentRecord, Finding};
 use time::{Duration, OffsetDateTime};
 
-use crate::authority::{CertificateStatus, RootStatus};
+use crate::authority::{CertificateStatus, RENEWAL, RootStatus, is_renewal_due};
 use crate::fleet::Level;
 use crate::ledger::Refusal;
 use crate::ledger::acts::RootState;
@@ -73,13 +73,19 @@ impl Facts {
     }
 
     fn on_certificate(&self, certificate: &CertificateStatus) -> Option<(Level, String, &'static str)> {
-        let CertificateStatus { root, state, subject, not_before, not_after, .. } = certificate;
+        let CertificateStatus { root, state, fingerprint, subject, not_before, not_after } = certificate;
         if *state == Some(RootState::Draining) {
             return None;
         }
         let left = *not_after - self.now;
         let ends = format!("{subject} ends at {not_after}");
+        let of_roots = self.roots.iter().find(|one| *root && one.fingerprint == *fingerprint);
+        let is_to_be_asked_for = of_roots.is_some_and(|root| is_renewal_due(root, &self.roots, self.now));
         match (root, left) {
+            (true, left) if is_to_be_asked_for => {
+                let level = if left < ROOT_ENDS_SOON { Level::Bad } else { Level::Warn };
+                Some((level, ends, RENEWAL))
+            }
             (true, left) if left < ROOT_ENDS_NOW => {
                 Some((Level::Bad, ends, "`chancery root rotate` now, before anything that it signed ends with it"))
             }
@@ -110,7 +116,9 @@ impl Facts {
         let has_replacement = self.roots.iter().any(|root| root.state == RootState::Published && root.issuing_until.is_some());
         if !has_replacement && draining().next().is_none() && !self.development {
             let text = "no replacement for the trust root is published: distrusting it would cost connections".to_owned();
-            findings.push((Level::Warn, text, "set `keep_replacement` under [rotation], or `chancery root prepare` and `publish`"));
+            let is_corporate = self.roots.iter().any(|root| root.state == RootState::Active && root.signed_by.is_some());
+            let own = "set `keep_replacement` under [rotation], or `chancery root prepare` and `publish`";
+            findings.push((Level::Warn, text, if is_corporate { RENEWAL } else { own }));
         }
         findings
     }
@@ -260,6 +268,7 @@ mod tests {
             fingerprint: Fingerprint([1; 32]),
             certificate: Vec::new().into(),
             subject: "a root".into(),
+            signed_by: None,
             not_before: NOW - Duration::DAY,
             not_after: NOW + Duration::days(300),
             state,
@@ -283,6 +292,34 @@ mod tests {
         finds("warn", "is stuck", |facts| facts.roots = roots(RootStatus { since, ..root(RootState::Draining) }));
         let leave_by = Some(NOW - Duration::SECOND);
         finds("bad", "distrusted root", |facts| facts.roots = roots(RootStatus { leave_by, ..root(RootState::Draining) }));
+    }
+
+    #[test]
+    fn a_corporate_root_is_to_be_asked_for_anew_in_time_since_no_replacement_is_made_by_itself() {
+        let signed_by = || Some("CN=Corporate".to_owned());
+        let corporate = |state, left| RootStatus {
+            signed_by: signed_by(),
+            not_before: NOW - Duration::days(300),
+            not_after: NOW + left,
+            ..root(state)
+        };
+        let at = |days| {
+            let (active, next) =
+                (corporate(RootState::Active, Duration::days(days)), corporate(RootState::Published, Duration::days(days)));
+            Facts { certificates: vec![certificate(true, Duration::days(days))], roots: Arc::new(vec![active, next]), ..well() }
+        };
+        assert_eq!(at(91).judge(), []);
+        for (days, level) in [(89, "warn"), (29, "bad")] {
+            let findings = at(days).judge();
+            assert_eq!((findings.len(), findings[0].level.as_str()), (1, level), "{findings:?}");
+            assert!(findings[0].next_step.contains("chancery root prepare --csr"), "{findings:?}");
+        }
+        let mut facts = at(89);
+        Arc::make_mut(&mut facts.roots).push(corporate(RootState::Published, Duration::days(300)));
+        assert_eq!(facts.judge(), [], "the next one is there");
+        let mut facts = at(300);
+        Arc::make_mut(&mut facts.roots).truncate(1);
+        assert!(facts.judge()[0].next_step.contains("--csr"), "no replacement, and only the corporate CA can sign one");
     }
 
     /// What is found after `spoil`: one finding that says `words`.

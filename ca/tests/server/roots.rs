@@ -35,7 +35,7 @@ async fn an_auditor_sees_the_roots_and_what_holds_them_and_moves_none() {
     bob.check_gate(gate).await.unwrap();
     let reason = || "I think so".to_owned();
     let errors = [
-        bob.prepare_root(PrepareRootRequest { reason: reason() }).await.unwrap_err(),
+        bob.prepare_root(PrepareRootRequest { reason: reason(), ..PrepareRootRequest::default() }).await.unwrap_err(),
         bob.move_root(to(RootState::Published, "I think so")).await.unwrap_err(),
         bob.distrust_root(DistrustRootRequest { root, reason: reason(), deadline_ms: None }).await.unwrap_err(),
     ];
@@ -48,8 +48,12 @@ async fn an_auditor_sees_the_roots_and_what_holds_them_and_moves_none() {
 async fn a_transition_that_is_held_is_refused_with_who_holds_it_and_the_refusal_is_recorded() {
     let ca = Ca::start_with(ROLES).await;
     let mut alice = as_somebody(&ca, "alice").await;
-    assert_eq!(alice.prepare_root(PrepareRootRequest { reason: " ".into() }).await.unwrap_err().code(), Code::InvalidArgument);
-    let prepared = alice.prepare_root(PrepareRootRequest { reason: "yearly".into() }).await.unwrap().into_inner();
+    assert_eq!(
+        alice.prepare_root(PrepareRootRequest { reason: " ".into(), ..PrepareRootRequest::default() }).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let prepared =
+        alice.prepare_root(PrepareRootRequest { reason: "yearly".into(), ..PrepareRootRequest::default() }).await.unwrap().into_inner();
     assert!(prepared.changed && prepared.root.unwrap().state() == RootState::Prepared);
     assert!(alice.move_root(to(RootState::Published, "yearly")).await.unwrap().into_inner().changed);
     // The agent that joined has opened no session.

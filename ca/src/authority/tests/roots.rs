@@ -8,17 +8,17 @@ use crate::authority::*;
 use crate::keys::{FileKeyManager, KeyManager};
 use crate::ledger::acts::{Change, Overrides, RootState};
 
-async fn act(run: &Run, root: Fingerprint, to: RootState) {
+pub(super) async fn act(run: &Run, root: Fingerprint, to: RootState) {
     let change = Change::Root { root, to, overrides: Overrides::default() };
     run.ledger.act("local:uid=0", change, "a test").await.unwrap();
 }
 
-async fn move_to(run: &Run, root: Fingerprint, to: RootState) {
+pub(super) async fn move_to(run: &Run, root: Fingerprint, to: RootState) {
     act(run, root, to).await;
     run.authority.apply().await.unwrap();
 }
 
-fn bundle(run: &Run) -> Vec<Fingerprint> {
+pub(super) fn bundle(run: &Run) -> Vec<Fingerprint> {
     run.authority.trust().borrow().own().x509_authorities().iter().map(Fingerprint::of).collect()
 }
 

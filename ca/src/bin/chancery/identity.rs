@@ -19,7 +19,7 @@ use crate::client::{self, CliError, Way};
 pub(crate) use self::filter::{FilterArgs, moment_or_ago};
 pub(crate) use self::refusals::RefusalRow;
 pub(crate) use self::row::{IdentityRow, columns};
-pub(crate) use self::show::pem;
+pub(crate) use self::show::{pem, pem_block};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

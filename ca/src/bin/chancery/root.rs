@@ -3,6 +3,7 @@
 mod distrust;
 mod gate;
 mod list;
+mod prepare;
 mod rotate;
 mod step;
 
@@ -32,11 +33,8 @@ pub(crate) enum Command {
     #[command(after_help = rotate::EXAMPLES)]
     Rotate(rotate::RotateArgs),
     /// Make the root that is to follow the active one. Nobody sees it yet.
-    Prepare {
-        /// Why: recorded with the act.
-        #[arg(long)]
-        reason: String,
-    },
+    #[command(after_help = prepare::EXAMPLES)]
+    Prepare(prepare::PrepareArgs),
     /// Put a prepared root into every bundle.
     Publish(step::StepArgs),
     /// Sign with a published root from now on, once everybody has it.
@@ -78,7 +76,7 @@ pub(crate) async fn run(way: &Way, command: Command, out: &mut impl Write, forma
             let ca = connect(way).await?;
             match command {
                 Command::Show { root } => list::show(ca, &root, out, format).await,
-                Command::Prepare { reason } => step::prepare(ca, reason, out, format).await,
+                Command::Prepare(args) => prepare::run(ca, args, out, format).await,
                 Command::Publish(args) => step::run(ca, RootState::Published, args, out, format).await,
                 Command::Activate(args) => step::run(ca, RootState::Active, args, out, format).await,
                 Command::Retire(args) => step::run(ca, RootState::Retired, args, out, format).await,

@@ -108,6 +108,11 @@ pub enum Change {
         /// The deadline.
         leave_by: OffsetDateTime,
     },
+    /// A corporate CA is asked to sign the next root.
+    RequestRoot {
+        /// PKCS #10, DER.
+        csr: Vec<u8>,
+    },
     /// Certificates issued until now are revoked. By anything but the serial, nothing more is issued either, until [`Change::Allow`].
     Revoke {
         /// Whose.
@@ -160,6 +165,7 @@ impl Change {
                 RootState::Distrusted => "root.distrust",
             },
             Self::BeginDistrust { .. } => "root.begin-distrust",
+            Self::RequestRoot { .. } => "root.request",
             Self::Revoke { .. } => "identity.revoke",
             Self::Allow(_) => "identity.allow",
             Self::Ban { .. } => "agent.ban",
@@ -176,6 +182,7 @@ impl Change {
     pub fn target(&self) -> String {
         match self {
             Self::Root { root, .. } | Self::BeginDistrust { root, .. } => root.to_string(),
+            Self::RequestRoot { .. } => "the next trust root".to_owned(),
             Self::Revoke { subject, .. } | Self::Allow(subject) => subject.to_string(),
             Self::Ban { agent, .. } | Self::Unban(agent) => agent.to_string(),
             Self::Crl(Crls { number, certificates, .. }) => format!("number {number}: {certificates} certificates"),
@@ -202,6 +209,7 @@ impl Change {
             Self::BeginDistrust { root, leave_by } => {
                 WireChange::BeginDistrust(wire::BeginDistrust { fingerprint: root.0.to_vec(), leave_by_ms: to_millis(leave_by) })
             }
+            Self::RequestRoot { csr } => WireChange::RequestRoot(wire::RequestRoot { csr }),
             Self::Revoke { subject, until } => {
                 WireChange::Revoke(wire::Revoke { subject: Some(subject.into()), until_ms: to_millis(until) })
             }
@@ -239,6 +247,7 @@ impl Change {
                 let root = Fingerprint(array("begin_distrust.fingerprint", &fingerprint)?);
                 Self::BeginDistrust { root, leave_by: from_millis(leave_by_ms) }
             }
+            WireChange::RequestRoot(wire::RequestRoot { csr }) => Self::RequestRoot { csr },
             WireChange::Revoke(wire::Revoke { subject, until_ms }) => {
                 Self::Revoke { subject: Subject::from_wire(subject)?, until: from_millis(until_ms) }
             }

@@ -24,6 +24,8 @@ enum Item {
     Loss(wire::state::Loss),
     /// At most one.
     Crl(wire::state::Crl),
+    /// At most one.
+    RequestedRoot(Vec<u8>),
 }
 
 impl State {
@@ -121,7 +123,8 @@ impl State {
                 entry: record.entry,
             })
         });
-        loss.chain(crl).chain(roots).chain(revocations).chain(bans).chain(keys)
+        let requested = self.requested_root.iter().cloned().map(Item::RequestedRoot);
+        loss.chain(crl).chain(requested).chain(roots).chain(revocations).chain(bans).chain(keys)
     }
 
     fn add(&mut self, part: wire::State) -> Result<(), ActError> {
@@ -137,6 +140,9 @@ impl State {
         if let Some(crl) = part.crl {
             let crls = Crls { number: crl.number, sha256: digest("crl.sha256", &crl.sha256)?, certificates: crl.certificates };
             self.crl = Some(CrlRecord { crls, since: from_millis(crl.since_ms), entry: crl.entry });
+        }
+        if !part.requested_root.is_empty() {
+            self.requested_root = Some(part.requested_root);
         }
         for root in part.roots {
             let state = wire::RootState::try_from(root.state).map_err(|_| ActError::UnknownChange)?;
@@ -175,6 +181,7 @@ impl Item {
             Self::CheckpointKey(item) => item.encoded_len(),
             Self::Loss(item) => item.encoded_len(),
             Self::Crl(item) => item.encoded_len(),
+            Self::RequestedRoot(csr) => csr.len(),
         };
         bytes + ITEM_OVERHEAD_BYTES
     }
@@ -187,6 +194,7 @@ impl Item {
             Self::CheckpointKey(item) => part.checkpoint_keys.push(item),
             Self::Loss(item) => part.loss = Some(item),
             Self::Crl(item) => part.crl = Some(item),
+            Self::RequestedRoot(csr) => part.requested_root = csr,
         }
     }
 }

@@ -32,6 +32,8 @@ pub struct State {
     pub checkpoint_keys: Vec<CheckpointKey>,
     /// The newest CRLs, also if those were withdrawn; none while there never were any.
     pub crl: Option<CrlRecord>,
+    /// The newest request to a corporate CA for a root (PKCS #10, DER), answered or not.
+    pub requested_root: Option<Vec<u8>>,
     /// The log that this one continues, if that one was lost in part.
     pub accepted_loss: Option<AcceptedLoss>,
 }
@@ -153,6 +155,7 @@ impl State {
                 }
                 self.checkpoint_keys.push(CheckpointKey { key: *key, since: time, entry });
             }
+            Change::RequestRoot { csr } => self.requested_root = Some(csr.clone()),
             Change::Refused(_) => {}
             Change::AcceptedLoss { origin, missing, trust_floor, roots_kept_until, .. } => {
                 if entry != 0 {
@@ -419,6 +422,14 @@ mod tests {
         assert_eq!(state.revocations.keys().collect::<Vec<_>>(), [&pod]);
         state.apply(&Change::Allow(pod), NOW + HOUR, 3).unwrap();
         assert!(state.revocations.is_empty());
+    }
+
+    #[test]
+    fn the_newest_request_for_a_root_is_remembered() {
+        let request = |number| Change::RequestRoot { csr: vec![number; 300] };
+        let state = after([request(1), request(2)]);
+        assert_eq!(state.requested_root, Some(vec![2; 300]));
+        assert_eq!(State::from_parts(state.to_parts()).unwrap(), state);
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Operator {
 
     /// A root that waits to be published.
     pub(crate) async fn prepare(&mut self) -> Result<()> {
-        self.roots.prepare_root(PrepareRootRequest { reason: REASON.into() }).await?;
+        self.roots.prepare_root(PrepareRootRequest { reason: REASON.into(), self_signed: false }).await?;
         Ok(())
     }
 

@@ -73,7 +73,8 @@ impl Certificates {
     fn authority(&mut self, index: u64, is_root: bool, certificate: Vec<u8>) -> Result<(), String> {
         let certificate = Arc::new(CertificateDer::from(certificate));
         let is_signed = if is_root {
-            is_signed_by(&certificate, &certificate)
+            // What a corporate CA signed is an anchor by the acts that made it one; whatever is above it is not in the ledger.
+            is_signed_by(&certificate, &certificate) || is_of_another(&certificate)
         } else {
             self.authorities.values().any(|root| root.is_root && is_signed_by(&certificate, &root.certificate))
         };
@@ -108,6 +109,11 @@ impl Waiting {
     fn is_signed(&self) -> bool {
         is_signed_by(&self.certificate, &self.issuer)
     }
+}
+
+/// Whether it names another issuer than itself.
+fn is_of_another(certificate: &[u8]) -> bool {
+    X509Certificate::from_der(certificate).is_ok_and(|(_, certificate)| certificate.issuer() != certificate.subject())
 }
 
 /// Whether the key in `issuer` made the signature of `certificate`.

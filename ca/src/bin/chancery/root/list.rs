@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Roots;
 use crate::client::CliError;
 use crate::identity::pem;
-use crate::output::moment;
+use crate::output::{moment, remark};
 
 /// How a root is printed.
 #[derive(Clone, Debug, Serialize)]
@@ -22,6 +22,8 @@ pub(super) struct RootRow {
     not_before: String,
     not_after: String,
     subject: String,
+    /// The corporate CA above it; empty if there is none.
+    signed_by: String,
     /// Whether it can sign.
     has_key: bool,
     issuing_until: String,
@@ -47,6 +49,7 @@ impl From<&RootRecord> for RootRow {
             not_before: moment(record.not_before_ms),
             not_after: moment(record.not_after_ms),
             subject: record.subject.clone(),
+            signed_by: record.signed_by.clone(),
             has_key: record.has_key,
             issuing_until: moment(record.issuing_until_ms),
             entry: record.entry,
@@ -56,6 +59,9 @@ impl From<&RootRecord> for RootRow {
 
 pub(super) async fn run(mut ca: Roots, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let roots = ca.list_roots(ListRootsRequest {}).await?.into_inner().roots;
+    for root in roots.iter().filter(|root| !root.advice.is_empty()) {
+        remark(format!("the root {} ends at {}: {}", root.fingerprint, moment(root.not_after_ms), root.advice));
+    }
     let roots: Vec<RootRow> = roots.iter().map(RootRow::from).collect();
     Ok(rows(out, format, &["state", "since", "not_after", "leaves_by", "fingerprint", "subject"], &roots)?)
 }

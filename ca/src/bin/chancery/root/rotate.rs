@@ -150,7 +150,7 @@ impl<W: Write> Walk<'_, W> {
         let reason = self.args.reason.clone().unwrap_or_default();
         match step {
             Next::Prepare => {
-                let request = PrepareRootRequest { reason };
+                let request = PrepareRootRequest { reason, self_signed: false };
                 let moved = self.ask(async |ca| Ok(ca.prepare_root(request.clone()).await?.into_inner())).await?;
                 self.done(RootState::Prepared, moved)
             }

@@ -1,9 +1,9 @@
-//! `chancery root prepare|publish|activate|retire`: one step.
+//! `chancery root publish|activate|retire`: one step.
 
 use std::io::Write;
 
 use chancery_process::output::{Format, fields};
-use chancery_proto::chancery::v1::{MoveRootRequest, MoveRootResponse, PrepareRootRequest, RootState};
+use chancery_proto::chancery::v1::{MoveRootRequest, MoveRootResponse, RootState};
 use clap::Args;
 use serde::Serialize;
 
@@ -32,11 +32,6 @@ pub(super) struct Moved {
     changed: bool,
     #[serde(flatten)]
     root: Option<RootRow>,
-}
-
-pub(super) async fn prepare(mut ca: Roots, reason: String, out: &mut impl Write, format: Format) -> Result<(), CliError> {
-    let moved = ca.prepare_root(PrepareRootRequest { reason }).await?.into_inner();
-    Ok(fields(out, format, &Moved::from(moved))?)
 }
 
 pub(super) async fn run(mut ca: Roots, to: RootState, args: StepArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
