@@ -197,3 +197,16 @@ async fn a_ca_that_lost_entries_is_told_every_certificate() {
         assert_eq!((told.namespace.as_str(), told.service_account.as_str()), ("shop", "cart"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_revoked_is_replaced_at_once_and_others_are_not() {
+    let ca = FakeCa::start();
+    let agent = Place::new(&ca).start(&ca);
+    let mut cart = agent.svids.attach(ca.token(&cart())).await.unwrap();
+    let mut checkout = agent.svids.attach(ca.token(&TokenPlan::pod(11, "shop", "checkout"))).await.unwrap();
+    let (revoked, other) = (ready(&mut cart).await, ready(&mut checkout).await);
+    let trust = ca.pki.trust(7).with_crl(Some(ca.pki.crl(&[revoked.serial()])));
+    ca.send(wire::ca_message::Message::Trust(chancery_agent::ca_client::trust::to_wire(&trust))).await;
+    assert_ne!(renewed(&mut cart, &revoked).await.serial(), revoked.serial());
+    assert!(serves(&checkout, &other));
+}

@@ -80,6 +80,20 @@ async fn trust_only_grows_and_a_distrusted_root_never_comes_back() {
     assert_eq!(agent.svids.trust().borrow().as_ref().unwrap().distrusted, [bad.fingerprint()], "what was distrusted is not forgotten");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn crls_that_cannot_be_read_are_not_taken_over_and_others_are() {
+    let ca = FakeCa::start();
+    let agent = Place::new(&ca).start(&ca);
+    agent.connected().await;
+    let broken = wire::TrustState { crl: b"no CRL".to_vec(), ..trust::to_wire(&ca.pki.trust(5)) };
+    ca.send(wire::ca_message::Message::Trust(broken)).await;
+    let crl = ca.pki.crl(&[]);
+    ca.send(message(&ca.pki.trust(6).with_crl(Some(crl.clone())))).await;
+    let mut trust = agent.svids.trust();
+    let taken = trust.wait_for(|trust| trust.as_ref().is_some_and(|trust| trust.sequence >= 5)).await.unwrap().clone().unwrap();
+    assert_eq!((taken.sequence, taken.crl.as_ref()), (6, Some(&crl)));
+}
+
 /// Replaces the bundle file by this root, with a line that says how new it is.
 fn write_bundle(place: &Place, sequence: Option<u64>, root: &Pki) {
     let Anchor::BundleFile(path) = &place.anchor else { unreachable!() };

@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chancery_identity::Clock;
+use chancery_identity::{Clock, TrustState};
 use chancery_proto::chancery::v1 as wire;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -123,7 +123,7 @@ impl Owner {
                 Ok(()) = reachable.changed() => self.reachability(&mut reachable),
                 Ok(()) = orders.changed() => self.reissue_all(),
                 Ok(()) = tell_orders.changed() => self.tell_certificates(),
-                Ok(()) = remembered.0.changed() => self.keep.changed(),
+                Ok(()) = remembered.0.changed() => self.trust_changed(&mut remembered.0),
                 Ok(()) = remembered.1.changed() => self.keep.changed(),
                 Ok(()) = remembered.2.changed() => self.keep.changed(),
                 () = self.accounts.changed() => self.keep.changed_soon(),
@@ -181,6 +181,20 @@ impl Owner {
             self.workloads.values_mut().for_each(|workload| workload.retry(now));
         }
         self.wake = Instant::now();
+    }
+
+    /// Asks for others in the place of certificates that are revoked by now, which the CA may refuse.
+    fn trust_changed(&mut self, trust: &mut watch::Receiver<Option<Arc<TrustState>>>) {
+        self.keep.changed();
+        let Some(crl) = trust.borrow_and_update().as_ref().and_then(|trust| trust.crl.clone()) else { return };
+        let now = self.clock.now();
+        for workload in self.workloads.values_mut() {
+            if workload.held().is_some_and(|held| crl.revokes(held.svid.serial())) {
+                tracing::warn!(workload = %workload.key(), "its certificate was revoked; asking for another");
+                workload.reissue(now);
+                self.wake = Instant::now();
+            }
+        }
     }
 
     fn reissue_all(&mut self) {

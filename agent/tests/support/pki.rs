@@ -1,9 +1,9 @@
 //! A root that signs.
 
-use chancery_identity::{Fingerprint, PrivateKey, Serial, TrustBundle, TrustState, X509Svid};
+use chancery_identity::{Crl, Fingerprint, PrivateKey, Serial, TrustBundle, TrustState, X509Svid};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
@@ -49,6 +49,26 @@ impl Pki {
     pub fn sign(&self, id: &str, public_key: &[u8], from: OffsetDateTime, until: OffsetDateTime) -> CertificateDer<'static> {
         let key = SubjectPublicKeyInfo::from_der(public_key).unwrap();
         leaf(id, from, until).signed_by(&key, &self.issuer).unwrap().der().clone()
+    }
+
+    /// A CRL of what this root issued.
+    pub fn crl(&self, revoked: &[Serial]) -> Crl {
+        let now = OffsetDateTime::now_utc();
+        let entry = |serial: &Serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&serial.0),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now - Duration::hours(1),
+            next_update: now + Duration::days(1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Crl::from_der([&**params.signed_by(&self.issuer).unwrap().der()]).unwrap()
     }
 
     /// The CA's own certificate.

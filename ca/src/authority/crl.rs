@@ -159,6 +159,14 @@ impl Crls {
         self.revoked.len() + more.iter().filter(|one| !self.revoked.contains_key(&one.serial)).count()
     }
 
+    /// As if so many were revoked.
+    #[cfg(test)]
+    pub(super) fn fill(&mut self, count: usize) {
+        let now = OffsetDateTime::now_utc();
+        let listed = Listed { issuing_certificate: [0; 16], since: now, not_after: now };
+        self.revoked.extend((0..count as u128).map(|number| (Serial(number.to_be_bytes()), listed)));
+    }
+
     fn may_sign(&self, state: &State, issuer: &Issuer) -> bool {
         let id = issuer.certificate_id();
         state.crl.is_none() || self.used.contains(&id) || self.covered.get(&id).is_some_and(|sequence| *sequence <= self.proven)

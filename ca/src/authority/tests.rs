@@ -1,6 +1,7 @@
 //! The authority's life: first start, restarts, renewals, and what does not belong together.
 
 mod corporate;
+mod crl;
 mod roots;
 
 use std::time::Duration;

@@ -193,6 +193,8 @@ impl Parts {
         let ledger = self.ledger.stats();
         let checkpoint = self.checkpoints.newest();
         let scrub = self.scrubs.standing();
+        let crl = self.authority.crl_standing();
+        let crl_age = crl.since.map_or(0.0, |since| (now - since).as_seconds_f64());
         // As the agents say it: 0 if there is none.
         let first_expiry = fleet.first_expiry_ms.map_or(0.0, |expiry| Duration::milliseconds(expiry - millis(now)).as_seconds_f64());
         // Infinite if there is none, so that whoever watches for an old one is told.
@@ -219,6 +221,9 @@ impl Parts {
                 "Failed renewals of the CA's own certificates",
                 count(self.authority.failed_renewals()),
             ),
+            Reading::one("chancery_revoked_certificates", "Certificates that are revoked and have not expired", count(crl.revoked)),
+            Reading::one("chancery_crl_number", "The number of the CRLs in force; 0 while there are none", count(crl.number)),
+            Reading::one("chancery_crl_age_seconds", "Since the CRLs in force were signed; 0 while there are none", crl_age),
             Reading::one("chancery_proxies_lagging", "Proxies without the newest trust bundle", count(fleet.lagging)),
             Reading::one(
                 "chancery_proxies_outdated",

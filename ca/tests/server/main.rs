@@ -6,6 +6,7 @@ mod checkpoints;
 mod ledger;
 mod loss;
 mod reload;
+mod revocation;
 mod roles;
 mod roots;
 mod serving;

@@ -213,7 +213,7 @@ async fn sessions_are_not_resumed() {
 }
 
 /// A session of `agent`, with its first three messages read.
-async fn session(
+pub(crate) async fn session(
     ca: &Ca,
     agent: &chancery_identity::X509Svid,
 ) -> (tokio::sync::mpsc::Sender<AgentMessage>, tonic::Streaming<chancery_proto::chancery::v1::CaMessage>) {

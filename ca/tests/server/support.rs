@@ -175,6 +175,11 @@ impl Ca {
         operator(&self.running).await
     }
 
+    /// A connection to the admin socket.
+    pub(crate) async fn admin(&self) -> Channel {
+        admin(&self.running).await
+    }
+
     /// What answers auditors, on the admin socket.
     pub(crate) async fn log(&self) -> LogServiceClient<Channel> {
         LogServiceClient::new(admin(&self.running).await)

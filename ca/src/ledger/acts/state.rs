@@ -414,6 +414,31 @@ mod tests {
     }
 
     #[test]
+    fn a_ban_revokes_the_agents_own_certificates_which_stay_so_when_it_is_taken_back() {
+        let agent = id("chancery/agent/east/7");
+        let (ban, own) = (Change::Ban { agent: agent.clone(), until: NOW + HOUR }, Subject::SpiffeId(agent.clone()));
+        let state = after([ban.clone(), Change::Unban(agent.clone())]);
+        assert!(state.revocations.contains_key(&own) && !state.is_banned(&agent));
+        let applicant = Applicant { spiffe_id: &agent, pod_uid: None, cluster: "east", node: "", agent: &agent };
+        assert_eq!(state.obstacle(&applicant), None, "it may join again");
+        // What was revoked for another reason keeps it from certificates as before.
+        let revoke = Change::Revoke { subject: own.clone(), until: NOW + HOUR };
+        let state = after([revoke, ban, Change::Unban(agent.clone())]);
+        assert!(state.obstacle(&applicant).is_some());
+    }
+
+    #[test]
+    fn crls_come_in_the_order_of_their_numbers_and_that_there_were_some_stays_known() {
+        let crls = |number, sha256| Change::Crl(Crls { number, sha256, certificates: 1 });
+        let state = after([crls(7, Some([1; 32]))]);
+        assert_eq!(state.crls().map(|record| record.crls.number), Some(7));
+        assert!(state.clone().apply(&crls(7, Some([2; 32])), NOW, 9).is_err());
+        let state = after([crls(7, Some([1; 32])), crls(8, None)]);
+        assert!(state.crls().is_none() && state.crl.is_some());
+        assert_eq!(State::from_parts(state.to_parts()).unwrap(), state);
+    }
+
+    #[test]
     fn what_has_expired_is_forgotten_with_the_next_act_unless_it_keeps_somebody_back() {
         let (serial, pod) = (Subject::Serial(Serial([7; 16])), Subject::Pod(Uuid::from_u128(7)));
         let revoke = |subject: &Subject| Change::Revoke { subject: subject.clone(), until: NOW + HOUR };

@@ -1,0 +1,63 @@
+//! Issuing certificates and roots wait for their CRLs while there are any.
+
+use super::world::*;
+use crate::ledger::acts::Subject;
+use crate::rotation::*;
+
+/// Agents of which the first one's pod is revoked, and everybody knows it.
+async fn revoked(agents: u128) -> World {
+    let mut world = World::new(agents).await;
+    let subject = Subject::Pod(uuid::Uuid::from_u128(1));
+    let done = world.run.authority.revoke("local:uid=0", subject, WHY).await.unwrap();
+    assert_eq!(done.certificates, 1);
+    world.everybody_reports();
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_is_activated_when_everybody_has_the_crl_of_its_issuing_certificate() {
+    let mut world = revoked(2).await;
+    world.go(RootState::Prepared).await.unwrap();
+    let published = world.go(RootState::Published).await.unwrap().now.entry + 1;
+    let with_crl = world.run.authority.trust().borrow().sequence;
+    assert!(with_crl > published, "the CRL follows the publication");
+    world.report(1);
+    world.report_as(2, |report| {
+        report.trust_sequence = published;
+        report.convergence.as_mut().unwrap().trust_sequence = published;
+    });
+    world.rotation.walk_on().await.unwrap();
+    let words = refused(world.go(RootState::Active).await);
+    assert!(words.contains("1 who count are missing"), "{words}");
+    world.report(2);
+    assert!(world.go(RootState::Active).await.unwrap().changed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_issuing_certificate_signs_when_the_last_one_has_reported_its_crl() {
+    let mut world = revoked(2).await;
+    let issuer = |world: &World| world.run.authority.issuer().certificate().clone();
+    let old = issuer(&world);
+    world.pass(time::Duration::hours(84)).await;
+    // Everybody has renewed meanwhile, and something is revoked again.
+    for agent in [1, 2] {
+        world.issue(agent).await;
+    }
+    world.run.authority.revoke("local:uid=0", Subject::Pod(uuid::Uuid::from_u128(1)), WHY).await.unwrap();
+    world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    world.report(1);
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(issuer(&world), old, "one has not reported");
+    world.report(2);
+    world.rotation.walk_on().await.unwrap();
+    assert_ne!(issuer(&world), old);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_distrust_waits_for_no_crl() {
+    let world = revoked(2).await;
+    let old = world.run.authority.root_fingerprint();
+    world.distrust(old, Duration::from_secs(30)).await;
+    assert_ne!(world.run.authority.root_fingerprint(), old);
+    assert_eq!(world.run.authority.issuer().root_fingerprint(), world.run.authority.root_fingerprint());
+}
