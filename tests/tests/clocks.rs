@@ -162,6 +162,34 @@ async fn while_the_cas_clock_is_a_day_ahead_the_agent_keeps_the_last_good_certif
 }
 
 #[tokio::test]
+async fn while_the_cas_clock_is_a_day_ahead_no_root_moves_unless_the_operator_confirms_it() {
+    let lab = Lab::new().unwrap();
+    let Some(clock) = FakeClock::new(&lab, "+0") else { return };
+    let ca = start(&lab, &clock, HOUR, "agent = \"72h\"\n").await;
+    let agent = Agent::start(&lab, &ca, NODE).await.unwrap();
+    let token = token_of(&ca.issuer().unwrap(), NODE, OffsetDateTime::now_utc());
+    let good = secrets::fetch(&agent.sds_socket, Some(&token), Duration::from_secs(5)).await.unwrap();
+    for step in ["prepare", "publish"] {
+        ca.chancery(&["root", step, "--reason", "a test"]).unwrap();
+    }
+
+    clock.set("+1d");
+    let ahead = async || match ca.chancery(&["root", "activate", "--reason", "a test", "--except", NODE]) {
+        Err(refused) if refused.to_string().contains("ahead of the median of the agents' clocks") => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    // Not even with whoever is missing left out.
+    let until = wait::until("the activation is refused for the clock", NOTICED_WITHIN, ahead);
+    until.await.unwrap();
+    let again = secrets::fetch(&agent.sds_socket, Some(&token), Duration::from_secs(5)).await.unwrap();
+    assert_eq!(again.svid.serial(), good.svid.serial(), "nobody loses a certificate");
+    let confirmed = ["root", "activate", "--reason", "a test", "--except", NODE, "--confirm-clock"];
+    ca.chancery(&confirmed).unwrap();
+    let states = ca.ask(&["root", "list"]).unwrap();
+    assert_eq!((&states[0]["state"], &states[1]["state"]), (&"draining".into(), &"active".into()), "{states}");
+}
+
+#[tokio::test]
 async fn a_ca_that_was_off_for_three_days_starts_and_issues() {
     let lab = Lab::new().unwrap();
     let Some(clock) = FakeClock::new(&lab, "-3d") else { return };

@@ -63,7 +63,8 @@ impl Authority {
         *held = Held::read(&self.maker.ledger, &self.maker.keys).await?;
         // One that is recorded and in no act is from a call that was interrupted here.
         let unused = held.roots.iter().find(|root| {
-            let is_unused = !state.roots.contains_key(&root.fingerprint) && root.key.is_some() && now < root.not_after;
+            let is_valid = (root.not_before..root.not_after).contains(&now);
+            let is_unused = !state.roots.contains_key(&root.fingerprint) && root.key.is_some() && is_valid;
             is_unused && !(own && root.signed_by.is_some())
         });
         let root = if let Some(root) = unused {
@@ -177,14 +178,15 @@ fn requested_key(csr: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The root that is to follow the active one: the newest of those that are furthest on their way. What a corporate CA signed comes before what
-/// the CA made by itself, which has to have half of its life before it. With `own`, only the latter.
+/// the CA made by itself, which has to have half of its life before it. One that was made while the clock was ahead, and is not valid yet, is of
+/// no use. With `own`, only what the CA made by itself.
 fn replacement(state: &State, held: &Held, now: OffsetDateTime, own: bool) -> Option<Fingerprint> {
     let newest = |to: RootState, corporate: bool| {
         let there = state.roots.iter().filter(|(_, root)| root.state == to);
         let there = there.filter(|(root, _)| held.root(**root).is_some_and(|root| root.signed_by.is_some() == corporate));
         let root = held.root(*there.max_by_key(|(_, root)| root.entry)?.0)?;
         let lasts = if corporate { now < root.not_after } else { !is_past_half(now, root.not_before, root.not_after) };
-        (root.key.is_some() && lasts).then_some(root.fingerprint)
+        (root.key.is_some() && now >= root.not_before && lasts).then_some(root.fingerprint)
     };
     let either = |corporate| newest(RootState::Published, corporate).or_else(|| newest(RootState::Prepared, corporate));
     let corporate = if own { None } else { either(true) };

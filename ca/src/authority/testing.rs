@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chancery_identity::{Clock, checkpoint};
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 
 use super::{Authority, AuthorityError, DataDirectory, Kind, Settings};
 use crate::keys::{FileKeyManager, KeyManager};
@@ -41,6 +42,8 @@ pub(crate) enum Commits {
     Work,
     /// There is no room.
     Full,
+    /// There is room for acts alone, as on a disk with nothing left but what is reserved for them.
+    ActsOnly,
     /// They never come back, as in a process that was killed.
     Hang,
 }
@@ -52,11 +55,38 @@ pub(crate) struct MemoryStore {
     epoch: Mutex<u64>,
     cells: Mutex<BTreeMap<String, Bytes>>,
     commits: Mutex<Commits>,
+    /// After so many more commits they do that.
+    later: Mutex<Option<(usize, Commits)>>,
+    hanging: Notify,
 }
 
 impl MemoryStore {
     pub(crate) fn set_commits(&self, commits: Commits) {
         *self.commits.lock().unwrap() = commits;
+        *self.later.lock().unwrap() = None;
+    }
+
+    /// Has commits do something else after the next few.
+    pub(crate) fn set_commits_after(&self, next: usize, commits: Commits) {
+        *self.later.lock().unwrap() = Some((next, commits));
+    }
+
+    /// Comes back when a commit hangs.
+    pub(crate) async fn hangs(&self) {
+        self.hanging.notified().await;
+    }
+
+    fn next_commit(&self) -> Commits {
+        let mut later = self.later.lock().unwrap();
+        match &mut *later {
+            Some((0, commits)) => {
+                *self.commits.lock().unwrap() = *commits;
+                *later = None;
+            }
+            Some((next, _)) => *next -= 1,
+            None => {}
+        }
+        *self.commits.lock().unwrap()
     }
 
     /// Forgets everything but the first entries, among which is no act.
@@ -86,11 +116,16 @@ impl Store for MemoryStore {
     }
 
     async fn commit(&self, expected: Head, group: Group) -> Result<Head, StoreError> {
-        let commits = *self.commits.lock().unwrap();
-        match commits {
+        match self.next_commit() {
             Commits::Work => {}
-            Commits::Full => return Err(StoreError::Full { place: "memory".into(), detail: "by order of the test".into() }),
-            Commits::Hang => std::future::pending().await,
+            Commits::ActsOnly if group.raises_epoch => {}
+            Commits::Full | Commits::ActsOnly => {
+                return Err(StoreError::Full { place: "memory".into(), detail: "by order of the test".into() });
+            }
+            Commits::Hang => {
+                self.hanging.notify_one();
+                std::future::pending::<()>().await;
+            }
         }
         let head = self.head().await?;
         if head != expected {
@@ -103,7 +138,7 @@ impl Store for MemoryStore {
 
     async fn make_room(&self) -> Result<(), StoreError> {
         match *self.commits.lock().unwrap() {
-            Commits::Full => Err(StoreError::Full { place: "memory".into(), detail: "by order of the test".into() }),
+            Commits::Full | Commits::ActsOnly => Err(StoreError::Full { place: "memory".into(), detail: "by order of the test".into() }),
             Commits::Work | Commits::Hang => Ok(()),
         }
     }
@@ -189,7 +224,15 @@ pub(crate) struct Run {
 
 impl TestCa {
     pub(crate) fn new() -> Self {
-        let parent = tempfile::tempdir().unwrap();
+        Self::in_directory(tempfile::tempdir().unwrap())
+    }
+
+    /// In memory where there is such a file system: nothing of it has to outlive the test.
+    pub(crate) fn in_memory() -> Self {
+        Self::in_directory(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
+    }
+
+    fn in_directory(parent: tempfile::TempDir) -> Self {
         Self { parent, store: Arc::default(), clock: TestClock::new(), settings: Settings::default() }
     }
 

@@ -15,10 +15,35 @@ use crate::ledger::{Identity, Ledger, LedgerError, read_identity};
 
 /// How much is read at once, in bytes.
 const READ_BYTES: usize = 1 << 20;
+/// As many entries fit into that, however large they are.
+const LARGEST_ENTRIES: u64 = 16;
 /// How many entries that is at most.
 const READ_ENTRIES: u64 = 4096;
 /// What has expired is kept for so long, since clocks are set back a little now and then.
 const KEPT: time::Duration = time::Duration::minutes(5);
+
+/// So many of the newest entries tell whether there are agents: as many as a CA without any records in years.
+const NEWEST_ENTRIES: u64 = 4096;
+
+/// Whether anything was issued through an agent or sidecar lately, be it alive or not: whatever the clock says.
+///
+/// # Errors
+/// If the ledger cannot be read.
+pub async fn has_served(ledger: &Ledger) -> Result<bool, LedgerError> {
+    let mut end = ledger.entries();
+    let oldest = end.saturating_sub(NEWEST_ENTRIES);
+    while end > oldest {
+        let first = end.saturating_sub(LARGEST_ENTRIES).max(oldest);
+        let entries = ledger.stored_entries(first..end, READ_BYTES).await?;
+        for (index, entry) in (first..).zip(&entries) {
+            if read_identity(index, entry)?.is_some_and(|identity| identity.issuance.role != Role::Unspecified) {
+                return Ok(true);
+            }
+        }
+        end = first;
+    }
+    Ok(false)
+}
 
 /// The newest certificate of somebody.
 #[derive(Clone, Copy, Debug)]

@@ -190,7 +190,7 @@ impl Asked {
         let away = record.filter(|record| record.line.is_none());
         let away = away.map(|record| format!("not connected since {}", moment(record.last_seen)));
         let speaker = Speaker { id, node, away };
-        let Some(record) = record.filter(|record| record.reported) else {
+        let Some(record) = record.filter(|record| record.reported.is_some()) else {
             return self.missing.add(speaker.missing(&hanging("has not reported since the CA started", pods)));
         };
         let Some(convergence) = &record.report.convergence else {

@@ -19,12 +19,14 @@ use chancery_identity::{Clock, SpiffeId};
 use chancery_proto::chancery::v1::{AgentRecord, Hello, LedgerAlarm, Order, ProxyLag, Report};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use alive::Alive;
 use session::LineEnd;
 
+pub use alive::has_served;
 pub use convergence::{Goal, MAX_NAMED as MAX_MISSING_NAMED, Missing, MissingKind, MissingOne, Unproven, missing};
 pub use explain::{Explanation, Level};
 pub use ledger::LedgerSource;
@@ -129,8 +131,8 @@ struct Record {
     line: Option<Line>,
     last_seen: OffsetDateTime,
     version: String,
-    /// A report has come since this CA started.
-    reported: bool,
+    /// When the report came; none has since this CA started.
+    reported: Option<Instant>,
     report: Report,
     /// The pods that the report is about, in order; taken out of it.
     pods: Box<[Uuid]>,
@@ -291,11 +293,12 @@ impl Fleet {
         problems
     }
 
-    /// The median of the connected agents' clocks less this CA's; none while no agent has reported.
+    /// The median of the connected agents' clocks less this CA's, which may have been set since they reported; none while no agent has.
     pub fn median_clock_offset(&self) -> Option<time::Duration> {
+        let now = wire::millis(self.clock.now());
         let agents = self.lock();
-        let reporting = agents.by_id.values().filter(|record| record.line.is_some() && record.reported);
-        let mut offsets: Vec<i64> = reporting.map(|record| record.clock_offset_ms).collect();
+        let reporting = agents.by_id.values().filter(|record| record.line.is_some());
+        let mut offsets: Vec<i64> = reporting.filter_map(|record| Some(record.clock_at(Instant::now())?.saturating_sub(now))).collect();
         let middle = offsets.len() / 2;
         (!offsets.is_empty()).then(|| time::Duration::milliseconds(*offsets.select_nth_unstable(middle).1))
     }
@@ -369,7 +372,7 @@ impl Record {
             line: None,
             last_seen: now,
             version: String::new(),
-            reported: false,
+            reported: None,
             report: Report::default(),
             pods: Box::default(),
             clock_offset_ms: 0,
@@ -400,7 +403,7 @@ impl Record {
             }
             convergence.pods.clear();
         }
-        self.reported = true;
+        self.reported = Some(Instant::now());
         if let Some(view) = &mut report.ledger {
             // Only the size is needed on; the session has compared the note itself.
             view.checkpoint = shortened_to(&view.checkpoint, MAX_NOTE);
@@ -416,6 +419,12 @@ impl Record {
         self.last_seen = now;
         self.clock_offset_ms = report.clock_ms.saturating_sub(wire::millis(now));
         self.report = report;
+    }
+
+    /// The agent's clock, in Unix milliseconds; none before its first report.
+    fn clock_at(&self, now: Instant) -> Option<i64> {
+        let since = now.duration_since(self.reported?);
+        Some(self.report.clock_ms.saturating_add(i64::try_from(since.as_millis()).ok()?))
     }
 
     /// What the agent reported, or this CA found.

@@ -6,7 +6,7 @@ use chancery_identity::Fingerprint;
 use time::OffsetDateTime;
 
 use super::{Rotation, RotationError};
-use crate::fleet::{Goal, Missing, missing};
+use crate::fleet::{Goal, Missing, has_served, missing};
 use crate::ledger::acts::{Overrides, Root, RootState, State};
 
 /// How many who are missing the message names.
@@ -71,12 +71,24 @@ impl Rotation {
             // Harms nobody, or is not possible at all, which the ledger says.
             _ => return Ok(gate),
         }
-        let clock = self.clocks.problem(self.now(), self.fleet.median_clock_offset());
+        let clock = self.clock_problem().await?;
         gate.obstacles.extend(clock.filter(|_| !overrides.confirm_clock).map(Obstacle::Clock));
         if overrides.force {
             gate.obstacles.retain(|obstacle| matches!(obstacle, Obstacle::NotReady(_) | Obstacle::AcceptedLoss(_)));
         }
+        #[cfg(test)]
+        (self.omit)(&mut gate);
         Ok(gate)
+    }
+
+    /// Why no gate is to be opened by this machine's clock.
+    pub(super) async fn clock_problem(&self) -> Result<Option<String>, RotationError> {
+        let agents = self.fleet.median_clock_offset();
+        let problem = self.clocks.problem(self.now(), agents);
+        if problem.is_some() || agents.is_some() || self.clocks.is_confirmed() || !has_served(&self.ledger).await? {
+            return Ok(problem);
+        }
+        Ok(Some("no agent has reported since the CA started, and so nothing confirms this machine's clock".to_owned()))
     }
 
     /// Everybody has the root.
@@ -84,10 +96,14 @@ impl Rotation {
         let now = self.now();
         let root = self.authority.roots().iter().find(|root| root.fingerprint == gate.root).cloned();
         let awaited = root.as_ref().and_then(|root| root.awaited).unwrap_or_default();
-        if root.is_none_or(|root| root.issuing_until.is_none_or(|until| until <= now)) {
-            let problem = "it has no issuing certificate that can sign; the CA's log says why".to_owned();
-            gate.obstacles.push(Obstacle::NotReady(problem));
-        }
+        let problem = match root {
+            Some(root) if root.not_before > now => {
+                Some(format!("it is not valid before {}: made while a clock was wrong? Prepare another", root.not_before))
+            }
+            Some(root) if root.issuing_until.is_some_and(|until| until > now) => None,
+            _ => Some("it has no issuing certificate that can sign; the CA's log says why".to_owned()),
+        };
+        gate.obstacles.extend(problem.map(Obstacle::NotReady));
         // The trust state that the publication made; while there are CRLs, with that of the issuing certificate.
         let published = state.trust_floor() + from.entry + 1;
         self.count(gate, Goal::Trust(published.max(awaited)), overrides).await?;

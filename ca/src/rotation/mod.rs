@@ -135,6 +135,9 @@ pub struct Rotation {
     settings: ArcSwap<Settings>,
     /// Locked while what has begun is finished, so that nothing is done twice at once.
     reissues: Mutex<Reissues>,
+    /// Takes an obstacle out of every gate, to show what it is there for.
+    #[cfg(test)]
+    omit: fn(&mut Gate),
 }
 
 /// Why an act was not recorded.
@@ -155,7 +158,17 @@ impl Rotation {
     pub fn new(ledger: Ledger, authority: Arc<Authority>, fleet: Arc<Fleet>, settings: Settings, clock: Arc<dyn Clock>) -> Self {
         let clocks = ClockWatch::new(clock.now());
         let settings = ArcSwap::from_pointee(settings);
-        Self { ledger, authority, fleet, clock, clocks, settings, reissues: Mutex::default() }
+        Self {
+            ledger,
+            authority,
+            fleet,
+            clock,
+            clocks,
+            settings,
+            reissues: Mutex::default(),
+            #[cfg(test)]
+            omit: |_| (),
+        }
     }
 
     /// These count from now on.

@@ -1,9 +1,8 @@
 //! Rotations over the real authority, ledger and fleet: what each gate is there for, and that a kill anywhere loses nothing.
 
 mod crls;
+mod model;
 mod world;
-
-use std::collections::BTreeMap;
 
 use chancery_proto::chancery::v1::{ProxyLag, Report};
 use time::Duration as Span;
@@ -71,9 +70,10 @@ async fn a_root_may_be_retired_once_the_last_certificate_under_it_has_expired() 
     let mut world = World::activated(2).await;
     world.everybody_renews().await;
     // An agent that was never heard of again, and whose certificates are old.
-    let world = world.restart().await;
+    let mut world = world.restart().await;
     refused(world.go(RootState::Retired).await);
     world.pass(CERTIFICATE + Span::minutes(1)).await;
+    world.report(1);
     world.run.authority.tick(world.ca.clock.now()).await.unwrap();
     world.go(RootState::Retired).await.unwrap();
 }
@@ -120,6 +120,50 @@ async fn a_clock_that_is_not_believed_opens_no_gate() {
     world.go_with(RootState::Active, &confirmed).await.unwrap();
     world.everybody_renews().await;
     world.go(RootState::Retired).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_clock_a_day_ahead_nothing_is_retired_and_no_distrust_ends_early() {
+    let mut world = World::activated(2).await;
+    let old = world.rotation.find(None, &[RootState::Draining]).unwrap();
+    let reports = |world: &mut World| {
+        for agent in 1..=2 {
+            world.report_as(agent, |report| report.clock_ms -= i64::try_from(Span::DAY.whole_milliseconds()).unwrap());
+        }
+    };
+    // By this clock every certificate under the old root has expired, and nobody is missing.
+    world.ca.clock.advance(Span::DAY);
+    reports(&mut world);
+    let words = refused(world.go(RootState::Retired).await);
+    assert!(words.contains("ahead of the median") && !words.contains("missing"), "{words}");
+    world.distrust(old, Duration::from_secs(30)).await;
+    world.pass(Span::seconds(29)).await;
+    reports(&mut world);
+    world.rotation.walk_on().await.unwrap();
+    assert!(world.is_trusted(old));
+    // Right again: whoever is missing is missing.
+    world.ca.clock.advance(-Span::DAY);
+    world.everybody_reports();
+    assert!(refused(world.go(RootState::Retired).await).contains("shop/cart-2"));
+    world.everybody_renews().await;
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.state_of(old), RootState::Distrusted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_no_agent_has_confirmed_since_the_start_opens_no_gate() {
+    let world = World::activated(1).await;
+    world.ca.clock.advance(Span::DAY);
+    let mut world = world.restart().await;
+    let words = refused(world.go(RootState::Retired).await);
+    assert!(words.contains("nothing confirms this machine's clock"), "{words}");
+    world.ca.clock.advance(-Span::DAY);
+    world = world.restart().await;
+    world.everybody_renews().await;
+    world.go(RootState::Retired).await.unwrap();
+    // A CA that has never had an agent has nobody to ask.
+    let world = World::published(0).await;
+    world.go(RootState::Active).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,11 +332,8 @@ async fn no_root_is_retired_while_a_certificate_may_be_alive_that_was_lost() {
         roots_kept_until: kept_until,
     };
     ca.ledger().await.accept_loss("local:uid=0", loss, WHY, |_| State::default()).await.unwrap();
-    let run = ca.start().await;
-    assert!(run.authority.trust().borrow().sequence > 1000, "greater than any that agents were given before");
-    let fleet = Fleet::new(ca.clock.clone());
-    let rotation = World::rotation(&ca, &run, &fleet);
-    let mut world = World { ca, run, fleet, rotation, sessions: BTreeMap::new(), entries: BTreeMap::new() };
+    let mut world = World::of(ca).await;
+    assert!(world.run.authority.trust().borrow().sequence > 1000, "greater than any that agents were given before");
     world.issue(1).await;
     for to in [RootState::Prepared, RootState::Published, RootState::Active] {
         world.report(1);

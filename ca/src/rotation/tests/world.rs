@@ -1,6 +1,7 @@
 //! A CA with its agents, whose reports are made by hand.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use chancery_identity::SpiffeId;
@@ -9,8 +10,8 @@ use chancery_proto::chancery::v1::{Convergence, Hello, ProxyLag, Report};
 use time::Duration as Span;
 use uuid::Uuid;
 
-use crate::authority::LeafRequest;
 use crate::authority::testing::{Run, TestCa};
+use crate::authority::{AuthorityError, LeafRequest};
 use crate::fleet::{Member, Session};
 use crate::ledger::Issuance;
 use crate::ledger::entry::{IssueReason, Provenance, Role};
@@ -18,6 +19,29 @@ use crate::rotation::*;
 
 pub(super) const WHY: &str = "a test";
 pub(super) const CERTIFICATE: Span = Span::hours(1);
+
+/// What every certificate is asked for with.
+static REQUEST: LazyLock<VerifiedCsr> = LazyLock::new(|| {
+    let (request, _) = csr::generate(KeyType::EcdsaP256, None).unwrap();
+    VerifiedCsr::from_der(&request).unwrap()
+});
+
+/// A certificate that was recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Certificate {
+    pub(super) entry: u64,
+    pub(super) root: Fingerprint,
+    pub(super) from: OffsetDateTime,
+    pub(super) until: OffsetDateTime,
+}
+
+/// One that is not recorded yet.
+pub(super) struct Signed {
+    /// That it was signed under.
+    pub(super) epoch: u64,
+    issuance: Issuance,
+    certificate: Certificate,
+}
 
 /// A CA with agents, of which each speaks for one pod with one proxy.
 pub(super) struct World {
@@ -32,11 +56,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) async fn new(agents: u128) -> Self {
-        let ca = TestCa::new();
-        let run = ca.start().await;
-        let fleet = Fleet::new(ca.clock.clone());
-        let rotation = Self::rotation(&ca, &run, &fleet);
-        let mut world = Self { ca, run, fleet, rotation, sessions: BTreeMap::new(), entries: BTreeMap::new() };
+        let mut world = Self::of(TestCa::new()).await;
         for agent in 1..=agents {
             world.issue(agent).await;
             world.report(agent);
@@ -44,20 +64,32 @@ impl World {
         world
     }
 
+    /// Without agents.
+    pub(super) async fn of(ca: TestCa) -> Self {
+        let run = ca.start().await;
+        let fleet = Fleet::new(ca.clock.clone());
+        let rotation = Self::rotation(&ca, &run, &fleet);
+        Self { ca, run, fleet, rotation, sessions: BTreeMap::new(), entries: BTreeMap::new() }
+    }
+
     pub(super) fn rotation(ca: &TestCa, run: &Run, fleet: &Arc<Fleet>) -> Rotation {
         Rotation::new(run.ledger.clone(), Arc::clone(&run.authority), Arc::clone(fleet), Settings::default(), ca.clock.clone())
     }
 
     /// The CA is killed and started again; nobody has reported since.
-    pub(super) async fn restart(mut self) -> Self {
+    pub(super) async fn restart(self) -> Self {
+        self.try_restart().await.unwrap()
+    }
+
+    pub(super) async fn try_restart(mut self) -> Result<Self, AuthorityError> {
         let World { ca, run, .. } = self;
         drop(run);
         drop(self.rotation);
         self.sessions.clear();
-        let run = ca.start().await;
+        let run = ca.try_start(|keys| keys).await?;
         let fleet = Fleet::new(ca.clock.clone());
         let rotation = Self::rotation(&ca, &run, &fleet);
-        Self { ca, run, fleet, rotation, sessions: BTreeMap::new(), entries: self.entries }
+        Ok(Self { ca, run, fleet, rotation, sessions: BTreeMap::new(), entries: self.entries })
     }
 
     /// Certificates of an agent and of its pod, as issuance records them.
@@ -68,41 +100,53 @@ impl World {
     }
 
     pub(super) async fn leaf(&self, agent: u128, reason: IssueReason) -> u64 {
+        let pod = (reason != IssueReason::Join).then_some(agent);
+        self.record(self.sign(agent, pod).await.unwrap()).await.unwrap().entry
+    }
+
+    /// A certificate of an agent, or of a pod there, which is not recorded yet.
+    pub(super) async fn sign(&self, agent: u128, pod: Option<u128>) -> Result<Signed, Box<dyn std::error::Error>> {
         let state = self.run.ledger.current_state();
-        let issuer = self.run.authority.issuer_in(&state).await.unwrap();
-        let (request, _) = csr::generate(KeyType::EcdsaP256, None).unwrap();
-        let request = VerifiedCsr::from_der(&request).unwrap();
-        let own = reason == IssueReason::Join;
-        let id = if own { id(agent) } else { "spiffe://example.org/ns/shop/sa/cart".parse().unwrap() };
+        let issuer = self.run.authority.issuer_in(&state).await?;
+        let id = if pod.is_none() { id(agent) } else { "spiffe://example.org/ns/shop/sa/cart".parse().unwrap() };
         let leaf = LeafRequest {
             id: &id,
             dns_names: &[],
-            public_key: &request.public_key,
-            key_type: request.key_type,
+            public_key: &REQUEST.public_key,
+            key_type: REQUEST.key_type,
             lifetime: CERTIFICATE.unsigned_abs(),
         };
-        let leaf = issuer.issue(&leaf, self.ca.clock.now()).await.unwrap();
-        let entry = Issuance {
+        let leaf = issuer.issue(&leaf, self.ca.clock.now()).await?;
+        let issuance = Issuance {
             certificate: Bytes::copy_from_slice(&leaf.certificate),
             issuing_certificate: issuer.certificate_id(),
             root: issuer.root_id(),
             role: Role::Agent,
-            reason,
+            reason: if pod.is_none() { IssueReason::Join } else { IssueReason::First },
             cluster: "east".into(),
             node: format!("node-{agent}"),
             node_uid: Some(Uuid::from_u128(agent)),
             namespace: "shop".into(),
             service_account: "cart".into(),
             service_account_uid: None,
-            pod: format!("cart-{agent}"),
-            pod_uid: (!own).then_some(Uuid::from_u128(agent)),
+            pod: format!("cart-{}", pod.unwrap_or(agent)),
+            pod_uid: pod.map(Uuid::from_u128),
             token_id: String::new(),
             request_id: Uuid::new_v4(),
             trust_sequence: 0,
             sidecar_pod_uid: None,
             provenance: Provenance::Issued,
         };
-        self.run.ledger.append_all_at(state.epoch, vec![entry.into()]).await.unwrap()[0]
+        let (from, until) = (leaf.facts.not_before, leaf.facts.not_after);
+        let certificate = Certificate { entry: 0, root: issuer.root_fingerprint(), from, until };
+        Ok(Signed { epoch: state.epoch, issuance, certificate })
+    }
+
+    /// Records it under the epoch that it was signed under.
+    pub(super) async fn record(&self, signed: Signed) -> Result<Certificate, LedgerError> {
+        let Signed { epoch, issuance, certificate } = signed;
+        let entries = self.run.ledger.append_all_at(epoch, vec![issuance.into()]).await?;
+        Ok(Certificate { entry: entries[0], ..certificate })
     }
 
     /// The agent and its proxy have everything that there is.
@@ -125,6 +169,11 @@ impl World {
         let clock_ms = i64::try_from(self.ca.clock.now().unix_timestamp_nanos() / 1_000_000).unwrap();
         let mut report = Report { clock_ms, trust_sequence: sequence, workloads: 1, convergence: Some(convergence), ..Report::default() };
         spoil(&mut report);
+        self.attach(agent, report);
+    }
+
+    /// An agent connects, and says that of itself.
+    pub(super) fn attach(&mut self, agent: u128, report: Report) {
         let member = Member {
             id: id(agent),
             cluster: "east".into(),
