@@ -1,6 +1,7 @@
 //! Certificates as they leave a running CA: each came over the wire, as an agent gets it.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,17 +9,19 @@ use chancery_ca::attestation::development::{DevelopmentIssuer, TokenRequest};
 use chancery_ca::config::{Config, DEVELOPMENT_CLUSTER, Mode, development_issuer_dir};
 use chancery_ca::server;
 use chancery_identity::csr::{self, KeyType};
+use chancery_identity::profile::check_leaf;
 use chancery_identity::tls::{self, ServerTrust, SharedTrust};
 use chancery_identity::{Clock, PrivateKey, TrustBundle, TrustDomain, TrustState, X509Svid};
 use chancery_proto::chancery::v1 as wire;
 use chancery_proto::chancery::v1::agent_service_client::AgentServiceClient;
+use chancery_proto::chancery::v1::revocation_service_client::RevocationServiceClient;
 use chancery_proto::chancery::v1::workload_result::Outcome;
 use chancery_tests::Result;
 use chancery_tests::lab::Lab;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::{CertificateDer, ServerName};
 use time::OffsetDateTime;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -69,6 +72,8 @@ pub struct Issued {
     pub root: CertificateDer<'static>,
     pub issuing: CertificateDer<'static>,
     pub leaves: Vec<Certified>,
+    /// PEM; empty if nothing was revoked.
+    pub crl: Vec<u8>,
 }
 
 impl Default for Setup {
@@ -109,6 +114,15 @@ impl Setup {
 
     /// Starts the CA, has it issue to an agent, a sidecar and a workload with each type of key, and ends it.
     pub async fn issue(&self) -> Result<Issued> {
+        self.run(false).await
+    }
+
+    /// Likewise, and the last leaf is revoked.
+    pub async fn issue_and_revoke(&self) -> Result<Issued> {
+        self.run(true).await
+    }
+
+    async fn run(&self, revoke: bool) -> Result<Issued> {
         let lab = Lab::new()?;
         let (file, data) = (lab.at("ca.toml"), lab.at("ca"));
         std::fs::write(&file, self.configuration())?;
@@ -126,9 +140,19 @@ impl Setup {
         let issuer = DevelopmentIssuer::open_or_create(&development_issuer_dir(&data))?;
         let agent = Client { address: ca.address.to_string(), trust_domain, trust, clock, issuer };
         let (issuing, leaves) = agent.ask(self).await?;
+        let crl = if revoke {
+            let last = leaves.last().and_then(|leaf| leaf.chain.first()).ok_or("no leaf")?;
+            let serial = check_leaf(last)?.serial;
+            let subject = wire::RevocationSubject { of: Some(wire::revocation_subject::Of::Serial(serial.to_string())) };
+            let request = wire::RevokeRequest { subject: Some(subject), reason: "a test".into() };
+            RevocationServiceClient::new(admin(ca.admin_socket.clone()).await?).revoke(request).await?;
+            std::fs::read(data.join("crl.pem"))?
+        } else {
+            Vec::new()
+        };
         shutdown.cancel();
         ca.finished().await?;
-        Ok(Issued { at: self.at, trust_domain: agent.trust_domain, root, issuing, leaves })
+        Ok(Issued { at: self.at, trust_domain: agent.trust_domain, root, issuing, leaves, crl })
     }
 
     fn workload(&self) -> TokenRequest {
@@ -222,6 +246,15 @@ impl Client {
         });
         Ok((Endpoint::from_static("http://chancery-ca").connect_with_connector(connector).await?, shown))
     }
+}
+
+/// A connection to the admin socket.
+async fn admin(socket: PathBuf) -> Result<Channel> {
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    Ok(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
 }
 
 fn svid(issued: &wire::IssuedSvid, key: PrivateKey) -> Result<X509Svid> {

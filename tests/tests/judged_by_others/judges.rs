@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use chancery_tests::lab::Lab;
 use chancery_tests::{Result, tools};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use serde::Deserialize;
 use time::OffsetDateTime;
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder,
+};
 
 /// `openssl verify`, as strict as it can be.
 pub struct OpenSsl {
@@ -23,9 +26,28 @@ impl OpenSsl {
 
     /// Judges `chain` (leaf first) as what `purpose` says (`sslclient`, `sslserver`; `any` for authorities), under `root` alone.
     pub fn verify(&self, chain: &[CertificateDer<'_>], root: &CertificateDer<'_>, purpose: &str, at: OffsetDateTime) -> Result<()> {
+        self.verify_with(chain, root, None, purpose, at)
+    }
+
+    /// Likewise, and whether `crl` (PEM) revokes the leaf; without a CRL of its issuer nothing passes.
+    pub fn verify_with(
+        &self,
+        chain: &[CertificateDer<'_>],
+        root: &CertificateDer<'_>,
+        crl: Option<&[u8]>,
+        purpose: &str,
+        at: OffsetDateTime,
+    ) -> Result<()> {
         let lab = Lab::new()?;
         let mut command = Command::new(&self.program);
-        command.args(["verify", "-x509_strict", "-check_ss_sig", "-purpose", purpose, "-attime", &at.unix_timestamp().to_string()]);
+        if let Some(crl) = crl {
+            let file = lab.at("crl.pem");
+            std::fs::write(&file, crl)?;
+            command.args(["verify", "-crl_check", "-CRLfile"]).arg(file);
+        } else {
+            command.arg("verify");
+        }
+        command.args(["-x509_strict", "-check_ss_sig", "-purpose", purpose, "-attime", &at.unix_timestamp().to_string()]);
         command.arg("-trusted").arg(write(&lab, "root", root)?);
         for (number, authority) in chain.iter().enumerate().skip(1) {
             command.arg("-untrusted").arg(write(&lab, &format!("authority-{number}"), authority)?);
@@ -135,6 +157,23 @@ pub fn webpki_verifies(chain: &[CertificateDer<'_>], root: &CertificateDer<'_>, 
         let anchors = std::slice::from_ref(&anchor);
         leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, authorities, at, usage, None, None)?;
     }
+    Ok(())
+}
+
+/// webpki judges the leaf of `chain` by the CRLs (PEM), as strictly as it can: without a list of its issuer, or with one past its end, it is
+/// refused.
+pub fn webpki_finds_unrevoked(chain: &[CertificateDer<'_>], root: &CertificateDer<'_>, crl: &[u8], at: OffsetDateTime) -> Result<()> {
+    let anchor = webpki::anchor_from_trusted_cert(root)?;
+    let (leaf, authorities) = chain.split_first().ok_or("no certificate")?;
+    let lists = CertificateRevocationListDer::pem_slice_iter(crl).collect::<Result<Vec<_>, _>>()?;
+    let lists = lists.iter().map(|der| Ok(OwnedCertRevocationList::from_der(der)?.into())).collect::<Result<Vec<_>>>()?;
+    let lists: Vec<&CertRevocationList<'_>> = lists.iter().collect();
+    let options = RevocationOptionsBuilder::new(&lists).map_err(|_| "no CRL")?;
+    let options = options.with_depth(RevocationCheckDepth::EndEntity).with_expiration_policy(ExpirationPolicy::Enforce).build();
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(at.unix_timestamp())?));
+    let (anchors, usage) = (std::slice::from_ref(&anchor), KeyUsage::client_auth());
+    let leaf = EndEntityCert::try_from(leaf)?;
+    leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, authorities, at, usage, Some(options), None)?;
     Ok(())
 }
 

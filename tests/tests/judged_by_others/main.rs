@@ -11,7 +11,7 @@ use chancery_ca::issuance::{Policy, PolicySettings};
 use chancery_identity::TrustDomain;
 use chancery_tests::Result;
 use issued::{Issued, KEY_TYPES, Setup};
-use judges::{OpenSsl, Pkilint, spiffe_reads_bundle, spiffe_reads_svid, webpki_verifies};
+use judges::{OpenSsl, Pkilint, spiffe_reads_bundle, spiffe_reads_svid, webpki_finds_unrevoked, webpki_verifies};
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use time::OffsetDateTime;
@@ -83,6 +83,34 @@ async fn webpki_verifies_every_chain_for_both_ends_of_a_connection() {
 #[tokio::test]
 async fn the_spiffe_crate_accepts_every_svid_and_the_bundle() {
     Setup::default().issue().await.unwrap().judged_by_spiffe().unwrap();
+}
+
+/// Leaves that live as long as their issuing certificate, so that only the CRL can run out before.
+fn long_lived() -> Setup {
+    Setup { key_types: KEY_TYPES[..2].to_vec(), workload_lifetime: 7 * 86400, ..Setup::default() }
+}
+
+/// The CA is away from the moment of the revocation on.
+#[tokio::test]
+async fn a_ca_that_is_away_for_a_week_locks_nobody_out_and_lets_nobody_back_in() {
+    let Some(openssl) = OpenSsl::find() else { return };
+    let issued = long_lived().issue_and_revoke().await.unwrap();
+    let [good, revoked] = &issued.leaves[issued.leaves.len() - 2..] else { panic!("two workloads") };
+    // Whose clock is a little behind, at once, and up to the end of the issuing certificate.
+    let moments = [time::Duration::seconds(-20), time::Duration::ZERO, time::Duration::days(1), time::Duration::days(7)];
+    for moment in moments.map(|after| issued.at + after - time::Duration::seconds(1)) {
+        for purpose in ["sslserver", "sslclient"] {
+            openssl.verify_with(&good.chain, &issued.root, Some(&issued.crl), purpose, moment).unwrap();
+            let verdict = openssl.verify_with(&revoked.chain, &issued.root, Some(&issued.crl), purpose, moment).unwrap_err().to_string();
+            assert!(verdict.contains("certificate revoked"), "{verdict}");
+        }
+        webpki_finds_unrevoked(&good.chain, &issued.root, &issued.crl, moment).unwrap();
+        let verdict = webpki_finds_unrevoked(&revoked.chain, &issued.root, &issued.crl, moment).unwrap_err().to_string();
+        assert!(verdict.contains("Revoked"), "{verdict}");
+    }
+    let other = long_lived().issue_and_revoke().await.unwrap();
+    assert!(webpki_finds_unrevoked(&good.chain, &issued.root, &other.crl, issued.at).is_err(), "the judge wants a list of the issuer");
+    assert!(openssl.verify_with(&good.chain, &issued.root, Some(&other.crl), "sslclient", issued.at).is_err());
 }
 
 #[tokio::test]
