@@ -60,7 +60,7 @@ async fn shown() -> (FakeCa, Place, Agent, Log, LogKey) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_continues_the_known_one_is_taken_over_and_reported() {
     let (ca, place, agent, mut log, key) = shown().await;
-    assert_eq!(*ca.behaviour.capabilities.lock().unwrap(), ["ledger-checkpoints", "convergence", "ledger-continued"]);
+    assert_eq!(*ca.behaviour.capabilities.lock().unwrap(), ["ledger-checkpoints", "convergence", "ledger-continued", "standing-acts"]);
     for (from, size) in [(10, 11), (11, 64), (64, 65), (65, 1000)] {
         log = log.grown(size, "entry");
         show(&ca, log.offer(&[&key], from)).await;
@@ -312,4 +312,24 @@ async fn an_operator_sees_the_alarm_and_ends_it() {
     assert_eq!(agent.metric("ledger_alarm"), "0");
     agent.signal(Signal::TERM);
     agent.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acts_are_kept_over_a_restart_and_told_with_those_of_the_log_before() {
+    let (ca, place, agent, ..) = shown().await;
+    let acts = |origin: &str, entry: &[u8]| wire::StandingActs { origin: origin.into(), entries: vec![entry.to_vec()] };
+    let (first, second, third) = (acts("one", b"\0\xff"), acts("two", b"b"), acts("three", b"c"));
+    for told in [&first, &second, &acts("two", b"b, but older"), &second, &third] {
+        ca.send(wire::ca_message::Message::StandingActs(told.clone())).await;
+    }
+    let too_many = wire::StandingActs { origin: "four".into(), entries: vec![Vec::new(); 257] };
+    ca.send(wire::ca_message::Message::StandingActs(too_many)).await;
+    eventually("they are kept", || agent.client.ledger().borrow().acts.last().is_some_and(|acts| acts.origin == "three")).await;
+    agent.stop().await;
+    let agent = place.start(&ca);
+    agent.connected().await;
+    let order = wire::Order { order: Some(wire::order::Order::TellCertificates(wire::TellCertificates {})) };
+    ca.send(wire::ca_message::Message::Order(order)).await;
+    eventually("the CA is told", || !ca.behaviour.told.lock().unwrap().is_empty()).await;
+    assert_eq!(ca.behaviour.told.lock().unwrap()[0].acts, [second, third]);
 }

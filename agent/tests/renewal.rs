@@ -185,8 +185,8 @@ async fn a_ca_that_lost_entries_is_told_every_certificate() {
     ca.send(wire::ca_message::Message::Order(order)).await;
     eventually("the CA was told", || ca.behaviour.told.lock().unwrap().len() == 2).await;
     let calls = ca.behaviour.told.lock().unwrap().clone();
-    assert!(calls.iter().all(|call| call.len() <= 128));
-    let told: Vec<_> = calls.into_iter().flatten().collect();
+    assert!(calls.iter().all(|call| call.certificates.len() <= 128));
+    let told: Vec<_> = calls.into_iter().flat_map(|call| call.certificates).collect();
     let own = agent.client.own().borrow().as_ref().unwrap().chain();
     assert_eq!(told.last().unwrap(), &wire::HeldCertificate { chain: own, ..wire::HeldCertificate::default() });
     assert_eq!(told.len(), streams.len() + 1);

@@ -69,6 +69,9 @@ async fn an_old_backup_is_refused_without_accepting_the_loss_and_with_it_agents_
     let made = succeeds("chancery-ca", &["backup", "--data-dir", text(&data), "--to", text(&backup), "--output", "json"]);
     let backed_up = made["entries"].as_u64().unwrap();
     issue(&caller, 20).await;
+    let stolen = Caller::join(&lab, &ca, "node-d").await.unwrap().spiffe_id().unwrap();
+    // It does not wait for the agents of this test that are none.
+    let _not_acknowledged = ca.ask(&["agent", "ban", &stolen, "--wait", "0s", "--reason", "its disk was stolen"]);
     let elsewhere = Lab::new().unwrap();
     let later = Agent::start(&elsewhere, &ca, "node-c").await.unwrap();
     let forgotten = wait::until("the later agent has joined", SEEN_WITHIN, async || own_id(&later)).await.unwrap();
@@ -110,6 +113,9 @@ async fn an_old_backup_is_refused_without_accepting_the_loss_and_with_it_agents_
     wait::until("what the later agent holds is recorded again", SEEN_WITHIN, recorded).await.unwrap();
 
     let acts = ca.ask(&["log", "acts"]).unwrap();
+    let banned = acts.as_array().unwrap().iter().find(|act| act["action"] == "agent.ban").expect("what an agent knows stays in force");
+    assert_eq!((&banned["target"], &banned["actor"]), (&stolen.as_str().into(), &"ca".into()), "{banned}");
+    assert!(banned["why"].as_str().unwrap().contains("brought by spiffe://"), "{banned}");
     let gap = acts.as_array().unwrap().last().unwrap();
     let lost = entries(&std::fs::read_to_string(&known_checkpoint).unwrap());
     assert_eq!((&gap["entry"], &gap["action"], &gap["why"]), (&0.into(), &"log.accept-loss".into(), &"the disk is gone".into()), "{gap}");

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::ledger::Shown;
 use super::session::Session;
 use super::{Backoff, CaClient, CaError, ClusterKeys, Held, channel, trust};
 
@@ -228,7 +229,8 @@ impl Keeper {
                 tracing::warn!("the CA lost entries of its ledger, and is told which certificates there are");
                 self.client.published.tell.send_modify(|orders| *orders += 1);
             }
-            Down::LedgerCheckpoint(checkpoint) => self.client.published.ledger.offer(checkpoint),
+            Down::LedgerCheckpoint(checkpoint) => self.client.published.ledger.offer(Shown::Checkpoint(checkpoint)),
+            Down::StandingActs(acts) => self.client.published.ledger.offer(Shown::Acts(acts)),
             Down::Order(wire::Order { order: None }) => tracing::warn!("the CA sent an order that this version does not know"),
         }
         Ok(Taken::Nothing)

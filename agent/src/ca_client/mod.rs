@@ -34,7 +34,7 @@ pub use backoff::Backoff;
 pub use cluster_keys::ClusterKeys;
 pub use error::CaError;
 pub use held::Held;
-pub use ledger::{AlarmReason, ContinuedLog, KnownCheckpoint, LedgerAlarm, LedgerFile, LedgerMemory};
+pub use ledger::{AlarmReason, ContinuedLog, KnownCheckpoint, LedgerAlarm, LedgerFile, LedgerMemory, StandingActs};
 pub use token::Token;
 pub use trust::Anchor;
 
@@ -230,10 +230,11 @@ impl CaClient {
     pub async fn tell_certificates(&self, mut held: Vec<wire::HeldCertificate>) {
         let own = self.published.own.borrow().as_ref().map(Held::chain);
         held.extend(own.map(|chain| wire::HeldCertificate { chain, ..wire::HeldCertificate::default() }));
+        let mut acts: Vec<_> = self.ledger().borrow().acts.iter().map(|acts| acts.to_wire()).collect();
         for certificates in held.chunks(RECOVERED_AT_ONCE).map(<[_]>::to_vec) {
             let Some(channel) = self.published.channel.borrow().clone() else { return };
             let count = certificates.len();
-            let request = wire::RecoverRequest { certificates };
+            let request = wire::RecoverRequest { certificates, acts: std::mem::take(&mut acts) };
             match self.timed("Recover", AgentServiceClient::new(channel).recover(request)).await {
                 Ok(answer) => tracing::info!(count, recorded = answer.recorded, "the CA was told certificates"),
                 Err(error) => return tracing::warn!(%error, "the CA could not be told which certificates there are"),

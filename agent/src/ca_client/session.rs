@@ -19,7 +19,7 @@ use super::{CaClient, CaError, ProxyLag, milliseconds};
 const REPORTS_QUEUED: usize = 2;
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// What this agent can do on a session beyond its beginnings.
-const CAPABILITIES: [&str; 3] = ["ledger-checkpoints", "convergence", "ledger-continued"];
+const CAPABILITIES: [&str; 4] = ["ledger-checkpoints", "convergence", "ledger-continued", "standing-acts"];
 /// At most this many lagging proxies are named.
 const MAX_LAGGING: usize = 100;
 

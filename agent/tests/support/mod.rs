@@ -93,7 +93,7 @@ pub struct Behaviour {
     pub new_keys: Mutex<Option<wire::ClusterKeys>>,
     pub reports: Mutex<Vec<wire::Report>>,
     /// Calls that told certificates.
-    pub told: Mutex<Vec<Vec<wire::HeldCertificate>>>,
+    pub told: Mutex<Vec<wire::RecoverRequest>>,
     /// Of the last hello.
     pub capabilities: Mutex<Vec<String>>,
     pub sessions: Mutex<Vec<mpsc::Sender<Result<wire::CaMessage, tonic::Status>>>>,

@@ -169,7 +169,7 @@ impl AgentService for Service {
 
     async fn recover(&self, request: Request<wire::RecoverRequest>) -> Result<Response<wire::RecoverResponse>, Status> {
         Self::caller(&request)?;
-        self.behaviour.told.lock().unwrap().push(request.into_inner().certificates);
+        self.behaviour.told.lock().unwrap().push(request.into_inner());
         Ok(Response::new(wire::RecoverResponse::default()))
     }
 

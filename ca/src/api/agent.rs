@@ -9,8 +9,8 @@ use chancery_identity::{Clock, SpiffeId};
 use chancery_proto::chancery::v1::agent_service_server::AgentService;
 use chancery_proto::chancery::v1::{
     AgentMessage, CaMessage, HeldCertificate as WireHeld, Hello, IssueReason, IssueRequest, IssueResponse, IssuedSvid, JoinRequest,
-    JoinResponse, RecoverRequest, RecoverResponse, Refusal as WireRefusal, RenewRequest, RenewResponse, Role, WorkloadRequest,
-    WorkloadResult, agent_message, workload_result::Outcome,
+    JoinResponse, RecoverRequest, RecoverResponse, Refusal as WireRefusal, RenewRequest, RenewResponse, Role, StandingActs,
+    WorkloadRequest, WorkloadResult, agent_message, workload_result::Outcome,
 };
 use futures_util::{Stream, StreamExt, stream};
 use rustls_pki_types::CertificateDer;
@@ -35,6 +35,8 @@ use crate::ledger::{IdentityFilter, Ledger};
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that wait for one agent.
 const DOWN_QUEUE: usize = 8;
+/// Agents keep the acts of the present log and of the one before.
+const MAX_LOGS: usize = 2;
 /// How far back an agent's node is looked for in the ledger, after a restart of the CA.
 const NODE_SEARCH: usize = 100;
 
@@ -160,7 +162,13 @@ impl AgentApi {
             return Err(ApiError::Invalid(format!("{count} certificates in one call; at most {MAX_RECOVERED} are read")));
         }
         let (caller, _permit) = self.admit(&request, u32::try_from(count).unwrap_or(u32::MAX))?;
-        let held = request.into_inner().certificates.into_iter().map(read_held).collect();
+        let RecoverRequest { certificates, acts } = request.into_inner();
+        // First: whom they keep from certificates has those revoked that are recovered.
+        for StandingActs { origin, entries } in acts.into_iter().take(MAX_LOGS) {
+            let entries: Vec<_> = entries.into_iter().map(Bytes::from).collect();
+            self.ledger.recover_acts(&origin, &entries, caller.id().as_str()).await?;
+        }
+        let held = certificates.into_iter().map(read_held).collect();
         let recorded = self.issuance.recover(&caller, held).await?;
         Ok(RecoverResponse { recorded: u32::try_from(recorded).unwrap_or(u32::MAX) })
     }

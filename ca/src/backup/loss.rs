@@ -143,6 +143,7 @@ impl Anew<'_> {
             trust_floor: old.state.trust_floor().saturating_add(missing.end).saturating_add(UNKNOWN_ENTRIES),
             missing: missing.clone(),
             roots_kept_until,
+            epoch: old.state.epoch,
         };
         let (ledger, checkpoints) = runtime.block_on(self.open(keys, old.longest_lifetime))?;
         let state = |first| placed(&old.state, &old.copied, first);

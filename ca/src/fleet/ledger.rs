@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chancery_identity::checkpoint::{Checkpoint, MAX_NOTE_BYTES};
-use chancery_proto::chancery::v1::{FirstEntry, LedgerAlarm, LedgerCheckpoint, LedgerView};
+use chancery_proto::chancery::v1::{FirstEntry, LedgerAlarm, LedgerCheckpoint, LedgerView, StandingActs};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -30,6 +30,8 @@ pub struct LedgerSource {
     pub ledger: Ledger,
     /// The newest one that was published.
     pub newest: watch::Receiver<Arc<Published>>,
+    /// The acts that agents keep for the CA.
+    pub standing: watch::Receiver<Arc<StandingActs>>,
 }
 
 /// What came of comparing an agent's checkpoint with the ledger.

@@ -10,6 +10,7 @@ mod distrusted;
 mod explain;
 mod ledger;
 mod session;
+mod standing;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ pub use convergence::{Goal, MAX_NAMED as MAX_MISSING_NAMED, Missing, MissingKind
 pub use explain::{Explanation, Level};
 pub use ledger::LedgerSource;
 pub use session::{Session, SessionEnd, Sources};
+pub use standing::tell_standing_acts;
 pub use wire::trust_message;
 
 /// How many agents are remembered. The one that has been away longest makes room for a new one; connected ones never do.
@@ -48,8 +50,14 @@ const MAX_NOTE: usize = 2048;
 /// How many agents with an alarm about the ledger are named one by one.
 const MAX_NAMED: usize = 5;
 /// What this CA can do on a session, named in its welcome.
-pub const CAPABILITIES: [&str; 5] =
-    ["order.reissue_all", "order.renew_agent", session::LEDGER_CHECKPOINTS, convergence::CONVERGENCE, session::LEDGER_CONTINUED];
+pub const CAPABILITIES: [&str; 6] = [
+    "order.reissue_all",
+    "order.renew_agent",
+    session::LEDGER_CHECKPOINTS,
+    convergence::CONVERGENCE,
+    session::LEDGER_CONTINUED,
+    session::STANDING_ACTS,
+];
 
 /// Why the fleet refused something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use chancery_identity::TrustState;
 use chancery_proto::chancery::v1::{
-    AgentMessage, CaMessage, ClusterKeys, Hello, LedgerView, Order, Report, TellCertificates, Welcome, agent_message, ca_message, order,
+    AgentMessage, CaMessage, ClusterKeys, Hello, LedgerView, Order, Report, StandingActs, TellCertificates, Welcome, agent_message,
+    ca_message, order,
 };
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
@@ -27,6 +28,8 @@ pub(super) const SILENT: Duration = Duration::from_secs(60);
 pub(super) const LEDGER_CHECKPOINTS: &str = "ledger-checkpoints";
 /// The capability of agents that go over to a log that continues a lost one.
 pub(super) const LEDGER_CONTINUED: &str = "ledger-continued";
+/// The capability of agents that keep acts for the CA.
+pub(super) const STANDING_ACTS: &str = "standing-acts";
 /// How often wall-clock deadlines are looked at.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -99,6 +102,8 @@ pub struct Session {
     goes_over: bool,
     /// Roots that it was told are distrusted.
     distrusted: Vec<Vec<u8>>,
+    /// It keeps acts for the CA.
+    keeps_acts: bool,
 }
 
 impl Session {
@@ -116,6 +121,7 @@ impl Session {
             ledger,
             goes_over,
             distrusted: hello.distrusted.clone(),
+            keeps_acts: has(STANDING_ACTS),
         }
     }
 
@@ -152,6 +158,7 @@ impl Session {
             send(outbound, ca_message::Message::Order(tell)).await?;
         }
         sources.trust.mark_changed();
+        sources.ledger.standing.mark_changed();
         let mut key_changes = sources.clusters.changes();
         key_changes.mark_changed();
         let mut told = None;
@@ -183,6 +190,13 @@ impl Session {
                     if let Some(keys) = keys {
                         send(outbound, ca_message::Message::ClusterKeys(keys.clone())).await?;
                         told = Some(keys);
+                    }
+                }
+                Ok(()) = sources.ledger.standing.changed(), if self.keeps_acts => {
+                    let acts = sources.ledger.standing.borrow_and_update().clone();
+                    // Before the ledger was read there is none.
+                    if !acts.origin.is_empty() {
+                        send(outbound, ca_message::Message::StandingActs(StandingActs::clone(&acts))).await?;
                     }
                 }
                 looked = compared(&mut showing) => {

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use chancery_identity::profile::LeafFacts;
 use chancery_identity::{TrustBundle, TrustState, verify_chain};
 use chancery_proto::chancery::v1::{AuthorityCertificate, IssueReason};
 use rustls_pki_types::CertificateDer;
@@ -15,12 +16,15 @@ use uuid::Uuid;
 use super::Issuance;
 use crate::attestation::{Caller, Holder, RESERVED_SEGMENT};
 use crate::authority::short_id;
+use crate::ledger::acts::{Applicant, Change, Subject};
 use crate::ledger::{Body, Issuance as Entry, LedgerError, Provenance};
 
 /// The most certificates in one call.
 pub const MAX_RECOVERED: usize = 128;
 /// Longer names are no Kubernetes names (RFC 1123, and `kubectl explain`).
 const MAX_NAME: usize = 253;
+/// On whose behalf the CA acts by itself.
+const ACTOR: &str = "ca";
 
 /// A certificate with whose it is, by its holder's word.
 #[derive(Clone, Debug)]
@@ -37,8 +41,17 @@ pub struct HeldCertificate {
     pub pod_uid: Option<Uuid>,
 }
 
+/// What is to be recorded.
+struct Recovered {
+    facts: LeafFacts,
+    entry: Entry,
+    /// DER.
+    issuing_certificate: Vec<u8>,
+}
+
 impl Issuance {
-    /// Records those of `held` that this CA issued and its ledger lacks; tells how many. Nothing is recorded unless entries were lost.
+    /// Records those of `held` that this CA issued and its ledger lacks; tells how many. Nothing is recorded unless entries were lost. Those of
+    /// somebody who is kept from certificates are revoked: their own revocation may be recorded already, and is of what was recorded before it.
     ///
     /// # Errors
     /// If the ledger cannot be read or written.
@@ -49,30 +62,42 @@ impl Issuance {
         let authorities = self.ledger.authority_certificates().await?;
         let mut known: HashSet<_> = authorities.into_iter().map(|(_, authority)| authority.certificate).collect();
         let node = self.known_node(caller).await;
-        let (mut bodies, mut recovered) = (Vec::new(), 0);
+        let (mut bodies, mut revoked, mut recovered) = (Vec::new(), Vec::new(), 0);
         for held in held.into_iter().take(MAX_RECOVERED) {
-            let (entry, issuing) = match self.recovered(caller, &node, held).await? {
-                Ok(found) => found,
+            let Recovered { facts, entry, issuing_certificate } = match self.recovered(caller, &node, held).await? {
+                Ok(recovered) => recovered,
                 Err(problem) => {
                     tracing::info!(agent = %caller.id(), problem, "a certificate that an agent holds is not recovered");
                     continue;
                 }
             };
-            if known.insert(issuing.clone()) {
-                bodies.push(Body::Authority(AuthorityCertificate { certificate: issuing, root: false }));
+            if known.insert(issuing_certificate.clone()) {
+                bodies.push(Body::Authority(AuthorityCertificate { certificate: issuing_certificate, root: false }));
             }
+            revoked.extend(self.kept_back(caller, &facts, &entry));
             bodies.push(Body::from(entry));
             recovered += 1;
         }
-        if !bodies.is_empty() {
+        if recovered > 0 {
             self.ledger.append_all(bodies).await?;
             tracing::warn!(agent = %caller.id(), recovered, "certificates that the lost entries recorded are recorded again");
+        }
+        for (change, why) in revoked {
+            self.ledger.act(ACTOR, change, &why).await?;
         }
         Ok(recovered)
     }
 
-    /// The entry for what is held, and its issuing certificate; or why there is none.
-    async fn recovered(&self, caller: &Caller, node: &str, held: HeldCertificate) -> Result<Result<(Entry, Vec<u8>), String>, LedgerError> {
+    /// The revocation of a certificate that is to be recovered, if nothing would be issued to whom it is for; and why.
+    fn kept_back(&self, caller: &Caller, facts: &LeafFacts, entry: &Entry) -> Option<(Change, String)> {
+        let applicant =
+            Applicant { spiffe_id: &facts.id, pod_uid: entry.pod_uid, cluster: caller.cluster(), node: &entry.node, agent: caller.id() };
+        let obstacle = self.ledger.current_state().obstacle(&applicant)?;
+        Some((Change::Revoke { subject: Subject::Serial(facts.serial), until: facts.not_after }, format!("recovered, and {obstacle}")))
+    }
+
+    /// What is to be recorded of what is held, or why nothing is.
+    async fn recovered(&self, caller: &Caller, node: &str, held: HeldCertificate) -> Result<Result<Recovered, String>, LedgerError> {
         let HeldCertificate { chain, namespace, service_account, pod, pod_uid } = held;
         let [leaf, issuing] = &chain[..] else { return Ok(Err("its chain has not two certificates".into())) };
         let trust = self.authority.trust().borrow().clone();
@@ -116,7 +141,7 @@ impl Issuance {
             sidecar_pod_uid,
             provenance: Provenance::Recovered,
         };
-        Ok(Ok((entry, issuing.to_vec())))
+        Ok(Ok(Recovered { facts, entry, issuing_certificate: issuing.to_vec() }))
     }
 }
 

@@ -161,7 +161,7 @@ impl Ledger {
         self.clock.now() + self.longest_lifetime.get() + RECORDING_SLACK
     }
 
-    async fn stored(&self, index: u64) -> Result<Option<Bytes>, LedgerError> {
+    pub(super) async fn stored(&self, index: u64) -> Result<Option<Bytes>, LedgerError> {
         if index >= self.store.head().await?.entries {
             return Ok(None);
         }

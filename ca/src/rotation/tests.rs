@@ -330,6 +330,7 @@ async fn no_root_is_retired_while_a_certificate_may_be_alive_that_was_lost() {
         missing: 7..9,
         trust_floor: 1000,
         roots_kept_until: kept_until,
+        epoch: 0,
     };
     ca.ledger().await.accept_loss("local:uid=0", loss, WHY, |_| State::default()).await.unwrap();
     let mut world = World::of(ca).await;

@@ -43,7 +43,7 @@ use crate::api::{
     AgentApi, CallMetrics, Exports, LogApi, NoteUnread, OperatorApi, Peers, RevocationApi, RootApi, Watches, auditors_ledger_routes,
 };
 use crate::config::{Config, Mode};
-use crate::fleet::LedgerSource;
+use crate::fleet::{LedgerSource, tell_standing_acts};
 use crate::ledger::LedgerHealth;
 use crate::store::embedded::files::{LogFiles, SystemFiles};
 use crate::telemetry::{Metrics, Readings};
@@ -266,13 +266,16 @@ fn serve_tls(
     };
     let peers = Arc::new(Peers::new(limits.per_peer()));
     let incoming = listener::accept(listener, Arc::new(tls), peers, parts.authority.trust(), port, metrics, stop.clone());
+    let standing = tokio::sync::watch::Sender::default();
+    let checkpoints = LedgerSource { ledger: parts.ledger.clone(), newest: parts.checkpoints.watch(), standing: standing.subscribe() };
+    let telling = tell_standing_acts(parts.ledger.clone(), standing, stop.clone());
     let api = AgentApi {
         issuance: Arc::clone(&parts.issuance),
         authority: Arc::clone(&parts.authority),
         clusters: Arc::clone(&parts.clusters),
         fleet: Arc::clone(&parts.fleet),
         ledger: parts.ledger.clone(),
-        checkpoints: LedgerSource { ledger: parts.ledger.clone(), newest: parts.checkpoints.watch() },
+        checkpoints,
         clock: Arc::clone(&parts.clock),
         metrics: calls,
         shutdown: stop.clone(),
@@ -293,7 +296,8 @@ fn serve_tls(
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
     Ok(async move {
-        if let Err(error) = server.await {
+        let (served, ()) = tokio::join!(server, telling);
+        if let Err(error) = served {
             error!(%error, "the TLS port ended");
         }
     })

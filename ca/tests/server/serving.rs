@@ -236,6 +236,7 @@ pub(crate) async fn session(
             }
             ca_message::Message::Order(_) => "order",
             ca_message::Message::LedgerCheckpoint(_) => "checkpoint",
+            ca_message::Message::StandingActs(_) => "acts",
         });
     }
     kinds[1..].sort_unstable();

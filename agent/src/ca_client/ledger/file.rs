@@ -8,7 +8,7 @@ use chancery_process::files::{self, FileError};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{AlarmReason, ContinuedLog, KnownCheckpoint, LedgerAlarm, LedgerMemory};
+use super::{AlarmReason, ContinuedLog, KnownCheckpoint, LedgerAlarm, LedgerMemory, StandingActs};
 
 /// The encoding that this version writes.
 const VERSION: u32 = 1;
@@ -30,6 +30,8 @@ struct Content {
     alarm: Option<LedgerAlarm>,
     #[serde(default)]
     continued: Option<ContinuedLog>,
+    #[serde(default)]
+    acts: Vec<StandingActs>,
 }
 
 impl LedgerFile {
@@ -68,7 +70,8 @@ impl LedgerFile {
             let key = content.verifier_key.parse().map_err(|error| format!("{error}"))?;
             Some(Arc::new(KnownCheckpoint::new(content.checkpoint, key).map_err(|error| error.to_string())?))
         };
-        Ok(LedgerMemory { known, alarm: content.alarm.map(Arc::new), continued: content.continued.map(Arc::new) })
+        let acts = content.acts.into_iter().map(Arc::new).collect();
+        Ok(LedgerMemory { known, alarm: content.alarm.map(Arc::new), continued: content.continued.map(Arc::new), acts })
     }
 
     /// Replaces it.
@@ -79,6 +82,7 @@ impl LedgerFile {
             checkpoint: memory.known.as_ref().map(|known| known.note.clone()).unwrap_or_default(),
             alarm: memory.alarm.as_deref().cloned(),
             continued: memory.continued.as_deref().cloned(),
+            acts: memory.acts.iter().map(|acts| StandingActs::clone(acts)).collect(),
         };
         let bytes = serde_json::to_vec_pretty(&content);
         let bytes = bytes.map_err(|error| FileError::Io { path: self.path.clone(), action: "encode", error: error.into() })?;

@@ -10,6 +10,7 @@
 mod continued;
 mod file;
 mod judge;
+mod standing;
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use judge::{Complaint, Verdict, judge};
 pub use continued::ContinuedLog;
 pub use file::LedgerFile;
 pub use judge::KnownCheckpoint;
+pub use standing::StandingActs;
 
 /// Offers on their way to the task; the CA sends one every few seconds.
 const OFFERS_QUEUED: usize = 8;
@@ -79,12 +81,20 @@ pub struct LedgerMemory {
     pub alarm: Option<Arc<LedgerAlarm>>,
     /// The log before, if its end was lost and the agent went over to the one that continues it.
     pub continued: Option<Arc<ContinuedLog>>,
+    /// What this log and the one before say of who is kept from certificates; the CA asks for it should entries be lost.
+    pub acts: Vec<Arc<StandingActs>>,
+}
+
+/// What the CA shows of its ledger.
+pub(super) enum Shown {
+    Checkpoint(wire::LedgerCheckpoint),
+    Acts(wire::StandingActs),
 }
 
 /// The way to the task that remembers.
 #[derive(Clone, Debug)]
 pub(super) struct LedgerHandle {
-    offers: mpsc::Sender<wire::LedgerCheckpoint>,
+    offers: mpsc::Sender<Shown>,
     memory: watch::Receiver<LedgerMemory>,
 }
 
@@ -93,7 +103,7 @@ pub(super) struct LedgerTask {
     file: LedgerFile,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
-    offers: mpsc::Receiver<wire::LedgerCheckpoint>,
+    offers: mpsc::Receiver<Shown>,
     memory: watch::Sender<LedgerMemory>,
     unproven: u32,
 }
@@ -105,9 +115,9 @@ impl LedgerHandle {
     }
 
     /// Passes on what the CA showed.
-    pub(super) fn offer(&self, checkpoint: wire::LedgerCheckpoint) {
-        if self.offers.try_send(checkpoint).is_err() {
-            tracing::warn!("a checkpoint of the ledger is passed over: the ones before are still being written");
+    pub(super) fn offer(&self, shown: Shown) {
+        if self.offers.try_send(shown).is_err() {
+            tracing::warn!("what the CA shows of its ledger is passed over: what came before is still being written");
         }
     }
 }
@@ -127,15 +137,22 @@ impl LedgerTask {
     /// Judges and remembers what the CA shows, until `shutdown`.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
         while let Some(Some(offer)) = shutdown.run_until_cancelled(self.offers.recv()).await {
-            self.take(offer).await;
+            let before = self.memory.borrow().clone();
+            let changed = match offer {
+                Shown::Checkpoint(checkpoint) => self.take(&before, checkpoint),
+                Shown::Acts(acts) => standing::take(before, acts),
+            };
+            if let Some(memory) = changed {
+                self.remember(memory).await;
+            }
         }
     }
 
-    async fn take(&mut self, offer: wire::LedgerCheckpoint) {
-        let before = self.memory.borrow().clone();
+    /// What is to be remembered instead of `before`, if anything.
+    fn take(&mut self, before: &LedgerMemory, offer: wire::LedgerCheckpoint) -> Option<LedgerMemory> {
         let mut memory = before.clone();
         match self.judge(before.known.as_deref(), &offer) {
-            Ok(Taken::Nothing) => return,
+            Ok(Taken::Nothing) => return None,
             Ok(Taken::Newer(newer)) => {
                 tracing::debug!(size = newer.checkpoint.size, "the ledger has grown, and continues what it was");
                 memory.known = Some(Arc::new(newer));
@@ -145,9 +162,13 @@ impl LedgerTask {
                 (memory.known, memory.continued) = (Some(Arc::new(newer)), Some(Arc::new(log)));
             }
             // The first one is the evidence; the CA will go on showing what does not fit.
-            Err(_) if before.alarm.is_some() => return,
+            Err(_) if before.alarm.is_some() => return None,
             Err(complaint) => memory.alarm = Some(Arc::new(self.raise(complaint, before.known.as_deref(), offer.note))),
         }
+        Some(memory)
+    }
+
+    async fn remember(&self, memory: LedgerMemory) {
         let (file, bytes) = (self.file.clone(), memory.clone());
         let written = tokio::task::spawn_blocking(move || file.write(&bytes)).await;
         let problem = match written {

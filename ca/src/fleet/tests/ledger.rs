@@ -2,11 +2,11 @@
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use chancery_identity::checkpoint::{self, Checkpoint, CheckpointVerifier, Hash, Signature};
-use chancery_proto::chancery::v1::{LedgerAlarm, LedgerCheckpoint, LedgerView, Start};
+use chancery_proto::chancery::v1::{LedgerAlarm, LedgerCheckpoint, LedgerView, StandingActs, Start};
 
 use super::*;
 use crate::authority::testing::TestCa;
-use crate::fleet::session::{LEDGER_CHECKPOINTS, LEDGER_CONTINUED};
+use crate::fleet::session::{LEDGER_CHECKPOINTS, LEDGER_CONTINUED, STANDING_ACTS};
 use crate::ledger::acts::{Change, Root, RootState, State};
 use crate::ledger::{Body, Ledger, Published};
 
@@ -22,6 +22,7 @@ pub(super) struct Log {
     key: Arc<Ed25519KeyPair>,
     origin: &'static str,
     newest: watch::Sender<Arc<Published>>,
+    standing: watch::Sender<Arc<StandingActs>>,
 }
 
 async fn record(ledger: &Ledger, entries: usize, what: &str) {
@@ -50,7 +51,7 @@ impl Log {
         let ledger = place.ledger().await;
         record(&ledger, entries, what).await;
         let newest = watch::Sender::new(publish(&ledger, &key, origin).await);
-        Self { _place: place, ledger, key, origin, newest }
+        Self { _place: place, ledger, key, origin, newest, standing: watch::Sender::default() }
     }
 
     /// One that continues the log of this origin, which was lost in part.
@@ -58,10 +59,11 @@ impl Log {
         let (place, key) = (Arc::new(TestCa::new()), Arc::new(Ed25519KeyPair::generate().unwrap()));
         let ledger = place.ledger().await;
         let (missing, roots_kept_until) = (5..10, NOW + Duration::from_secs(3600));
-        let change = Change::AcceptedLoss { origin: lost.into(), checkpoint: String::new(), missing, trust_floor: 10, roots_kept_until };
+        let change =
+            Change::AcceptedLoss { origin: lost.into(), checkpoint: String::new(), missing, trust_floor: 10, roots_kept_until, epoch: 0 };
         ledger.accept_loss("local:uid=0", change, "the disk is gone", |_| carried.clone()).await.unwrap();
         let newest = watch::Sender::new(publish(&ledger, &key, origin).await);
-        Self { _place: place, ledger, key, origin, newest }
+        Self { _place: place, ledger, key, origin, newest, standing: watch::Sender::default() }
     }
 
     async fn grow(&self, entries: usize, what: &str) {
@@ -70,7 +72,7 @@ impl Log {
     }
 
     pub(super) fn source(&self) -> LedgerSource {
-        LedgerSource { ledger: self.ledger.clone(), newest: self.newest.subscribe() }
+        LedgerSource { ledger: self.ledger.clone(), newest: self.newest.subscribe(), standing: self.standing.subscribe() }
     }
 
     fn published(&self) -> Published {
@@ -284,6 +286,26 @@ async fn after_a_loss_a_root_that_an_agent_knows_as_distrusted_is_so_again_unles
     for log in [late, whole] {
         Ca::with(log.clone()).attach_with(&fleet_of, member.clone(), &hello).hears_the_beginning().await;
         assert_eq!(log.ledger.current_state().distrusted().count(), 0, "it is too late, or nothing was lost");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn agents_that_keep_acts_are_told_them_at_once_and_when_they_change() {
+    let acts = |entry: &[u8]| StandingActs { origin: ORIGIN.into(), entries: vec![entry.to_vec()] };
+    let log = Log::new(ORIGIN, 10).await;
+    log.standing.send_replace(Arc::new(acts(b"one")));
+    let (fleet, _) = fleet();
+    let (_ca, mut agent) = log.met_by_one_with(&[STANDING_ACTS], &fleet, "");
+    for (entry, next) in [(b"one", b"two"), (b"two", b"end")] {
+        let told = async {
+            loop {
+                if let Some(ca_message::Message::StandingActs(told)) = agent.down.recv().await.unwrap().message {
+                    return told;
+                }
+            }
+        };
+        assert_eq!(timeout(LATER, told).await.unwrap(), acts(entry));
+        log.standing.send_replace(Arc::new(acts(next)));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Certificates whose entries were lost: what is recorded again, and what is not.
 
 use super::*;
-use crate::ledger::acts::State;
+use crate::ledger::acts::{State, Subject};
 use crate::ledger::{Identity, Provenance};
 
 /// A CA whose ledger continues a lost one.
@@ -13,6 +13,7 @@ async fn after_a_loss() -> Fixture {
         missing: 7..9,
         trust_floor: 1000,
         roots_kept_until: ca.clock.now() + time::Duration::hours(2),
+        epoch: 1,
     };
     ca.ledger().await.accept_loss("local:uid=0", loss, "the disk is gone", |_| State::default()).await.unwrap();
     fixture_with(ca, |keys, _| keys).await
@@ -91,4 +92,17 @@ async fn nothing_is_recorded_that_this_ca_did_not_issue_or_that_is_anothers() {
     let whole = fixture().await;
     let held = lost(&whole, CART).await;
     assert_eq!(whole.issuance.recover(&whole.caller, vec![held]).await.unwrap(), 0, "nothing was lost");
+}
+
+#[tokio::test]
+async fn what_is_recovered_of_somebody_who_is_kept_from_certificates_is_revoked() {
+    let f = after_a_loss().await;
+    let revoke = Change::Revoke { subject: Subject::SpiffeId(CART.parse().unwrap()), until: f.ca.clock.now() };
+    f.ledger.act("alice", revoke, "it was stolen").await.unwrap();
+    let (cart, till) = (lost(&f, CART).await, lost(&f, "spiffe://example.org/ns/shop/sa/till").await);
+    assert_eq!(f.issuance.recover(&f.caller, vec![cart.clone(), till.clone()]).await.unwrap(), 2);
+    let state = f.ledger.current_state();
+    for (held, revoked) in [(cart, true), (till, false)] {
+        assert_eq!(state.is_revoked(chancery_identity::profile::check_leaf(&held.chain[0]).unwrap().serial), revoked);
+    }
 }

@@ -149,6 +149,8 @@ pub enum Change {
         trust_floor: u64,
         /// No root is retired before.
         roots_kept_until: OffsetDateTime,
+        /// Of the old log, behind the last act that is not lost.
+        epoch: u64,
     },
 }
 
@@ -224,14 +226,17 @@ impl Change {
             Self::Refused(RefusedAct { action, target, reason, message, count }) => {
                 WireChange::Refused(wire::RefusedAct { action, target, reason, message, count })
             }
-            Self::AcceptedLoss { origin, checkpoint, missing, trust_floor, roots_kept_until } => WireChange::Loss(wire::AcceptedLoss {
-                origin,
-                checkpoint,
-                first: missing.start,
-                end: missing.end,
-                trust_floor,
-                roots_kept_until_ms: to_millis(roots_kept_until),
-            }),
+            Self::AcceptedLoss { origin, checkpoint, missing, trust_floor, roots_kept_until, epoch } => {
+                WireChange::Loss(wire::AcceptedLoss {
+                    origin,
+                    checkpoint,
+                    first: missing.start,
+                    end: missing.end,
+                    trust_floor,
+                    roots_kept_until_ms: to_millis(roots_kept_until),
+                    epoch,
+                })
+            }
         }
     }
 
@@ -265,13 +270,14 @@ impl Change {
             WireChange::Refused(wire::RefusedAct { action, target, reason, message, count }) => {
                 Self::Refused(RefusedAct { action, target, reason, message, count })
             }
-            WireChange::Loss(wire::AcceptedLoss { origin, checkpoint, first, end, trust_floor, roots_kept_until_ms }) => {
+            WireChange::Loss(wire::AcceptedLoss { origin, checkpoint, first, end, trust_floor, roots_kept_until_ms, epoch }) => {
                 Self::AcceptedLoss {
                     origin,
                     checkpoint,
                     missing: first..end,
                     trust_floor,
                     roots_kept_until: from_millis(roots_kept_until_ms),
+                    epoch,
                 }
             }
         })

@@ -15,6 +15,7 @@ pub(super) mod recorder;
 mod refused;
 mod signature;
 mod snapshot;
+mod standing;
 mod state;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use self::fold::Fold;
 pub use self::query::{ActFilter, ActsPage, RecordedAct};
 pub use self::refused::RefusedActs;
 pub use self::signature::{ACTS_KEY, ActsVerifier, named_checkpoint_keys};
+pub use self::standing::MAX_STANDING;
 pub use self::state::{AcceptedLoss, Applicant, Ban, CheckpointKey, CrlRecord, MAX_STATE_BYTES, Revocation, Root, State};
 
 use self::signature::ActsSigner;

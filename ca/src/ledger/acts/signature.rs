@@ -81,6 +81,11 @@ impl ActsVerifier {
         Ok(Self { origin, key: raw, key_id })
     }
 
+    /// For another log, whose acts are signed by the same key.
+    pub(super) fn of_log(&self, origin: &str) -> Self {
+        Self { origin: origin.to_owned(), ..self.clone() }
+    }
+
     /// The act in an entry, if it was signed for this log and by this key.
     pub(super) fn act(&self, entry: &[u8]) -> Result<wire::Act, ActError> {
         let bytes = body_of(entry, Kind::Act)?;

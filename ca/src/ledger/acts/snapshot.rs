@@ -111,6 +111,7 @@ impl State {
                 end: loss.missing.end,
                 trust_floor: loss.trust_floor,
                 roots_kept_until_ms: to_millis(loss.roots_kept_until),
+                epoch: loss.epoch,
                 since_ms: to_millis(loss.since),
             })
         });
@@ -135,6 +136,7 @@ impl State {
                 since: from_millis(loss.since_ms),
                 trust_floor: loss.trust_floor,
                 roots_kept_until: from_millis(loss.roots_kept_until_ms),
+                epoch: loss.epoch,
             });
         }
         if let Some(crl) = part.crl {

@@ -51,6 +51,8 @@ pub struct AcceptedLoss {
     pub trust_floor: u64,
     /// Until then a certificate that is in no log may be valid, and no root is retired.
     pub roots_kept_until: OffsetDateTime,
+    /// The old log's, behind the last act that is not lost.
+    pub epoch: u64,
 }
 
 /// A trust root.
@@ -157,14 +159,15 @@ impl State {
             }
             Change::RequestRoot { csr } => self.requested_root = Some(csr.clone()),
             Change::Refused(_) => {}
-            Change::AcceptedLoss { origin, missing, trust_floor, roots_kept_until, .. } => {
+            Change::AcceptedLoss { origin, missing, trust_floor, roots_kept_until, epoch, .. } => {
                 if entry != 0 {
                     return Err(ActError::Impossible(
                         "a loss is accepted by the first entry of a new log alone (`chancery-ca restore`)".into(),
                     ));
                 }
                 let (origin, missing, trust_floor) = (origin.clone(), missing.clone(), *trust_floor);
-                self.accepted_loss = Some(AcceptedLoss { origin, missing, since: time, trust_floor, roots_kept_until: *roots_kept_until });
+                self.accepted_loss =
+                    Some(AcceptedLoss { origin, missing, since: time, trust_floor, roots_kept_until: *roots_kept_until, epoch: *epoch });
             }
         }
         self.revocations.retain(|subject, revocation| !revocation.is_over(subject, time));

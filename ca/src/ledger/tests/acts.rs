@@ -392,7 +392,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         1 => Just(refused_act("agent.ban")),
         1 => (any::<u64>(), any::<u64>()).prop_map(|(first, end)| {
             let (origin, checkpoint) = ("old".into(), "note".into());
-            Change::AcceptedLoss { origin, checkpoint, missing: first..end, trust_floor: end, roots_kept_until: START }
+            Change::AcceptedLoss { origin, checkpoint, missing: first..end, trust_floor: end, roots_kept_until: START, epoch: 0 }
         }),
     ]
 }

@@ -15,6 +15,7 @@ fn loss() -> Change {
         missing: 100..120,
         trust_floor: 1000,
         roots_kept_until: START + DAY,
+        epoch: 3,
     }
 }
 
@@ -126,4 +127,49 @@ async fn no_root_is_retired_while_certificates_may_be_valid_that_the_log_lacks()
     ledger.act("alice", root(3, RootState::Distrusted), "it is stolen").await.unwrap();
     place.clock.set(START + DAY);
     retire().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_was_kept_from_certificates_by_lost_acts_is_so_again_on_the_proof_of_their_signatures() {
+    let place = Place::new();
+    let old = place.ledger().await;
+    let ban = |number| Change::Ban { agent: agent(number), until: START };
+    let revoke = |subject| Change::Revoke { subject, until: START + DAY };
+    let (pod, serial, allowed) = (Subject::Pod(uuid(7)), Subject::Serial(chancery_identity::Serial([7; 16])), Subject::SpiffeId(agent(8)));
+    // The first two are in the backup, and the second is taken back after the loss.
+    let changes = [ban(1), ban(2), ban(3), revoke(pod.clone()), revoke(serial.clone()), revoke(allowed.clone()), Change::Allow(allowed)];
+    for change in changes {
+        old.act("alice", change, "because").await.unwrap();
+    }
+    let (origin, told) = (old.origin().to_owned(), old.standing_acts().await.unwrap());
+    assert_eq!(told.len(), 5, "but not what is allowed again");
+    old.close().await.unwrap();
+
+    let place = Place { dir: tempfile::tempdir().unwrap(), ..place };
+    let ledger = place.ledger().await;
+    let Change::AcceptedLoss { checkpoint, missing, trust_floor, roots_kept_until, .. } = loss() else { panic!() };
+    let loss = Change::AcceptedLoss { origin: origin.clone(), checkpoint, missing, trust_floor, roots_kept_until, epoch: 2 };
+    ledger.accept_loss("local:uid=0", loss, "the disk is gone", |_| State::default()).await.unwrap();
+    let mut forged = told.iter().map(|entry| entry.to_vec()).collect::<Vec<_>>();
+    for entry in &mut forged {
+        *entry.iter_mut().rev().nth(80).unwrap() ^= 1;
+    }
+    let forged: Vec<_> = forged.into_iter().map(Bytes::from).collect();
+    let stranger = Place::new();
+    let strangers = stranger.ledger().await;
+    strangers.act("mallory", ban(9), "because").await.unwrap();
+    let foreign = strangers.standing_acts().await.unwrap();
+    for (origin, entries) in [(&*origin, &forged), (&origin, &foreign), (strangers.origin(), &foreign), (ledger.origin(), &told)] {
+        assert_eq!(ledger.recover_acts(origin, entries, "an agent").await.unwrap(), 0);
+    }
+    assert_eq!(ledger.current_state().epoch, 1);
+
+    assert_eq!(ledger.recover_acts(&origin, &told, "an agent").await.unwrap(), 3);
+    assert_eq!(ledger.recover_acts(&origin, &told, "another agent").await.unwrap(), 0, "each once");
+    let state = ledger.current_state();
+    assert_eq!(state.bans.keys().collect::<Vec<_>>(), [&agent(3)]);
+    assert_eq!(state.revocations.contains_key(&pod), state.revocations.contains_key(&serial));
+    assert!(state.revocations.contains_key(&pod));
+    let act = ledger.list_acts(&super::super::acts::ActFilter::default(), 3, None).await.unwrap().acts.pop().unwrap();
+    assert!(act.act.why.contains("by alice, brought by an agent"), "{}", act.act.why);
 }
