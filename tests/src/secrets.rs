@@ -93,6 +93,23 @@ impl Stream {
         Ok(Self { ask, requests, responses })
     }
 
+    /// Accepts the next thing that comes, or refuses it with these words.
+    pub async fn answer(&mut self, refuse: Option<&str>, within: Duration) -> Result<()> {
+        let response = tokio::time::timeout(within, self.responses.message()).await.map_err(|_| format!("nothing within {within:?}"))??;
+        Ok(self.requests.send(self.answer_to(&response.ok_or("the agent ended the stream")?, refuse)).await?)
+    }
+
+    fn answer_to(&self, response: &DiscoveryResponse, refuse: Option<&str>) -> DiscoveryRequest {
+        let answer = DiscoveryRequest { response_nonce: response.nonce.clone(), node: None, ..self.ask.clone() };
+        match refuse {
+            None => DiscoveryRequest { version_info: response.version_info.clone(), ..answer },
+            Some(words) => {
+                let status = Status { code: tonic::Code::InvalidArgument.into(), message: words.to_owned() };
+                DiscoveryRequest { error_detail: Some(status), ..answer }
+            }
+        }
+    }
+
     /// Answers until both secrets have come: accepts, or refuses with these words.
     async fn answer_all(&mut self, refuse: Option<&str>) -> Result<Secrets> {
         let (mut svid, mut bundle) = (None, None);
@@ -106,15 +123,7 @@ impl Stream {
                     secret::Type::ValidationContext(context) => bundle = Some(bytes(context.trusted_ca.as_ref())?.to_vec()),
                 }
             }
-            let answer = DiscoveryRequest { response_nonce: response.nonce, node: None, ..self.ask.clone() };
-            let answer = match refuse {
-                None => DiscoveryRequest { version_info: response.version_info, ..answer },
-                Some(words) => {
-                    let status = Status { code: tonic::Code::InvalidArgument.into(), message: words.to_owned() };
-                    DiscoveryRequest { error_detail: Some(status), ..answer }
-                }
-            };
-            self.requests.send(answer).await?;
+            self.requests.send(self.answer_to(&response, refuse)).await?;
             if let (Some(svid), Some(bundle)) = (&svid, &bundle) {
                 let svid: &X509Svid = svid;
                 let trust_domain: TrustDomain = svid.id().trust_domain().clone();
