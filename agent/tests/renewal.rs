@@ -4,12 +4,14 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use chancery_agent::ca_client::Anchor;
 use chancery_agent::svids::SvidState;
 use chancery_proto::chancery::v1::{self as wire, Refusal};
-use support::{FakeCa, Place, TokenPlan, a_while, eventually, ready, renewed, serves};
+use support::{FakeCa, Pki, Place, TokenPlan, a_while, eventually, ready, renewed, serves};
 
 const PAST_HALF: time::Duration = time::Duration::seconds(2400);
 
@@ -196,6 +198,26 @@ async fn a_ca_that_lost_entries_is_told_every_certificate() {
         assert_eq!((&told.chain, &told.pod), (&chain, &stream.pod_name));
         assert_eq!((told.namespace.as_str(), told.service_account.as_str()), ("shop", "cart"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_whose_root_is_trusted_no_more_is_replaced_at_once_also_after_a_restart() {
+    let mut ca = FakeCa::start();
+    let place = Place::new(&ca);
+    let agent = place.start(&ca);
+    let mut cart = agent.svids.attach(ca.token(&cart())).await.unwrap();
+    let old = ready(&mut cart).await;
+    agent.stop().await;
+    ca.kill();
+    let next = Arc::new(Pki::new("next"));
+    let Anchor::BundleFile(path) = &place.anchor else { unreachable!() };
+    std::fs::write(path, format!("# sequence: 7\n{}", next.trust(7).own().to_pem())).unwrap();
+    ca.pki = next;
+    ca.behaviour.trust_sequence.store(7, Ordering::SeqCst);
+    ca.resume();
+    let agent = place.start(&ca);
+    let mut again = agent.svids.attach(ca.token(&self::cart())).await.unwrap();
+    renewed(&mut again, &old).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

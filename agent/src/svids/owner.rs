@@ -6,12 +6,13 @@
 //!
 //! Deadlines are wall-clock times, compared with the clock at each tick, so a machine that slept renews on waking.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chancery_identity::{Clock, TrustState};
+use chancery_identity::{Clock, TrustState, verify_chain};
 use chancery_proto::chancery::v1 as wire;
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -25,7 +26,7 @@ use super::keep::Keep;
 use super::state::{RestoredWorkload, State};
 use super::workload::{TokenSource, Workload};
 use super::{AttachError, Settings, Subscription, WorkloadKey, WorkloadStatus};
-use crate::ca_client::{CaClient, Holdings};
+use crate::ca_client::{CaClient, Held, Holdings};
 use crate::telemetry::{Metrics, Reason};
 
 const MAX_CALLS: usize = 4;
@@ -36,6 +37,28 @@ const COMMANDS_AT_ONCE: usize = 64;
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
 /// Orders to issue everything anew are spread over this time, since every agent gets them at once.
 const ORDER_SPREAD: Duration = Duration::from_millis(200);
+
+/// Which certificates lead to a trusted root. Those that one issuing certificate signed stand and fall together, so that thousands are judged
+/// by a few.
+struct Chains<'a> {
+    trust: &'a TrustState,
+    now: OffsetDateTime,
+    good: HashSet<CertificateDer<'static>>,
+}
+
+impl Chains<'_> {
+    fn are_trusted(&mut self, held: &Held) -> bool {
+        let chain = held.svid.chain();
+        if chain.get(1).is_some_and(|issuing| self.good.contains(issuing)) {
+            return true;
+        }
+        let is_trusted = verify_chain(chain, self.trust, self.now).is_ok();
+        if is_trusted {
+            self.good.extend(chain.get(1).cloned());
+        }
+        is_trusted
+    }
+}
 
 /// What the handles ask of the task.
 #[derive(Debug)]
@@ -110,6 +133,8 @@ impl Owner {
         let mut tell_orders = self.ca.tell_orders();
         let mut remembered = (self.ca.trust(), self.ca.cluster_keys(), self.ca.own());
         let mut buffer = Vec::with_capacity(COMMANDS_AT_ONCE);
+        // What was kept may be older than the trust state beside it.
+        self.replace_untrusted();
         loop {
             let wake = [Some(self.wake), self.gather_until, self.keep.due()].into_iter().flatten().min().unwrap_or(self.wake);
             tokio::select! {
@@ -183,17 +208,28 @@ impl Owner {
         self.wake = Instant::now();
     }
 
-    /// Asks for others in the place of certificates that are revoked by now, which the CA may refuse.
     fn trust_changed(&mut self, trust: &mut watch::Receiver<Option<Arc<TrustState>>>) {
         self.keep.changed();
-        let Some(crl) = trust.borrow_and_update().as_ref().and_then(|trust| trust.crl.clone()) else { return };
+        trust.mark_unchanged();
+        self.replace_untrusted();
+    }
+
+    /// Asks for others in the place of certificates that nobody takes any more: those that are revoked, and those whose root has left the
+    /// bundle, as after a change of the trust roots that this agent was away for.
+    fn replace_untrusted(&mut self) {
+        let Some(trust) = self.ca.trust().borrow().clone() else { return };
         let now = self.clock.now();
+        let mut chains = Chains { trust: &trust, now, good: HashSet::new() };
         for workload in self.workloads.values_mut() {
-            if workload.held().is_some_and(|held| crl.revokes(held.svid.serial())) {
-                tracing::warn!(workload = %workload.key(), "its certificate was revoked; asking for another");
-                workload.reissue(now);
-                self.wake = Instant::now();
-            }
+            let Some(held) = workload.held() else { continue };
+            let problem = match &trust.crl {
+                Some(crl) if crl.revokes(held.svid.serial()) => "it was revoked",
+                _ if chains.are_trusted(held) => continue,
+                _ => "no trusted root stands above it any more",
+            };
+            tracing::warn!(workload = %workload.key(), problem, "asking for another certificate");
+            workload.reissue(now);
+            self.wake = Instant::now();
         }
     }
 

@@ -132,8 +132,8 @@ impl OperatorService for OperatorApi {
 
     async fn list_agents(&self, request: Request<ListAgentsRequest>) -> Result<Response<ListAgentsResponse>, Status> {
         self.answer("ListAgents", request, async |request| {
-            let agents = if request.agent.is_empty() { self.fleet.agents() } else { self.fleet.agents_called(&request.agent) };
-            Ok(ListAgentsResponse { agents })
+            let sequence = self.authority.trust().borrow().sequence;
+            Ok(ListAgentsResponse { agents: self.fleet.list(&self.ledger, sequence, &request.agent).await? })
         })
         .await
     }

@@ -9,6 +9,7 @@ mod convergence;
 mod distrusted;
 mod explain;
 mod ledger;
+mod list;
 mod session;
 mod standing;
 mod wire;
@@ -465,6 +466,7 @@ impl Record {
             holders: self.report.convergence.as_ref().map_or(0, |convergence| convergence.holders),
             proven_sequence: self.report.convergence.as_ref().map_or(0, |convergence| convergence.trust_sequence),
             behind: self.report.lagging.iter().take(behind).map(convergence::describe).collect(),
+            trust: String::new(),
         }
     }
 }

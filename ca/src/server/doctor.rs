@@ -159,6 +159,12 @@ impl Facts {
         );
         find(
             Level::Warn,
+            &|agent| !agent.connected && (1..self.trust_sequence).contains(&agent.trust_sequence),
+            "away that missed a change of the trust roots or CRLs",
+            "it comes back by itself if its bundle file is kept up to date (`bundle.pem` of the data directory); else give it the newest one, or `chancery-agent reset`",
+        );
+        find(
+            Level::Warn,
             &|agent| agent.connected && agent.lagging > 0,
             "with proxies that have not acknowledged the newest trust bundle",
             "`chancery-agent streams` on its node names them and their reasons",
@@ -359,6 +365,10 @@ mod tests {
         });
         finds("bad", "expired", |facts| facts.agents[0].svid_not_after_ms = millis(NOW));
         finds("warn", "newest trust state", |facts| facts.agents[0].trust_sequence = 6);
+        finds("warn", "missed a change of the trust roots", |facts| {
+            facts.agents[0].connected = false;
+            facts.agents[0].trust_sequence = 6;
+        });
         finds("warn", "newest trust bundle", |facts| facts.agents[0].lagging = 1);
         finds("bad", "does not belong to this one", |facts| facts.agents[0].ledger_alarm = "forked: other entries".into());
         finds("bad", "clock", |facts| facts.agents[0].clock_offset_ms = -31_000);

@@ -13,7 +13,7 @@ use crate::revocation::{self, Recorded, WaitArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Every agent that was seen since the CA started.
+    /// Every agent that was seen since the CA started or has a certificate that is good, and whether it has the newest trust state.
     List,
     /// One agent, by its SPIFFE ID or its node's name, with every proxy there that is behind, and why.
     Show {
@@ -56,6 +56,7 @@ struct AgentRow {
     last_seen: String,
     version: String,
     trust_sequence: u64,
+    trust: String,
     workloads: u32,
     streams: u32,
     lagging: u32,
@@ -114,6 +115,7 @@ async fn list(mut ca: Operator, out: &mut impl Write, format: Format) -> Result<
         "workloads",
         "streams",
         "lagging",
+        "trust",
         "trust_sequence",
         "proven_sequence",
         "clock_offset_ms",
@@ -124,7 +126,7 @@ async fn list(mut ca: Operator, out: &mut impl Write, format: Format) -> Result<
         "spiffe_id",
         "behind",
     ];
-    let columns = if format == Format::Table { &all[..13] } else { &all[..] };
+    let columns = if format == Format::Table { &all[..14] } else { &all[..] };
     Ok(rows(out, format, columns, &found)?)
 }
 
@@ -151,6 +153,7 @@ impl AgentRow {
             last_seen: moment(record.last_seen_ms),
             version: record.version,
             trust_sequence: record.trust_sequence,
+            trust: record.trust,
             workloads: record.workloads,
             streams: record.streams,
             lagging: record.lagging,
