@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use chancery_identity::X509Svid;
+use chancery_identity::csr::{self, KeyType};
 use chancery_proto::chancery::v1::act::Change;
 use chancery_proto::chancery::v1::show_identity_request::By;
 use chancery_proto::chancery::v1::{
@@ -11,6 +12,7 @@ use chancery_proto::chancery::v1::{
 use serde_json::Value;
 
 use crate::backup::{age_keys, is_refused, issue_some, published, succeeds, text};
+use crate::roles::is_let_in;
 use crate::support::{Ca, NODE, issue};
 
 /// A backup, the checkpoint of the ledger that went on after it, and where to restore to.
@@ -133,13 +135,15 @@ async fn what_was_in_force_in_the_backup_still_is_and_agents_go_on() {
     assert_eq!(ca.operator().await.list_identities(request).await.unwrap().into_inner().identities.len(), 5);
 
     issue_some(&ca, &lost.agent).await;
-    let mut client = ca.connect(Some(&lost.banned)).await;
-    let token = ca.token(|request| request.node = "node-2".into());
-    let refused = issue(&mut client, token.clone()).await.unwrap_err();
-    assert!(refused.message.contains("was banned"), "{}", refused.message);
+    // What a ban revoked is revoked in the new ledger as well.
+    assert!(!is_let_in(&ca, &lost.banned).await);
+    let (csr, _) = csr::generate(KeyType::EcdsaP256, None).unwrap();
+    let refused = ca.connect(None).await.join(Ca::join_request(ca.agent_token("node-2"), csr)).await.unwrap_err();
+    assert!(refused.message().contains("was banned"), "{refused}");
     let unban = UnbanRequest { agent: lost.banned.id().to_string(), reason: "it was found".into() };
     ca.operator().await.unban(unban).await.unwrap();
-    issue(&mut client, token).await.unwrap();
+    let token = ca.token(|request| request.node = "node-2".into());
+    issue(&mut ca.connect(Some(&ca.join("node-2").await)).await, token).await.unwrap();
     drop(lost.old);
 }
 
