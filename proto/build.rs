@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".envoy")
         // The secrets that SDS sends travel in `Any`: shared instead of copied, and never printed.
         .extern_path(".google.protobuf.Any", "crate::any::Any")
+        .codec_path("crate::codec::SmallBuffers")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Chancery's wire: the messages and services of `chancery.v1` and of Envoy's secret discovery, generated from `protos/`.
 //!
-//! Generated code only. The rules about what the messages may say live in `chancery-identity` and in the two ends.
+//! Generated code, and [how it travels](codec). The rules about what the messages may say live in `chancery-identity` and in the two ends.
 #![allow(missing_docs, clippy::all, clippy::pedantic)]
 
 /// Between agents, operators and the CA, and the encoding of the ledger's entries.
@@ -54,4 +54,5 @@ pub mod google {
 }
 
 pub mod any;
+pub mod codec;
 mod redacted;

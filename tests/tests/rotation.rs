@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
-use std::time::Duration;
+use std::io::Write;
+use std::time::{Duration, Instant};
 
 use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
@@ -173,10 +174,21 @@ async fn a_distrusted_root_is_gone_within_its_deadline_and_no_connection_fails()
     let load = pair.load();
     let before = pair.roots_in_use().await;
     let old = pair.roots()[0].0.clone();
+    let begun = Instant::now();
     let finished = pair.chancery(&["root", "distrust", &old[..16], "--reason", "its key was stolen", "-o", "json"]).unwrap();
     let finished: Value = serde_json::from_str(&finished).unwrap();
     assert!(finished["total_ms"].as_u64().unwrap() < 30_000, "{finished}");
     assert_eq!(pair.states(), ["distrusted", "active"]);
-    assert_ne!(pair.roots_in_use().await, before);
+    let sequence = pair.mesh.ca.ask(&["status"]).unwrap()["trust_sequence"].as_u64().unwrap();
+    let proven = async || match pair.mesh.ca.ask(&["agent", "list"]).unwrap()[0]["proven_sequence"].as_u64() {
+        Some(proven) if proven >= sequence => Ok(()),
+        proven => Err(format!("{proven:?} of {sequence}")),
+    };
+    wait::until("both Envoys are without the old root", SOON, proven).await.unwrap();
+    let took = begun.elapsed();
+    assert!(pair.roots_in_use().await.iter().all(|root| !before.contains(root)));
+    writeln!(std::io::stdout(), "distrust, until two Envoys were without the old root and with new certificates: {took:?}; {finished}")
+        .unwrap();
+    assert!(took < SOON, "{took:?}");
     pair.assert_no_failure(load).await;
 }

@@ -78,7 +78,7 @@ impl Rotation {
     }
 
     /// The root whose distrust has begun and comes first: the active one before those that drain already.
-    fn next_distrust(&self) -> Option<(Fingerprint, std::sync::Arc<State>)> {
+    pub(super) fn next_distrust(&self) -> Option<(Fingerprint, std::sync::Arc<State>)> {
         let state = self.ledger.current_state();
         let begun = state.roots.iter().filter(|(_, root)| root.leave_by.is_some());
         let first = begun.min_by_key(|(_, root)| (root.state != RootState::Active, root.leave_by));

@@ -43,6 +43,8 @@ const ACTOR: &str = "ca";
 const MAX_ATTEMPTS: usize = 16;
 /// How often [`Rotation::run`] looks what is due.
 const TICK: Duration = Duration::from_secs(1);
+/// How often while a root is being distrusted: it leaves the moment that nothing needs it any more.
+const HASTE: Duration = Duration::from_millis(100);
 /// So much of a fingerprint, in hexadecimal digits, names a root.
 const SHORTEST_NAME: usize = 8;
 
@@ -228,15 +230,17 @@ impl Rotation {
         self.evaluate(&self.ledger.current_state(), root, to, overrides).await
     }
 
-    /// Does what is due, every second and with every act, until `shutdown`.
+    /// Does what is due, every second (more often in an emergency) and with every act, until `shutdown`.
     pub async fn run(&self, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut acts = self.ledger.state();
         let walk = async {
             loop {
+                let urgent = self.next_distrust().is_some();
                 tokio::select! {
                     _ = ticks.tick() => {}
+                    () = tokio::time::sleep(HASTE), if urgent => {}
                     Ok(()) = acts.changed() => {}
                 }
                 if let Err(error) = self.walk_on().await {

@@ -19,11 +19,13 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{Operator, settled};
+use crate::fleet::{DISTRUST_DEADLINE_MS, Operator, settled};
 use crate::memory::resident_mib;
 use crate::report::{Limit, Report};
 
 const AGENTS: usize = 1000;
+/// As many are enough to see how long a distrust takes.
+const DISTRUSTING: usize = 100;
 const HOUR: Duration = Duration::from_secs(3600);
 const WITHIN: Duration = Duration::from_secs(120);
 const SETTLED: Duration = Duration::from_secs(5);
@@ -35,24 +37,12 @@ pub(crate) async fn measure(directory: &Path, report: &mut Report) -> Result<()>
     let lab = Lab::new()?;
     let data = tempfile::tempdir_in(directory)?;
     let ca = Ca::start_in(&lab, &data.path().join("ca"), HOUR, LIMITS).await?;
-    let issuer = ca.issuer()?;
     tokio::time::sleep(SETTLED).await;
     let alone = resident_mib(ca.id()?)?;
-    let mut clients = Vec::with_capacity(AGENTS);
-    for number in 0..AGENTS {
-        clients.push(join(&lab, &ca, &issuer, number)?);
-    }
-    let mut proxies = JoinSet::new();
-    for client in &clients {
-        let reachable = client.reachable();
-        let joined = async || if *reachable.borrow() { Ok(()) } else { Err(client.problem()) };
-        wait::until("every agent has joined", WITHIN, joined).await?;
-        proxies.spawn(acknowledge(client.clone()));
-    }
+    let _proxies = join_all(&lab, &ca, AGENTS).await?;
 
     let mut operator = Operator::of(&ca).await?;
-    let before = settled(&mut operator, |agents| agents.len() == AGENTS && agents.iter().all(|agent| agent.proven_sequence > 0)).await?;
-    let known = before.iter().map(|agent| agent.proven_sequence).max().unwrap_or_default();
+    let known = all_proven(&mut operator, AGENTS, 1).await?;
     tokio::time::sleep(SETTLED).await;
     #[allow(clippy::cast_precision_loss, reason = "a thousand")]
     let each = (resident_mib(ca.id()?)? - alone) * KIB / AGENTS as f64;
@@ -61,8 +51,49 @@ pub(crate) async fn measure(directory: &Path, report: &mut Report) -> Result<()>
     operator.prepare().await?;
     let start = Instant::now();
     operator.move_root(RootState::Published).await?;
-    settled(&mut operator, |agents| agents.iter().all(|agent| agent.proven_sequence > known)).await?;
-    report.latency("bundle_agents_1000", start.elapsed().as_secs_f64() * 1000.0, "ms", Limit::AtMost(1000.0))
+    all_proven(&mut operator, AGENTS, known + 1).await?;
+    report.latency("bundle_agents_1000", start.elapsed().as_secs_f64() * 1000.0, "ms", Limit::AtMost(1000.0))?;
+    distrust(directory, report).await
+}
+
+/// `distrust_100_agents`: from the command to the last agent without the old root, each with a new certificate of its own.
+async fn distrust(directory: &Path, report: &mut Report) -> Result<()> {
+    let lab = Lab::new()?;
+    let data = tempfile::tempdir_in(directory)?;
+    let ca = Ca::start_in(&lab, &data.path().join("ca"), HOUR, LIMITS).await?;
+    let _proxies = join_all(&lab, &ca, DISTRUSTING).await?;
+    let mut operator = Operator::of(&ca).await?;
+    let known = all_proven(&mut operator, DISTRUSTING, 1).await?;
+    operator.prepare().await?;
+    operator.move_root(RootState::Published).await?;
+    all_proven(&mut operator, DISTRUSTING, known + 1).await?;
+    let start = Instant::now();
+    let without = operator.distrust().await?;
+    all_proven(&mut operator, DISTRUSTING, without).await?;
+    report.latency("distrust_100_agents", start.elapsed().as_secs_f64() * 1000.0, "ms", Limit::AtMost(DISTRUST_DEADLINE_MS))
+}
+
+/// So many agents join; what stands for their proxies.
+async fn join_all(lab: &Lab, ca: &Ca, count: usize) -> Result<JoinSet<()>> {
+    let issuer = ca.issuer()?;
+    let mut clients = Vec::with_capacity(count);
+    for number in 0..count {
+        clients.push(join(lab, ca, &issuer, number)?);
+    }
+    let mut proxies = JoinSet::new();
+    for client in &clients {
+        let reachable = client.reachable();
+        let joined = async || if *reachable.borrow() { Ok(()) } else { Err(client.problem()) };
+        wait::until("every agent has joined", WITHIN, joined).await?;
+        proxies.spawn(acknowledge(client.clone()));
+    }
+    Ok(proxies)
+}
+
+/// Waits until so many have proven to have this trust state, or a newer one; the newest that one has.
+async fn all_proven(operator: &mut Operator, count: usize, least: u64) -> Result<u64> {
+    let agents = settled(operator, |agents| agents.len() == count && agents.iter().all(|agent| agent.proven_sequence >= least)).await?;
+    Ok(agents.iter().map(|agent| agent.proven_sequence).max().unwrap_or_default())
 }
 
 /// An agent's connection to the CA, of a node of its own.

@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
 use chancery_proto::chancery::v1::root_service_client::RootServiceClient;
-use chancery_proto::chancery::v1::{AgentRecord, ListAgentsRequest, MoveRootRequest, Overrides, PrepareRootRequest, RootState};
+use chancery_proto::chancery::v1::{
+    AgentRecord, DistrustRootRequest, ListAgentsRequest, ListRootsRequest, MoveRootRequest, Overrides, PrepareRootRequest, RootRecord,
+    RootState,
+};
 use chancery_tests::agent::Agent;
 use chancery_tests::ca::Ca;
 use chancery_tests::lab::Lab;
@@ -29,10 +32,13 @@ const WORKLOADS: usize = 1000;
 const SETTLED: Duration = Duration::from_secs(5);
 const REASON: &str = "make bench";
 const KIB: f64 = 1024.0;
+/// When a root that is being distrusted leaves the bundles, whoever still needs it.
+pub(crate) const DISTRUST_DEADLINE_MS: f64 = 30_000.0;
 
 pub(crate) async fn measure(directory: &Path, report: &mut Report) -> Result<()> {
     streams(directory, report).await?;
-    reissue(directory, report).await
+    reissue(directory, report).await?;
+    distrust(directory, report).await
 }
 
 /// The way to the CA's operators' socket.
@@ -57,6 +63,23 @@ impl Operator {
         let overrides = Some(Overrides { accept_unproven: true, ..Overrides::default() });
         self.roots.move_root(MoveRootRequest { to: to.into(), reason: REASON.into(), overrides, ..MoveRootRequest::default() }).await?;
         Ok(())
+    }
+
+    /// Distrusts the active root, and waits until it is out of the bundles; the sequence of the first trust state without it.
+    pub(crate) async fn distrust(&mut self) -> Result<u64> {
+        let mut root = self.root(|root| root.state() == RootState::Active).await?;
+        let request = DistrustRootRequest { root: root.fingerprint.clone(), reason: REASON.into(), deadline_ms: None };
+        self.roots.distrust_root(request).await?;
+        while root.state() != RootState::Distrusted {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            root = self.root(|one| one.fingerprint == root.fingerprint).await?;
+        }
+        Ok(root.entry + 1)
+    }
+
+    async fn root(&mut self, is_it: impl Fn(&RootRecord) -> bool) -> Result<RootRecord> {
+        let roots = self.roots.list_roots(ListRootsRequest {}).await?.into_inner().roots;
+        Ok(roots.into_iter().find(is_it).ok_or("there is no such root")?)
     }
 
     pub(crate) async fn agents(&mut self) -> Result<Vec<AgentRecord>> {
@@ -131,6 +154,35 @@ async fn reissue(directory: &Path, report: &mut Report) -> Result<()> {
     let last = proxies.accepted(Secret::Certificate, &before, WITHIN).await?;
     let took = (OffsetDateTime::from(last) - ordered_at(&agent.log()?)?).as_seconds_f64();
     report.latency("reissue_1000", took * 1000.0, "ms", Limit::AtMost(1000.0))
+}
+
+/// `distrust_1000_streams`: from the command to the last proxy without the old root and with a new certificate. The CA waits no longer for
+/// anybody than the deadline, which is the limit.
+async fn distrust(directory: &Path, report: &mut Report) -> Result<()> {
+    let lab = Lab::new()?;
+    let data = tempfile::tempdir_in(directory)?;
+    let ca = Ca::start_in(&lab, &data.path().join("ca"), HOUR, LIMITS).await?;
+    let agent = Agent::start(&lab, &ca, NODE).await?;
+    let mut proxies = Proxies::of(&agent.sds_socket);
+    for token in tokens(&ca, PROXIES)? {
+        proxies.add(&token).await?;
+    }
+    proxies.served(WITHIN).await?;
+    let mut operator = Operator::of(&ca).await?;
+    operator.prepare().await?;
+    operator.move_root(RootState::Published).await?;
+    let replacement = operator.root(|root| root.state() == RootState::Published).await?.entry + 1;
+    let have = |agents: &[AgentRecord], sequence| {
+        agents.iter().all(|agent| agent.proven_sequence >= sequence && agent.holders as usize >= PROXIES)
+    };
+    settled(&mut operator, |agents| have(agents, replacement)).await?;
+    let before = proxies.mark();
+    let start = SystemTime::now();
+    let without = operator.distrust().await?;
+    settled(&mut operator, |agents| have(agents, without)).await?;
+    let took = start.elapsed()?.as_secs_f64() * 1000.0;
+    proxies.accepted(Secret::Certificate, &before, WITHIN).await?;
+    report.latency("distrust_1000_streams", took, "ms", Limit::AtMost(DISTRUST_DEADLINE_MS))
 }
 
 /// When the agent was ordered to issue anew, by its log.
