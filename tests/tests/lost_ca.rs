@@ -1,0 +1,128 @@
+//! A CA that is lost with its machine: it goes on from its backup, and proxies notice nothing; or, where there is none, it is set up anew, and
+//! agents take the new one when they are told to.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use age::secrecy::ExposeSecret;
+use chancery_tests::agent::Agent;
+use chancery_tests::ca::Ca;
+use chancery_tests::envoy::Protocol;
+use chancery_tests::lab::{Lab, copy_directory};
+use chancery_tests::load::Load;
+use chancery_tests::mesh::{Mesh, NODE, Settings, Workload};
+use chancery_tests::{http, tools, wait};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const SOON: Duration = Duration::from_secs(30);
+
+async fn pair(mesh: &Mesh) -> (Workload, Workload) {
+    let checkout = mesh.workload("checkout", None).await.unwrap();
+    let cart = mesh.workload("cart", Some(checkout.envoy.at.inbound)).await.unwrap();
+    (cart, checkout)
+}
+
+fn settings() -> Option<Settings> {
+    Some(Settings { envoy: tools::envoy()?, lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream })
+}
+
+/// Without holding up the load, which runs on the same threads.
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = tokio::task::block_in_place(|| Command::new(tools::chancery(program).unwrap()).args(arguments).output()).unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn write_private(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+async fn connects(cart: &Workload) -> Result<(), String> {
+    match http::get(cart.envoy.at.outbound, "/").await {
+        Ok((200, _)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_is_lost_with_its_machine_goes_on_from_its_backup_and_no_connection_fails() {
+    let Some(settings) = settings() else { return };
+    let lab = Lab::new().unwrap();
+    let (passphrase, identity, backup) = (lab.at("passphrase"), lab.at("identity"), lab.at("ca.tar"));
+    write_private(&passphrase, "open sesame\n");
+    let key = age::x25519::Identity::generate();
+    write_private(&identity, key.to_string().expose_secret());
+    let sealed = format!("\n[keys]\npassphrase_file = \"{}\"\n", passphrase.display());
+    let ca = Ca::start_in(&lab, &lab.at("ca"), HOUR, &sealed).await.unwrap();
+    let agent = Agent::start(&lab, &ca, NODE).await.unwrap();
+    let mut mesh = Mesh::around(ca, agent, lab, settings).unwrap();
+    let (cart, checkout) = pair(&mesh).await;
+    wait::until("a connection", SOON, async || connects(&cart).await).await.unwrap();
+    let handshakes = async || cart.envoy.stat("cluster.outbound.ssl.handshake").await.unwrap();
+    let before = handshakes().await;
+    let load = Load::start(cart.envoy.at.outbound, 2, Duration::from_millis(5));
+
+    let (data, recipient) = (mesh.ca.data().to_owned(), key.to_public().to_string());
+    run("chancery-ca", &["backup", "--data-dir", text(&data), "--to", text(&backup), "--with-keys", "--recipient", &recipient]);
+    let last_checkpoint = mesh.lab.at("checkpoint");
+    std::fs::copy(data.join("checkpoint"), &last_checkpoint).unwrap();
+    mesh.ca.kill().unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+
+    let restore = ["restore", text(&backup), "--data-dir", text(&data), "--checkpoint", text(&last_checkpoint)];
+    run("chancery-ca", &[&restore[..], &["--identity", text(&identity)]].concat());
+    mesh.ca.run(&mesh.lab).await.unwrap();
+    // Everything goes on: agents are back, and a root can be rotated with the keys that came out of the backup.
+    let socket = mesh.ca.admin_socket();
+    run("chancery", &["--socket", text(&socket), "root", "rotate", "--reason", "after the loss", "--deadline", "90s"]);
+    let counts = load.finish().await;
+    assert_eq!(counts.failed(), 0, "{:?}", counts.failures());
+    assert_eq!(handshakes().await - before, counts.ok(), "each request was a handshake");
+    assert_eq!(checkout.envoy.stat("listener.inbound.ssl.session_reused").await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_is_lost_with_everything_is_set_up_anew_and_agents_take_it_after_a_reset() {
+    let Some(settings) = settings() else { return };
+    let mut mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
+    let (cart, _checkout) = pair(&mesh).await;
+    wait::until("a connection", SOON, async || connects(&cart).await).await.unwrap();
+    let before = cart.envoy.certificate().await.unwrap();
+    mesh.ca.kill().unwrap();
+    let (data, lost) = (mesh.ca.data().to_owned(), mesh.lab.at("lost"));
+    std::fs::rename(&data, &lost).unwrap();
+
+    mesh.ca.run(&mesh.lab).await.unwrap();
+    mesh.ca.stop().await.unwrap();
+    // The API server, whose part this is here, was not lost.
+    std::fs::remove_dir_all(data.join("development")).unwrap();
+    copy_directory(&lost.join("development"), &data.join("development")).unwrap();
+    mesh.ca.run(&mesh.lab).await.unwrap();
+    let refused = async || {
+        let problems = mesh.agent.ask(&["status"]).map_err(|error| error.to_string())?["problems"].to_string();
+        if problems.contains("no TLS session") { Ok(()) } else { Err(problems) }
+    };
+    wait::until("the agent refuses a CA that it does not know", SOON, refused).await.unwrap();
+    connects(&cart).await.unwrap();
+
+    let config = mesh.agent.config().to_owned();
+    mesh.agent.kill().unwrap();
+    for what in [&[][..], &["--ledger"]] {
+        run("chancery-agent", &[&["reset", "--config", text(&config)], what].concat());
+    }
+    mesh.agent.run(&mesh.lab).await.unwrap();
+    let after = cart.envoy.next_certificate(&before, SOON).await.unwrap();
+    assert!(mesh.ca.chancery(&["identity", "show", &after.serial]).is_ok(), "the new ledger has it");
+    wait::until("a connection under the new root", SOON, async || connects(&cart).await).await.unwrap();
+    let status = mesh.agent.ask(&["status"]).unwrap();
+    assert_eq!(status["problems"], serde_json::json!([]), "{status}");
+}
