@@ -8,6 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chancery_identity::{Clock, checkpoint};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    SerialNumber,
+};
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
@@ -258,5 +263,38 @@ impl TestCa {
         let trust_domain = "example.org".parse().unwrap();
         let authority = Authority::open(trust_domain, self.settings.clone(), &directory, keys, ledger.clone(), self.clock.clone()).await?;
         Ok(Run { authority, ledger, directory })
+    }
+}
+
+/// A company's root and the CA below it that signs requests.
+pub(crate) struct Corporate {
+    pub(crate) root: CertifiedIssuer<'static, KeyPair>,
+    pub(crate) signing: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Corporate {
+    pub(crate) fn new() -> Self {
+        let authority = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params
+        };
+        let key = || KeyPair::generate().unwrap();
+        let root = CertifiedIssuer::self_signed(authority("Corporate root"), key()).unwrap();
+        let signing = CertifiedIssuer::signed_by(authority("Corporate signing CA"), key(), &root).unwrap();
+        Self { root, signing }
+    }
+
+    /// As requested, for two years from `now` on, after `change`.
+    pub(crate) fn sign(&self, csr: &[u8], now: OffsetDateTime, change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
+        let mut request = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
+        let params = &mut request.params;
+        params.serial_number = Some(SerialNumber::from_slice(&[7; 8]));
+        (params.not_before, params.not_after) = (now - time::Duration::HOUR, now + time::Duration::days(730));
+        params.use_authority_key_identifier_extension = true;
+        change(params);
+        request.signed_by(&self.signing).unwrap().der().clone()
     }
 }

@@ -1,5 +1,6 @@
 //! Rotations over the real authority, ledger and fleet: what each gate is there for, and that a kill anywhere loses nothing.
 
+mod corporate;
 mod crls;
 mod model;
 mod world;

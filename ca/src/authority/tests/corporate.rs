@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, CidrSubnet, CustomExtension, DnType,
-    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CidrSubnet, CustomExtension, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyPair,
+    KeyUsagePurpose, NameConstraints, SanType,
 };
 use time::Duration as Span;
 use x509_parser::asn1_rs::FromDer;
@@ -12,46 +12,13 @@ use x509_parser::certification_request::X509CertificationRequest;
 
 use super::roots::{act, bundle, move_to};
 use super::{Duration, KeyType, leaf};
-use crate::authority::testing::{Run, TestCa};
+use crate::authority::testing::{Corporate, Run, TestCa};
 use crate::authority::*;
 use crate::keys::{FileKeyManager, KeyManager};
 use crate::ledger::acts::RootState;
 
 const WHO: &str = "local:uid=0";
 const WHY: &str = "a test";
-
-/// A company's root and the CA below it that signs requests.
-struct Corporate {
-    root: CertifiedIssuer<'static, KeyPair>,
-    signing: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Corporate {
-    fn new() -> Self {
-        let authority = |name: &str| {
-            let mut params = CertificateParams::default();
-            params.distinguished_name.push(DnType::CommonName, name);
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-            params
-        };
-        let key = || KeyPair::generate().unwrap();
-        let root = CertifiedIssuer::self_signed(authority("Corporate root"), key()).unwrap();
-        let signing = CertifiedIssuer::signed_by(authority("Corporate signing CA"), key(), &root).unwrap();
-        Self { root, signing }
-    }
-
-    /// As requested, for two years from `now` on, after `change`.
-    fn sign(&self, csr: &[u8], now: OffsetDateTime, change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
-        let mut request = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
-        let params = &mut request.params;
-        params.serial_number = Some(SerialNumber::from_slice(&[7; 8]));
-        (params.not_before, params.not_after) = (now - Span::HOUR, now + Span::days(730));
-        params.use_authority_key_identifier_extension = true;
-        change(params);
-        request.signed_by(&self.signing).unwrap().der().clone()
-    }
-}
 
 async fn request(run: &Run) -> Vec<u8> {
     run.authority.request_root(WHO, WHY).await.unwrap().0
