@@ -19,6 +19,7 @@ use time::{Duration, OffsetDateTime};
 use super::copies::Copies;
 use super::held::Held;
 use super::make::Maker;
+use super::revoke::REMEMBERED;
 use super::{AuthorityError, Issuer};
 use crate::ledger::acts::{Change, CrlRecord, Crls as CrlsAct, RootState, State};
 use crate::ledger::{IdentityFilter, Ledger, LedgerError, Revocable};
@@ -29,6 +30,14 @@ pub const MAX_REVOKED: usize = 10_000;
 const ACTOR: &str = "ca";
 /// What has expired stays on the CRLs for so long, since clocks differ.
 const KEPT: Duration = Duration::minutes(5);
+
+/// The time by the CA's clock, and whether anything may be held to have expired by it: what leaves the CRLs while the clock is ahead would be
+/// trusted again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Time {
+    pub(super) now: OffsetDateTime,
+    pub(super) believed: bool,
+}
 
 /// A certificate to be listed.
 #[derive(Clone, Copy, Debug)]
@@ -78,19 +87,13 @@ impl Crls {
 
     /// Signs and records other CRLs if those in force do not say what they should, or forgets them if nothing is left to say; tells whether
     /// there was anything to do.
-    pub(super) async fn follow(
-        &mut self,
-        maker: &Maker,
-        copies: &Copies,
-        held: &Held,
-        now: OffsetDateTime,
-    ) -> Result<bool, AuthorityError> {
+    pub(super) async fn follow(&mut self, maker: &Maker, copies: &Copies, held: &Held, time: Time) -> Result<bool, AuthorityError> {
         let state = maker.ledger.current_state();
-        self.catch_up(&maker.ledger, &state, now).await?;
-        let issuers = speaking(held, &state, now);
-        let changed = match self.due(&state, &issuers) {
+        self.catch_up(&maker.ledger, &state, time).await?;
+        let issuers = speaking(held, &state, time);
+        let changed = match self.due(&state, &issuers, time.believed) {
             Some(why) => {
-                self.issue(maker, copies, &issuers, &why, now).await?;
+                self.issue(maker, copies, &issuers, &why, time.now).await?;
                 true
             }
             None => false,
@@ -173,32 +176,35 @@ impl Crls {
     }
 
     /// Takes in what was revoked since the last time, and lets go of what has expired.
-    async fn catch_up(&mut self, ledger: &Ledger, state: &State, now: OffsetDateTime) -> Result<(), LedgerError> {
+    async fn catch_up(&mut self, ledger: &Ledger, state: &State, Time { now, believed }: Time) -> Result<(), LedgerError> {
         if self.latest.is_some_and(|latest| now < latest - KEPT) {
             // The clock was ahead: what seemed to have expired may not have.
             (self.next, self.latest) = (0, None);
         }
+        let alive_at = if believed { now } else { now - REMEMBERED };
         let new: Vec<_> = state.revocations.iter().filter(|(_, revocation)| revocation.entry >= self.next).collect();
         for (subject, revocation) in &new {
-            for Revocable { serial, issuing_certificate, not_after, .. } in ledger.revocable(subject, revocation.entry, usize::MAX).await? {
+            for Revocable { serial, issuing_certificate, not_after, .. } in
+                ledger.revocable(subject, revocation.entry, alive_at, usize::MAX).await?
+            {
                 let listed = Listed { issuing_certificate, since: revocation.since, not_after };
                 self.revoked.entry(serial).or_insert(listed);
             }
         }
         self.next = new.iter().map(|(_, revocation)| revocation.entry + 1).max().unwrap_or(self.next);
         self.latest = self.latest.max(Some(now));
-        self.revoked.retain(|_, listed| now <= listed.not_after + KEPT);
+        self.revoked.retain(|_, listed| !believed || now <= listed.not_after + KEPT);
         Ok(())
     }
 
     /// Why other CRLs are due; none if they are not.
-    fn due(&self, state: &State, issuers: &[&Arc<Issuer>]) -> Option<String> {
+    fn due(&self, state: &State, issuers: &[&Arc<Issuer>], believed: bool) -> Option<String> {
         let mut listed = self.listed(issuers).peekable();
         if state.crls().is_none() {
             return listed.peek().is_some().then(|| format!("{} certificates are revoked", listed.count()));
         }
         if listed.peek().is_none() {
-            return Some("all that was revoked has expired".to_owned());
+            return believed.then(|| "all that was revoked has expired".to_owned());
         }
         let Ok(Some(crl)) = self.in_force(state) else { return Some("the CRLs before were lost".to_owned()) };
         if let Some(issuer) = issuers.iter().find(|issuer| !crl.speaks_for(issuer.certificate())) {
@@ -213,7 +219,7 @@ impl Crls {
             return Some(format!("{new} more certificates are revoked"));
         }
         // Not with each one: every time is a push to the whole fleet.
-        (crl.revoked() >= 2 * count).then(|| format!("{} of what was revoked has expired", crl.revoked() - count))
+        (believed && crl.revoked() >= 2 * count).then(|| format!("{} of what was revoked has expired", crl.revoked() - count))
     }
 
     /// What is revoked under `issuers`. What others signed is trusted by nobody, or nobody could sign a CRL for.
@@ -258,12 +264,13 @@ impl Crls {
 }
 
 /// The issuing certificates that need a CRL while there are any.
-fn speaking<'h>(held: &'h Held, state: &State, now: OffsetDateTime) -> Vec<&'h Arc<Issuer>> {
+fn speaking<'h>(held: &'h Held, state: &State, Time { now, believed }: Time) -> Vec<&'h Arc<Issuer>> {
     let is_trusted = |root: Fingerprint| {
         let root = state.roots.get(&root);
         root.is_some_and(|root| matches!(root.state, RootState::Published | RootState::Active | RootState::Draining))
     };
-    held.issuers.iter().filter(|issuer| issuer.not_after() + KEPT >= now && is_trusted(issuer.root_fingerprint())).collect()
+    let is_needed = |issuer: &&Arc<Issuer>| (!believed || issuer.not_after() + KEPT >= now) && is_trusted(issuer.root_fingerprint());
+    held.issuers.iter().filter(is_needed).collect()
 }
 
 /// Larger than the one before, also if the acts of a while were lost.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use chancery_identity::{Fingerprint, TrustBundle, TrustDomain, TrustState};
 use time::OffsetDateTime;
 
-use super::crl::Crls;
+use super::crl::{Crls, Time};
 use super::held::Held;
 use super::issuer::common_name_of;
 use super::{Authority, AuthorityError, Issuer, RootStatus};
@@ -99,7 +99,8 @@ impl Authority {
 
     /// Signs other CRLs if those are due, and publishes them.
     async fn follow_crls(&self, held: &Held, crls: &mut Crls, now: OffsetDateTime) -> Result<(), AuthorityError> {
-        let followed = crls.follow(&self.maker, &self.copies, held, now).await;
+        let time = Time { now, believed: self.believes_clock(now) };
+        let followed = crls.follow(&self.maker, &self.copies, held, time).await;
         let state = self.maker.ledger.current_state();
         self.note_crls(crls, &state);
         if followed? { self.publish(held, crls, &state) } else { Ok(()) }

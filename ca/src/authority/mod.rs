@@ -34,7 +34,7 @@ pub(crate) mod testing;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -280,6 +280,8 @@ pub struct Authority {
     /// Locked while `held` is.
     crls: tokio::sync::Mutex<Crls>,
     crl_standing: ArcSwap<CrlStanding>,
+    /// Unix seconds.
+    clock_believed_until: AtomicI64,
     failed_renewals: AtomicU64,
 }
 

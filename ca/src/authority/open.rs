@@ -1,7 +1,7 @@
 //! Opening an authority: from the ledger's entries, its state and the key manager, or anew. Whatever was interrupted goes on from there.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use arc_swap::ArcSwap;
 use chancery_identity::{Clock, TrustDomain, profile};
@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::copies::Copies;
-use super::crl::Crls;
+use super::crl::{Crls, Time};
 use super::directory::{DataDirectory, Kind};
 use super::follow::{roots_as_told, trust_state};
 use super::held::{Held, Root};
@@ -51,7 +51,7 @@ impl Authority {
             held.issuers.push(Arc::new(maker.issuing(&root, &settings, now).await?));
         }
         let mut crls = Crls::open(&ledger, &copies, &held).await?;
-        if let Err(error) = crls.follow(&maker, &copies, &held, now).await {
+        if let Err(error) = crls.follow(&maker, &copies, &held, Time { now, believed: false }).await {
             // With those that are in force nobody is worse off, and it is tried again.
             tracing::error!(%error, "other CRLs are due and could not be signed; trying again");
         }
@@ -78,6 +78,7 @@ impl Authority {
             held: tokio::sync::Mutex::new(held),
             crls: tokio::sync::Mutex::new(crls),
             crl_standing: ArcSwap::default(),
+            clock_believed_until: AtomicI64::new(i64::MIN),
             failed_renewals: AtomicU64::new(0),
         };
         // What a kill left undone for the other roots. Nothing of it keeps this CA from issuing, and it is tried again with every tick.

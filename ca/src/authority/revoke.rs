@@ -1,14 +1,18 @@
 //! Revoking: the act, and what follows from it at once.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use chancery_identity::{Serial, SpiffeId, profile};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::crl::{Crls, MAX_REVOKED};
 use super::{Authority, AuthorityError};
 use crate::ledger::IdentityFilter;
 use crate::ledger::acts::{Change, State, Subject};
+
+/// For so long after the last of its certificates has expired a revocation is not forgotten: a clock may be ahead when the next act is made.
+pub(super) const REMEMBERED: Duration = Duration::days(2);
 
 /// What a revocation did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +48,7 @@ impl Authority {
     /// If it may not be revoked, or too many would be, or it cannot be recorded. Once it is recorded it is done: what could not be signed yet
     /// stands in the answer.
     pub async fn revoke(&self, actor: &str, subject: Subject, why: &str) -> Result<Revoked, AuthorityError> {
-        let until = self.check_revocable(&subject).await?;
+        let until = self.check_revocable(&subject).await? + REMEMBERED;
         let change = Change::Revoke { subject: subject.clone(), until };
         self.revoke_by(actor, change, &subject, why).await
     }
@@ -55,7 +59,7 @@ impl Authority {
     /// As [`Authority::revoke`].
     pub async fn ban(&self, actor: &str, agent: SpiffeId, why: &str) -> Result<Revoked, AuthorityError> {
         let subject = Subject::SpiffeId(agent.clone());
-        let until = self.maker.ledger.all_expired_by();
+        let until = self.maker.ledger.all_expired_by() + REMEMBERED;
         self.revoke_by(actor, Change::Ban { agent, until }, &subject, why).await
     }
 
@@ -66,6 +70,15 @@ impl Authority {
     pub async fn proven(&self, sequence: u64) -> Result<(), AuthorityError> {
         self.crls.lock().await.proven(sequence);
         self.apply().await
+    }
+
+    /// Until `moment`, by the CA's clock, that clock is right: what has expired by it may leave the CRLs.
+    pub fn believe_clock(&self, moment: OffsetDateTime) {
+        self.clock_believed_until.store(moment.unix_timestamp(), Ordering::Relaxed);
+    }
+
+    pub(super) fn believes_clock(&self, now: OffsetDateTime) -> bool {
+        now.unix_timestamp() <= self.clock_believed_until.load(Ordering::Relaxed)
     }
 
     /// How the CRLs stand.
@@ -112,7 +125,7 @@ impl Authority {
 
     async fn revoke_by(&self, actor: &str, change: Change, subject: &Subject, why: &str) -> Result<Revoked, AuthorityError> {
         let ledger = &self.maker.ledger;
-        let found = ledger.revocable(subject, ledger.entries(), MAX_REVOKED).await?;
+        let found = ledger.revocable(subject, ledger.entries(), self.clock.now(), MAX_REVOKED).await?;
         let together = self.crls.lock().await.revoked_with(&found);
         if together > MAX_REVOKED {
             return Err(AuthorityError::TooManyRevoked { found: together });
@@ -120,7 +133,7 @@ impl Authority {
         let entry = ledger.act(actor, change, why).await?;
         let applied = self.apply().await;
         // What was issued between the count and the act is revoked as well.
-        let found = ledger.revocable(subject, entry, MAX_REVOKED).await.unwrap_or(found);
+        let found = ledger.revocable(subject, entry, self.clock.now(), MAX_REVOKED).await.unwrap_or(found);
         let problem = applied.err().map(|error| error.to_string());
         let sequence = self.trust.borrow().sequence;
         Ok(Revoked { entry, certificates: found.len(), ids: found.into_iter().map(|one| one.spiffe_id).collect(), sequence, problem })

@@ -152,8 +152,13 @@ impl Ledger {
 
     /// The first entry that may record a certificate that has not expired.
     pub async fn first_alive(&self) -> Result<u64, LedgerError> {
+        self.first_alive_at(self.clock.now()).await
+    }
+
+    /// The first entry that may record a certificate that had not expired at `moment`.
+    pub(super) async fn first_alive_at(&self, moment: OffsetDateTime) -> Result<u64, LedgerError> {
         let entries = self.store.head().await?.entries;
-        self.first_since(self.clock.now() - self.longest_lifetime.get() - RECORDING_SLACK, entries).await
+        self.first_since(moment - self.longest_lifetime.get() - RECORDING_SLACK, entries).await
     }
 
     /// When everything that is recorded by now has expired, at the latest.

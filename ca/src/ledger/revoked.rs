@@ -31,13 +31,19 @@ pub struct Revocable {
 }
 
 impl Ledger {
-    /// The certificates that a revocation of `subject` by the act in the entry `act` is about, and that have not expired. Once there are more
-    /// than `most`, no more are looked for. Costs what was issued to the subject within the longest lifetime.
+    /// The certificates that a revocation of `subject` by the act in the entry `act` is about, and that had not expired at `alive_at`. Once there
+    /// are more than `most`, no more are looked for. Costs what was issued to the subject within the longest lifetime.
     ///
     /// # Errors
     /// If the store cannot be read, or an entry.
-    pub async fn revocable(&self, subject: &Subject, act: u64, most: usize) -> Result<Vec<Revocable>, LedgerError> {
-        let (now, floor) = (self.clock.now(), self.first_alive().await?);
+    pub async fn revocable(
+        &self,
+        subject: &Subject,
+        act: u64,
+        alive_at: OffsetDateTime,
+        most: usize,
+    ) -> Result<Vec<Revocable>, LedgerError> {
+        let floor = self.first_alive_at(alive_at).await?;
         let mut found = BTreeMap::new();
         for term in terms(subject) {
             let mut before = act;
@@ -48,7 +54,7 @@ impl Ledger {
                 let entries = self.store.read_each(indexes.clone()).await?;
                 for (index, entry) in indexes.into_iter().zip(entries) {
                     let of_subject =
-                        identity(index, entry)?.filter(|one| one.leaf.not_after >= now && subjects(one).any(|of| of == *subject));
+                        identity(index, entry)?.filter(|one| one.leaf.not_after >= alive_at && subjects(one).any(|of| of == *subject));
                     if let Some(Identity { leaf, issuance, .. }) = of_subject {
                         let issuing_certificate = issuance.issuing_certificate;
                         let (spiffe_id, not_after) = (leaf.spiffe_id, leaf.not_after);

@@ -45,6 +45,8 @@ const MAX_ATTEMPTS: usize = 16;
 const TICK: Duration = Duration::from_secs(1);
 /// How often while a root is being distrusted: it leaves the moment that nothing needs it any more.
 const HASTE: Duration = Duration::from_millis(100);
+/// A clock that is right is believed for so long.
+const CLOCK_BELIEVED: Duration = Duration::from_secs(10);
 /// So much of a fingerprint, in hexadecimal digits, names a root.
 const SHORTEST_NAME: usize = 8;
 
@@ -265,12 +267,16 @@ impl Rotation {
             self.keep_replacement().await?;
         }
         self.give_up_superseded().await?;
-        self.prove_crls().await?;
+        self.serve_crls().await?;
         self.reissue(&mut reissues).await
     }
 
-    /// Has issuing certificates sign whose CRLs are with everybody who counts.
-    async fn prove_crls(&self) -> Result<(), RotationError> {
+    /// Has issuing certificates sign whose CRLs are with everybody who counts, and what has expired leave the CRLs while the clock is believed.
+    async fn serve_crls(&self) -> Result<(), RotationError> {
+        let now = self.now();
+        if self.clocks.problem(now, self.fleet.median_clock_offset()).is_none() && self.clocks.is_confirmed() {
+            self.authority.believe_clock(now + CLOCK_BELIEVED);
+        }
         let Some(sequence) = self.authority.roots().iter().filter_map(|root| root.awaited).max() else { return Ok(()) };
         if missing(&self.ledger, &self.fleet, Goal::Trust(sequence)).await?.is_empty() {
             self.authority.proven(sequence).await?;

@@ -65,6 +65,11 @@ fn crl(run: &Run) -> chancery_identity::Crl {
     trust(run).crl.clone().unwrap()
 }
 
+/// As if the agents' clocks agreed.
+fn believe(ca: &TestCa, run: &Run) {
+    run.authority.believe_clock(ca.clock.now() + Span::seconds(10));
+}
+
 /// A CA with one revoked certificate of two.
 async fn with_one_revoked() -> (TestCa, Run, Serial) {
     let ca = TestCa::new();
@@ -215,9 +220,13 @@ async fn what_has_expired_leaves_the_crl_and_with_the_last_the_crl_itself_goes()
     let before = trust(&run).sequence;
     ca.clock.advance(Span::minutes(36));
     run.authority.tick(ca.clock.now()).await.unwrap();
+    assert!(crl(&run).revokes(bad), "nobody has said that the clock is right");
+    believe(&ca, &run);
+    run.authority.tick(ca.clock.now()).await.unwrap();
     assert!(!crl(&run).revokes(bad) && crl(&run).revokes(later[0]) && trust(&run).sequence > before);
     ca.clock.advance(Span::hours(1));
     let before = trust(&run).sequence;
+    believe(&ca, &run);
     run.authority.tick(ca.clock.now()).await.unwrap();
     assert!(trust(&run).crl.is_none() && trust(&run).sequence > before && !run.directory.crl().exists());
     // A proxy that was away may hold it still: the next issuing certificate waits for it.
@@ -230,12 +239,19 @@ async fn what_has_expired_leaves_the_crl_and_with_the_last_the_crl_itself_goes()
 #[tokio::test]
 async fn a_clock_that_was_ahead_brings_nobody_back() {
     let (ca, run, bad) = with_one_revoked().await;
+    let by_serial = issue(&ca, &run, 3).await;
+    revoke(&run, Subject::Serial(by_serial)).await;
+    believe(&ca, &run);
     ca.clock.advance(Span::DAY);
+    run.authority.tick(ca.clock.now()).await.unwrap();
+    assert!(crl(&run).revokes(bad) && crl(&run).revokes(by_serial));
+    // Even if it was believed: what seemed to have expired comes back with the right time.
+    believe(&ca, &run);
     run.authority.tick(ca.clock.now()).await.unwrap();
     assert!(trust(&run).crl.is_none());
     ca.clock.advance(-Span::DAY);
     run.authority.tick(ca.clock.now()).await.unwrap();
-    assert!(crl(&run).revokes(bad));
+    assert!(crl(&run).revokes(bad) && crl(&run).revokes(by_serial));
 }
 
 #[tokio::test]

@@ -61,3 +61,21 @@ async fn a_distrust_waits_for_no_crl() {
     assert_ne!(world.run.authority.root_fingerprint(), old);
     assert_eq!(world.run.authority.issuer().root_fingerprint(), world.run.authority.root_fingerprint());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_has_expired_leaves_the_crls_only_by_a_clock_that_is_believed() {
+    let mut world = revoked(2).await;
+    let has_crl = |world: &World| world.run.authority.trust().borrow().crl.is_some();
+    world.rotation.walk_on().await.unwrap();
+    // The clock is set by a day: everything seems to have expired.
+    world.ca.clock.advance(time::Duration::DAY);
+    world.rotation.walk_on().await.unwrap();
+    world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    assert!(has_crl(&world));
+    world.ca.clock.advance(-time::Duration::DAY);
+    world.pass(CERTIFICATE + time::Duration::minutes(6)).await;
+    world.everybody_renews().await;
+    world.rotation.walk_on().await.unwrap();
+    world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    assert!(!has_crl(&world));
+}
