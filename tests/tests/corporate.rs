@@ -155,6 +155,11 @@ async fn two_envoys_rotate_onto_a_corporate_root_and_every_judge_takes_what_is_b
     openssl_takes_what_is_below(&mesh, &corporate, &cart.envoy.certificate().await.unwrap().serial);
     renewal(&mesh.ca, &corporate, &csr);
     assert!(holds_no_plain_key(&mesh.ca.data().join("keys")));
+    mesh.ca.stop().await.unwrap();
+    let verify = ["--output", "json", "log", "verify", "--certificates", "--data-dir"];
+    let verified = Command::new(tools::chancery("chancery").unwrap()).args(verify).arg(mesh.ca.data()).output().unwrap();
+    let verdict = String::from_utf8_lossy(&verified.stdout);
+    assert!(verdict.contains("intact"), "{verdict}{}", String::from_utf8_lossy(&verified.stderr));
 }
 
 fn openssl_takes_what_is_below(mesh: &Mesh, corporate: &Corporate, serial: &str) {

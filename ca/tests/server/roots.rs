@@ -2,7 +2,8 @@
 
 use chancery_proto::chancery::v1::root_service_client::RootServiceClient;
 use chancery_proto::chancery::v1::{
-    CheckGateRequest, DistrustRootRequest, ListRootsRequest, MoveRootRequest, PrepareRootRequest, RootRecord, RootState,
+    AnswerRootRequest, CheckGateRequest, DistrustRootRequest, ListRootsRequest, MoveRootRequest, PrepareRootRequest, RequestRootRequest,
+    RootRecord, RootState,
 };
 use tonic::Code;
 use tonic::transport::Channel;
@@ -36,6 +37,8 @@ async fn an_auditor_sees_the_roots_and_what_holds_them_and_moves_none() {
     let reason = || "I think so".to_owned();
     let errors = [
         bob.prepare_root(PrepareRootRequest { reason: reason(), ..PrepareRootRequest::default() }).await.unwrap_err(),
+        bob.request_root(RequestRootRequest { reason: reason() }).await.unwrap_err(),
+        bob.answer_root(AnswerRootRequest { reason: reason(), certificates: Vec::new() }).await.unwrap_err(),
         bob.move_root(to(RootState::Published, "I think so")).await.unwrap_err(),
         bob.distrust_root(DistrustRootRequest { root, reason: reason(), deadline_ms: None }).await.unwrap_err(),
     ];
@@ -63,6 +66,33 @@ async fn a_transition_that_is_held_is_refused_with_who_holds_it_and_the_refusal_
     assert_eq!(refused(&ca).await[0].1, "gate");
     let error = alice.move_root(to(RootState::Draining, "yearly")).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+}
+
+#[tokio::test]
+async fn what_no_corporate_ca_signed_for_this_one_is_refused_and_too_much_of_it_unread() {
+    let ca = Ca::start_with(ROLES).await;
+    let mut alice = as_somebody(&ca, "alice").await;
+    let request = || RequestRootRequest { reason: "under the corporate CA".into() };
+    let asked = alice.request_root(request()).await.unwrap().into_inner();
+    assert!(asked.changed && !asked.csr.is_empty());
+    let again = alice.request_root(request()).await.unwrap().into_inner();
+    assert_eq!((again.csr, again.changed), (asked.csr, false));
+    let found = roots(&mut alice).await;
+    let answer = |certificates| AnswerRootRequest { reason: "signed".into(), certificates };
+    for (certificates, code) in [
+        (Vec::new(), Code::FailedPrecondition),
+        (vec![b"no certificate".to_vec()], Code::FailedPrecondition),
+        (vec![vec![0; 9000]], Code::InvalidArgument),
+        (vec![vec![0]; 17], Code::InvalidArgument),
+    ] {
+        let error = alice.answer_root(answer(certificates)).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+    }
+    // A certificate of its own that is known already is no answer either: it changes nothing.
+    let known = alice.answer_root(answer(vec![found[0].certificate.clone()])).await.unwrap().into_inner();
+    assert!(!known.changed);
+    assert_eq!(roots(&mut alice).await, found);
+    assert_eq!(refused(&ca).await.last().unwrap().1, "not_requested");
 }
 
 #[tokio::test]
