@@ -82,7 +82,7 @@ fn whatever_happens_nobody_is_left_without_the_root_of_a_certificate_that_is_in_
     let sum = [const { AtomicUsize::new(0) }; 3];
     let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
     let result = runner.run(&vec(op(), OPS / 4..OPS), |ops| {
-        let Reached { activated, retired, refused } = play(&ops, |_| (), false).map_err(TestCaseError::fail)?;
+        let Reached { activated, retired, refused, .. } = play(&ops, |_| (), false).map_err(TestCaseError::fail)?;
         for (sum, more) in sum.iter().zip([activated, retired, refused]) {
             sum.fetch_add(more, Ordering::Relaxed);
         }
@@ -95,6 +95,27 @@ fn whatever_happens_nobody_is_left_without_the_root_of_a_certificate_that_is_in_
     let reached = format!("{activated} activations, {retired} retirements, {refused} refusals or failures");
     let cases = usize::try_from(runner.config().cases).unwrap();
     assert!(activated * 2 > cases && retired * 4 > cases && refused > cases, "{reached}: that is no check");
+}
+
+#[test]
+fn a_distrusted_root_leaves_before_its_deadline_only_when_nothing_alive_chains_to_it() {
+    let sum = AtomicUsize::new(0);
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
+    let ops = prop_oneof![
+        6 => op(),
+        2 => Just(Op::SettleAll),
+        2 => fault().prop_map(Op::WalkOn),
+        1 => Just(Op::Distrust),
+    ];
+    let result = runner.run(&vec(ops, OPS / 4..OPS / 2), |ops| {
+        sum.fetch_add(play(&ops, |_| (), false).map_err(TestCaseError::fail)?.distrusted, Ordering::Relaxed);
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+    let distrusted = sum.load(Ordering::Relaxed);
+    assert!(distrusted * 4 > usize::try_from(runner.config().cases).unwrap(), "{distrusted} are no check");
 }
 
 /// Finds out whether it does harm that an obstacle is not there; `often` happens what leads there.

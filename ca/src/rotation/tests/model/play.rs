@@ -1,5 +1,7 @@
 //! What may happen, and what must never come of it.
 
+use std::time::Duration;
+
 use chancery_identity::{Clock, Fingerprint};
 use time::{Duration as Span, OffsetDateTime};
 use x509_parser::asn1_rs::FromDer;
@@ -8,9 +10,9 @@ use x509_parser::certificate::X509Certificate;
 use super::mesh::{Agent, Bundle, Pod, Proxy, is_alive};
 use crate::authority::testing::{Commits, TestCa};
 use crate::keys::{FileKeyManager, KeyManager};
-use crate::ledger::acts::RootState;
-use crate::rotation::tests::world::{Certificate, Signed, World};
-use crate::rotation::{Gate, Settings};
+use crate::ledger::acts::{Overrides, RootState};
+use crate::rotation::tests::world::{Certificate, Signed, WHY, World};
+use crate::rotation::{Gate, Order, Settings};
 
 /// As many agents.
 const AGENTS: u128 = 2;
@@ -18,6 +20,8 @@ const AGENTS: u128 = 2;
 const MOST: usize = 3;
 /// How long a proxy that has its bundle from elsewhere may wait for the newest.
 const ELSEWHERE: Span = Span::minutes(10);
+/// A deadline that does not come.
+const FOR_EVER: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// How far a wrong clock is ahead.
 const AHEAD: Span = Span::DAY;
 
@@ -26,6 +30,8 @@ const AHEAD: Span = Span::DAY;
 pub(super) enum Op {
     /// The next transition of a rotation is asked for.
     Step(Fault),
+    /// The active root is distrusted, with all the time in the world.
+    Distrust,
     /// The CA looks what is due.
     WalkOn(Fault),
     /// The CA is killed, and starts again.
@@ -79,6 +85,7 @@ pub(super) type AnyEpoch = bool;
 pub(super) struct Reached {
     pub(super) activated: usize,
     pub(super) retired: usize,
+    pub(super) distrusted: usize,
     pub(super) refused: usize,
 }
 
@@ -92,6 +99,8 @@ pub(super) struct Play {
     published: Vec<(OffsetDateTime, Bundle)>,
     omit: fn(&mut Gate),
     any_epoch: AnyEpoch,
+    /// A root was distrusted: since then others are active that not everybody has.
+    distrusting: bool,
     pods_ever: u128,
     pub(super) reached: Reached,
 }
@@ -108,6 +117,7 @@ impl Play {
             published: Vec::new(),
             omit,
             any_epoch,
+            distrusting: false,
             pods_ever: 1000,
             reached: Reached::default(),
         };
@@ -125,12 +135,21 @@ impl Play {
             self.note_published();
             self.check().await.map_err(after)?;
         }
+        self.reached.distrusted = self.world().run.ledger.current_state().distrusted().count();
         Ok(())
     }
 
     async fn one(&mut self, op: Op) -> Result<(), String> {
         match op {
             Op::Step(fault) => self.step(fault).await?,
+            Op::Distrust => {
+                let world = self.world();
+                let active = world.run.authority.root_fingerprint().to_string();
+                let order = Order { actor: "local:uid=0", why: WHY, overrides: &Overrides::default() };
+                // With no room on the disk it does not even begin.
+                drop(world.rotation.distrust(&active, FOR_EVER, order).await);
+                self.distrusting = true;
+            }
             Op::WalkOn(fault) => {
                 self.with_fault(fault, async |world| drop(world.rotation.walk_on().await)).await?;
             }
@@ -223,12 +242,19 @@ impl Play {
         let live = live.chain(self.presented_by_the_ca(now).map(|root| ("the CA", root)));
         let ca = ("the CA".to_owned(), self.trusted());
         let counted = || holders.iter().map(|(who, _, bundle)| (who, *bundle)).chain([(&ca.0, &ca.1)]);
+        let state = world.run.ledger.current_state();
         for (whose, root) in live {
+            let gone = [RootState::Retired, RootState::Distrusted];
+            if state.roots.get(&root).is_some_and(|root| gone.contains(&root.state)) {
+                return Err(format!("{whose} presents a certificate under {root}, which is gone"));
+            }
+            if self.distrusting {
+                continue;
+            }
             if let Some((who, bundle)) = counted().find(|(_, bundle)| !bundle.has(root)) {
                 return Err(format!("{whose} presents a certificate under {root}, and {who} trusts {bundle:?}"));
             }
         }
-        let state = world.run.ledger.current_state();
         match world.run.authority.issuer_in(&state).await {
             Ok(issuer) if Some(issuer.root_fingerprint()) == state.active_root() => Ok(()),
             Ok(_) => Err("the active root signs nothing".to_owned()),
