@@ -90,6 +90,11 @@ impl Facts {
                 Some((Level::Bad, ends, "`chancery root rotate` now, before anything that it signed ends with it"))
             }
             (true, left) if left < ROOT_ENDS_SOON => Some((Level::Warn, ends, "`chancery root rotate` brings in the next one")),
+            (false, left) if left < (*not_after - *not_before) / 4 && self.awaits_crl() => Some((
+                Level::Warn,
+                format!("{ends}, and the next one waits until everybody has its CRL"),
+                "`chancery agent list` shows who has not; with an eighth of its life left it waits for nobody",
+            )),
             (false, left) if left < (*not_after - *not_before) / 4 => Some((
                 Level::Bad,
                 format!("{ends}, and was not renewed from half of its life on"),
@@ -97,6 +102,11 @@ impl Facts {
             )),
             _ => None,
         }
+    }
+
+    /// Whether the next issuing certificate is there, and must not sign yet.
+    fn awaits_crl(&self) -> bool {
+        self.roots.iter().any(|root| root.state == RootState::Active && root.awaited.is_some())
     }
 
     /// A rotation that is stuck, a distrust that has not ended, a replacement that is missing.
@@ -298,6 +308,17 @@ mod tests {
         finds("warn", "is stuck", |facts| facts.roots = roots(RootStatus { since, ..root(RootState::Draining) }));
         let leave_by = Some(NOW - Duration::SECOND);
         finds("bad", "distrusted root", |facts| facts.roots = roots(RootStatus { leave_by, ..root(RootState::Draining) }));
+    }
+
+    #[test]
+    fn an_issuing_certificate_that_waits_for_its_crl_is_named_when_the_one_before_nears_its_end() {
+        let waiting = RootStatus { awaited: Some(7), ..root(RootState::Active) };
+        let roots = Arc::new(vec![waiting, root(RootState::Published)]);
+        finds("warn", "waits until everybody has its CRL", |facts| {
+            facts.certificates.push(certificate(false, Duration::hours(5)));
+            facts.roots = Arc::clone(&roots);
+        });
+        finds("bad", "was not renewed", |facts| facts.certificates.push(certificate(false, Duration::hours(5))));
     }
 
     #[test]
