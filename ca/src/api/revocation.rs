@@ -87,9 +87,9 @@ impl RevocationService for RevocationApi {
             Ok(CheckReachResponse {
                 counted: missing.counted,
                 missing_total: missing.total(),
+                unproven_total: missing.unproven_total(),
                 missing: missing.who.into_iter().map(missing_record).collect(),
                 unproven: missing.unproven.into_iter().map(|one| format!("{} {}", one.name, one.proxy)).collect(),
-                unproven_total: missing.unproven_total,
             })
         })
         .await

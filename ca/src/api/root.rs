@@ -229,7 +229,7 @@ fn gate(gate: Gate) -> CheckGateResponse {
         obstacles: gate.obstacles.iter().map(ToString::to_string).collect(),
         missing_total: gate.missing.total(),
         counted: gate.missing.counted,
-        unproven_total: gate.missing.unproven_total,
+        unproven_total: gate.missing.unproven_total(),
         unproven: gate.missing.unproven.into_iter().map(|one| format!("{} {}", one.name, one.proxy)).collect(),
         missing: gate.missing.who.into_iter().map(missing_record).collect(),
     }

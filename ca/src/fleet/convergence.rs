@@ -75,6 +75,8 @@ pub struct Unproven {
     pub proxy: String,
     /// The name of its node.
     pub node: String,
+    /// The SPIFFE ID of the agent that speaks for it.
+    pub agent: String,
 }
 
 /// The answer.
@@ -88,8 +90,8 @@ pub struct Missing {
     pub counted: u64,
     /// The first [`MAX_NAMED`] that cannot prove anything.
     pub unproven: Vec<Unproven>,
-    /// How many these are in all.
-    pub unproven_total: u64,
+    /// How many more these are, likewise.
+    pub unproven_more: BTreeMap<(String, String), u64>,
 }
 
 /// Who has not reached `goal`.
@@ -123,6 +125,11 @@ impl Missing {
         self.who.len() as u64 + self.more.values().sum::<u64>()
     }
 
+    /// How many cannot prove anything.
+    pub fn unproven_total(&self) -> u64 {
+        self.unproven.len() as u64 + self.unproven_more.values().sum::<u64>()
+    }
+
     /// Takes out of the count whoever one of `names` means: an agent's SPIFFE ID or a node's name (with everybody there), or a pod as
     /// `namespace/name`.
     #[must_use]
@@ -130,6 +137,8 @@ impl Missing {
         let names_it = |agent: &String, node: &String| names.iter().any(|name| name == agent || name == node);
         self.who.retain(|one| !names_it(&one.agent, &one.node) && !names.contains(&one.name));
         self.more.retain(|(agent, node), _| !names_it(agent, node));
+        self.unproven.retain(|one| !names_it(&one.agent, &one.node) && !names.contains(&one.name));
+        self.unproven_more.retain(|(agent, node), _| !names_it(agent, node));
         self
     }
 
@@ -278,13 +287,18 @@ impl Asked {
     }
 
     fn unproven_of(&mut self, speaker: &Speaker<'_>, convergence: &Convergence) {
-        self.missing.unproven_total += u64::from(convergence.unproven_total);
-        let room = MAX_NAMED - self.missing.unproven.len();
-        self.missing.unproven.extend(convergence.unproven.iter().take(room).map(|lag| Unproven {
+        let named = convergence.unproven.len().min(MAX_NAMED - self.missing.unproven.len());
+        let (node, agent) = (speaker.node, speaker.id.to_string());
+        self.missing.unproven.extend(convergence.unproven.iter().take(named).map(|lag| Unproven {
             name: lag.pod.clone(),
             proxy: lag.proxy.clone(),
-            node: speaker.node.to_owned(),
+            node: node.to_owned(),
+            agent: agent.clone(),
         }));
+        let more = u64::from(convergence.unproven_total).saturating_sub(named as u64);
+        if more > 0 {
+            self.missing.unproven_more.insert((agent, node.to_owned()), more);
+        }
     }
 
     /// Why a certificate is one of those that must go.

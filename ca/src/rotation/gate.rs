@@ -108,7 +108,7 @@ impl Rotation {
         let published = state.trust_floor() + from.entry + 1;
         self.count(gate, Goal::Trust(published.max(awaited)), overrides).await?;
         let until = from.since + self.settings().unproven_wait;
-        let total = gate.missing.unproven_total;
+        let total = gate.missing.unproven_total();
         if total > 0 && now < until && !overrides.accept_unproven {
             gate.obstacles.push(Obstacle::Unproven { total, until });
         }

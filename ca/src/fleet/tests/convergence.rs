@@ -307,11 +307,14 @@ async fn what_cannot_acknowledge_is_listed_and_not_missing() {
     let world = World::new().await;
     world.joins(1).await;
     world.issues(1, 11).await;
-    let unproven = Convergence { unproven: vec![lag("shop/cart-11", 0)], unproven_total: 1, ..converged(7, &[11]) };
+    let unproven = Convergence { unproven: vec![lag("shop/cart-11", 0)], unproven_total: 3, ..converged(7, &[11]) };
     let _agent = world.connects(1, report(7, unproven));
     let missing = world.missing(Goal::Trust(7)).await;
     assert!(missing.is_empty());
-    assert_eq!((missing.unproven_total, &*missing.unproven[0].name), (1, "shop/cart-11"));
+    assert_eq!((missing.unproven_total(), &*missing.unproven[0].name), (3, "shop/cart-11"));
+    for (except, left) in [("shop/cart-11", 2), ("node-1", 0), (agent_id(1).as_str(), 0), ("node-2", 3)] {
+        assert_eq!(missing.clone().without(&[except.to_owned()]).unproven_total(), left, "without {except}");
+    }
 }
 
 #[tokio::test]
