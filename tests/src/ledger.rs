@@ -183,8 +183,8 @@ impl Filler {
         callers.join_all().await.into_iter().collect()
     }
 
-    /// Records `count` issuances more, and tells how long that took until they were durable and could be found, without building them.
-    pub async fn time(&self, count: u64) -> Result<Duration> {
+    /// Records `count` issuances more, and tells how long that took, without building them: until they were durable, and until they could be found.
+    pub async fn time(&self, count: u64) -> Result<(Duration, Duration)> {
         let end = self.mesh.next.load(Ordering::Relaxed) + count;
         let mut batches = Vec::new();
         loop {
@@ -205,8 +205,9 @@ impl Filler {
             callers.spawn(async move { Ok(ledger.append_all(batch).await?) });
         }
         callers.join_all().await.into_iter().collect::<Result<Vec<_>>>()?;
+        let durable = started.elapsed();
         self.settle().await?;
-        Ok(started.elapsed())
+        Ok((durable, started.elapsed()))
     }
 
     /// Waits until the index has caught up.

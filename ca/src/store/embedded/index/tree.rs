@@ -21,10 +21,11 @@ use super::postings::{self, TermHash};
 use super::staged::Staged;
 
 /// Memory for blocks of tables. Small, since the CA's whole budget is; the page cache holds more.
-const CACHE_BYTES: u64 = 4 << 20;
+const CACHE_BYTES: u64 = 32 << 20;
 /// Size of a table file.
 const TABLE_BYTES: u64 = 8 << 20;
-const OPEN_FILES: usize = 128;
+/// To open one for a question takes longer than to read from it.
+const OPEN_FILES: usize = 256;
 /// With more than one, one spins while another compacts.
 const WORKERS: usize = 1;
 /// So many new tables are merged into the others …
