@@ -21,13 +21,11 @@ use super::held::Held;
 use super::make::Maker;
 use super::revoke::REMEMBERED;
 use super::{AuthorityError, Issuer};
-use crate::ledger::acts::{Change, CrlRecord, Crls as CrlsAct, RootState, State};
+use crate::ledger::acts::{CA_ACTOR, Change, CrlRecord, Crls as CrlsAct, RootState, State};
 use crate::ledger::{IdentityFilter, Ledger, LedgerError, Revocable};
 
 /// How many certificates may be revoked at once and not expired. Each takes some 50 bytes in every proxy.
 pub const MAX_REVOKED: usize = 10_000;
-/// How the ledger names the CA where it acts by itself.
-const ACTOR: &str = "ca";
 /// What has expired stays on the CRLs for so long, since clocks differ.
 const KEPT: Duration = Duration::minutes(5);
 
@@ -247,7 +245,7 @@ impl Crls {
         }
         let sha256 = crl.as_ref().map(|crl| sha256(crl.pem()));
         let change = Change::Crl(CrlsAct { number, sha256, certificates: u32::try_from(certificates).unwrap_or(u32::MAX) });
-        let entry = maker.ledger.act(ACTOR, change, why).await?;
+        let entry = maker.ledger.act(CA_ACTOR, change, why).await?;
         tracing::info!(number, certificates, issuers = issuers.len(), entry, why, "other CRLs are in force");
         self.current = crl.map(|crl| (entry, crl));
         Ok(())

@@ -18,12 +18,10 @@ use super::server::ServerCertificate;
 use super::{Authority, AuthorityError, Settings};
 use crate::keys::KeyManager;
 use crate::ledger::Ledger;
-use crate::ledger::acts::{Change, Overrides, RootState};
+use crate::ledger::acts::{CA_ACTOR, Change, Overrides, RootState};
 
 /// The first path segments of the CA's own ID.
 const SERVER_PATH: [&str; 2] = ["chancery", "ca"];
-/// How the ledger names the CA where it acts by itself.
-const ACTOR: &str = "ca";
 
 impl Authority {
     /// Opens the authority, and makes trust root and issuing certificate if there are none, or if the issuing one is past half of its life.
@@ -107,7 +105,7 @@ async fn active_root(maker: &Maker, held: &mut Held, settings: &Settings, now: O
     };
     check_root(&root, &maker.trust_domain, now)?;
     let change = Change::Root { root: root.fingerprint, to: RootState::Active, overrides: Overrides::default() };
-    maker.ledger.act(ACTOR, change, "the first trust root of this CA").await?;
+    maker.ledger.act(CA_ACTOR, change, "the first trust root of this CA").await?;
     if held.root(root.fingerprint).is_none() {
         held.roots.push(root.clone());
     }

@@ -7,15 +7,13 @@
 use chancery_identity::{Fingerprint, SpiffeId};
 use time::OffsetDateTime;
 
-use crate::ledger::acts::{Change, Overrides, RootState, State};
+use crate::ledger::acts::{CA_ACTOR, Change, Overrides, RootState, State};
 use crate::ledger::{Ledger, LedgerError};
 
 /// An agent names no more than these (agent.proto).
 const MAX_NAMED: usize = 64;
 /// So many distrusted roots are taken from agents in all, whatever they name.
 const MAX_DISTRUSTED: usize = 256;
-/// On whose behalf the CA acts by itself.
-const ACTOR: &str = "ca";
 
 /// Records what `agent` names and this ledger lacks.
 pub(super) async fn keep(ledger: &Ledger, now: OffsetDateTime, agent: &SpiffeId, named: &[Vec<u8>]) {
@@ -41,7 +39,7 @@ async fn record(ledger: &Ledger, state: &State, agent: &SpiffeId, root: Fingerpr
         return;
     }
     let change = Change::Root { root, to: RootState::Distrusted, overrides: Overrides::default() };
-    match ledger.act(ACTOR, change, &format!("{agent} was told so before entries were lost")).await {
+    match ledger.act(CA_ACTOR, change, &format!("{agent} was told so before entries were lost")).await {
         Ok(entry) => tracing::warn!(%agent, %root, entry, "a root is distrusted again: the entry that said so is lost, and an agent knows"),
         // Another agent named it meanwhile.
         Err(LedgerError::Impossible(_)) => {}

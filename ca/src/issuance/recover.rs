@@ -16,15 +16,13 @@ use uuid::Uuid;
 use super::Issuance;
 use crate::attestation::{Caller, Holder, RESERVED_SEGMENT};
 use crate::authority::short_id;
-use crate::ledger::acts::{Applicant, Change, Subject};
+use crate::ledger::acts::{Applicant, CA_ACTOR, Change, Subject};
 use crate::ledger::{Body, Issuance as Entry, LedgerError, Provenance};
 
 /// The most certificates in one call.
 pub const MAX_RECOVERED: usize = 128;
 /// Longer names are no Kubernetes names (RFC 1123, and `kubectl explain`).
 const MAX_NAME: usize = 253;
-/// On whose behalf the CA acts by itself.
-const ACTOR: &str = "ca";
 
 /// A certificate with whose it is, by its holder's word.
 #[derive(Clone, Debug)]
@@ -83,7 +81,7 @@ impl Issuance {
             tracing::warn!(agent = %caller.id(), recovered, "certificates that the lost entries recorded are recorded again");
         }
         for (change, why) in revoked {
-            self.ledger.act(ACTOR, change, &why).await?;
+            self.ledger.act(CA_ACTOR, change, &why).await?;
         }
         Ok(recovered)
     }

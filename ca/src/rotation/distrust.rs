@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use chancery_identity::Fingerprint;
 
-use super::{ACTOR, Attempt, Done, MAX_ATTEMPTS, Order, Rotation, RotationError, unknown};
+use super::{Attempt, Done, MAX_ATTEMPTS, Order, Rotation, RotationError, unknown};
 use crate::fleet::{Goal, missing};
 use crate::ledger::LedgerError;
-use crate::ledger::acts::{Change, Overrides, RootState, State};
+use crate::ledger::acts::{CA_ACTOR, Change, Overrides, RootState, State};
 
 impl Rotation {
     /// Begins to distrust a root, which then leaves the bundles within `deadline`, or at once if nothing can chain to it. A shorter deadline
@@ -69,7 +69,7 @@ impl Rotation {
                         total => format!("the deadline has come, with {total} missing"),
                     };
                     let overrides = Overrides { force: !missing.is_empty(), ..Overrides::default() };
-                    self.go(root, RootState::Distrusted, Order { actor: ACTOR, why: &why, overrides: &overrides }).await?;
+                    self.go(root, RootState::Distrusted, Order { actor: CA_ACTOR, why: &why, overrides: &overrides }).await?;
                 }
                 _ => return Ok(()),
             }
@@ -89,8 +89,8 @@ impl Rotation {
     async fn replace(&self, root: Fingerprint) -> Result<(), RotationError> {
         let why = format!("the root {root} is being distrusted");
         let overrides = Overrides { force: true, ..Overrides::default() };
-        let order = Order { actor: ACTOR, why: &why, overrides: &overrides };
-        let next = self.prepare(ACTOR, &why).await?.root.to_string();
+        let order = Order { actor: CA_ACTOR, why: &why, overrides: &overrides };
+        let next = self.prepare(CA_ACTOR, &why).await?.root.to_string();
         self.publish(Some(&next), order).await?;
         self.activate(Some(&next), order).await?;
         Ok(())

@@ -30,15 +30,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::{Authority, AuthorityError};
 use crate::fleet::{Fleet, Goal, missing};
-use crate::ledger::acts::{Change, Overrides, Root, RootState, State};
+use crate::ledger::acts::{CA_ACTOR, Change, Overrides, Root, RootState, State};
 use crate::ledger::{Ledger, LedgerError};
 
 use clocks::ClockWatch;
 pub use gate::{Gate, Obstacle};
 use reissue::Reissues;
 
-/// How the ledger names the CA where it acts by itself.
-const ACTOR: &str = "ca";
 /// How often a gate is evaluated anew because an act came between.
 const MAX_ATTEMPTS: usize = 16;
 /// How often [`Rotation::run`] looks what is due.
@@ -290,13 +288,13 @@ impl Rotation {
             return Ok(());
         }
         let why = "a replacement is always kept published";
-        let next = match self.prepare(ACTOR, why).await {
+        let next = match self.prepare(CA_ACTOR, why).await {
             // `doctor` says that an operator has to bring one.
             Err(RotationError::Authority(AuthorityError::Corporate { .. })) => return Ok(()),
             next => next?,
         };
         if next.now.state == RootState::Prepared {
-            let order = Order { actor: ACTOR, why, overrides: &Overrides::default() };
+            let order = Order { actor: CA_ACTOR, why, overrides: &Overrides::default() };
             self.publish(Some(&next.root.to_string()), order).await?;
         }
         Ok(())
@@ -308,7 +306,7 @@ impl Rotation {
         let published = || state.roots.iter().filter(|(_, root)| root.state == RootState::Published);
         let newest = published().map(|(_, root)| root.entry).max();
         for (root, _) in published().filter(|(_, root)| Some(root.entry) != newest) {
-            let order = Order { actor: ACTOR, why: "a newer replacement is published", overrides: &Overrides::default() };
+            let order = Order { actor: CA_ACTOR, why: "a newer replacement is published", overrides: &Overrides::default() };
             self.go(*root, RootState::Retired, order).await?;
         }
         Ok(())

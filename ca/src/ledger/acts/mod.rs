@@ -37,6 +37,8 @@ use super::entry::Body;
 use super::{Ledger, LedgerError, SharedStore};
 use crate::keys::KeyManager;
 
+/// Who acts where the CA does so by itself.
+pub const CA_ACTOR: &str = "ca";
 /// How often an act is checked and signed again because another replica's came first.
 const MAX_ATTEMPTS: usize = 16;
 

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 
+use super::CA_ACTOR;
 use super::change::{Change, Subject};
 use super::signature::ActsVerifier;
 use super::state::State;
@@ -13,8 +14,6 @@ use crate::ledger::{Ledger, LedgerError};
 
 /// The most acts that agents are told; the newest, if there are more.
 pub const MAX_STANDING: usize = 256;
-/// On whose behalf the CA acts by itself.
-const ACTOR: &str = "ca";
 
 impl State {
     /// The entries of the acts that keep somebody from certificates, or revoke one by its serial.
@@ -60,7 +59,7 @@ impl Ledger {
                 continue;
             }
             let why = format!("recovered: act {epoch} of {origin}, by {actor}, brought by {teller} after it was lost");
-            match self.act(ACTOR, change, &why).await {
+            match self.act(CA_ACTOR, change, &why).await {
                 Ok(_) => recorded += 1,
                 // Somebody else brought it meanwhile.
                 Err(LedgerError::Impossible(_)) => {}

@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 
 use self::file::CheckpointFile;
 use self::keys::SigningKeys;
-use super::acts::Change;
+use super::acts::{CA_ACTOR, Change};
 use super::{Ledger, LedgerError};
 use crate::keys::{KeyError, KeyManager};
 use crate::store::embedded::files::LogFiles;
@@ -241,7 +241,7 @@ impl Checkpoints {
     pub async fn record_keys(&self) -> Result<(), PublishError> {
         let _publishing = self.publishing.lock().await;
         for key in self.verifiers() {
-            self.record(&key, "ca", "this key signs the ledger's checkpoints").await?;
+            self.record(&key, CA_ACTOR, "this key signs the ledger's checkpoints").await?;
         }
         Ok(())
     }
