@@ -33,6 +33,14 @@ pub struct Settings {
     pub protocol: Protocol,
 }
 
+impl Settings {
+    /// Certificates and tokens that outlive the test.
+    pub fn lasting(envoy: PathBuf) -> Self {
+        let hour = Duration::from_secs(3600);
+        Self { envoy, lifetime: hour, token_lifetime: hour, protocol: Protocol::Stream }
+    }
+}
+
 /// CA and agent, and where their files are.
 pub struct Mesh {
     /// The running CA.
@@ -75,6 +83,18 @@ impl Mesh {
         let mut envoy = Envoy::start(&self.lab, &self.settings.envoy, &self.plan(account, &volume, upstream))?;
         envoy.ready().await?;
         Ok(Workload { envoy, volume, account: account.to_owned(), keeper })
+    }
+
+    /// Starts the workloads `cart` and `checkout`, of which the first calls the second.
+    pub async fn pair(&self) -> Result<(Workload, Workload)> {
+        let checkout = self.workload("checkout", None).await?;
+        let cart = self.workload("cart", Some(checkout.envoy.at.inbound)).await?;
+        Ok((cart, checkout))
+    }
+
+    /// Runs `chancery` without holding up a load on the same threads.
+    pub fn chancery(&self, arguments: &[&str]) -> std::result::Result<String, String> {
+        tokio::task::block_in_place(|| self.ca.chancery(arguments)).map_err(|error| error.to_string())
     }
 
     /// What the Envoy of a service account's pod does.

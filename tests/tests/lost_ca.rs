@@ -11,7 +11,6 @@ use std::time::Duration;
 use age::secrecy::ExposeSecret;
 use chancery_tests::agent::Agent;
 use chancery_tests::ca::Ca;
-use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::{Lab, copy_directory};
 use chancery_tests::load::Load;
 use chancery_tests::mesh::{Mesh, NODE, Settings, Workload};
@@ -19,16 +18,6 @@ use chancery_tests::{http, tools, wait};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(30);
-
-async fn pair(mesh: &Mesh) -> (Workload, Workload) {
-    let checkout = mesh.workload("checkout", None).await.unwrap();
-    let cart = mesh.workload("cart", Some(checkout.envoy.at.inbound)).await.unwrap();
-    (cart, checkout)
-}
-
-fn settings() -> Option<Settings> {
-    Some(Settings { envoy: tools::envoy()?, lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream })
-}
 
 /// Without holding up the load, which runs on the same threads.
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -55,7 +44,7 @@ async fn connects(cart: &Workload) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_that_is_lost_with_its_machine_goes_on_from_its_backup_and_no_connection_fails() {
-    let Some(settings) = settings() else { return };
+    let Some(settings) = tools::envoy().map(Settings::lasting) else { return };
     let lab = Lab::new().unwrap();
     let (passphrase, identity, backup) = (lab.at("passphrase"), lab.at("identity"), lab.at("ca.tar"));
     write_private(&passphrase, "open sesame\n");
@@ -65,7 +54,7 @@ async fn a_ca_that_is_lost_with_its_machine_goes_on_from_its_backup_and_no_conne
     let ca = Ca::start_in(&lab, &lab.at("ca"), HOUR, &sealed).await.unwrap();
     let agent = Agent::start(&lab, &ca, NODE).await.unwrap();
     let mut mesh = Mesh::around(ca, agent, lab, settings).unwrap();
-    let (cart, checkout) = pair(&mesh).await;
+    let (cart, checkout) = mesh.pair().await.unwrap();
     wait::until("a connection", SOON, async || connects(&cart).await).await.unwrap();
     let handshakes = async || cart.envoy.stat("cluster.outbound.ssl.handshake").await.unwrap();
     let before = handshakes().await;
@@ -94,9 +83,9 @@ async fn a_ca_that_is_lost_with_its_machine_goes_on_from_its_backup_and_no_conne
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_that_is_lost_with_everything_is_set_up_anew_and_agents_take_it_after_a_reset() {
-    let Some(settings) = settings() else { return };
+    let Some(settings) = tools::envoy().map(Settings::lasting) else { return };
     let mut mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
-    let (cart, _checkout) = pair(&mesh).await;
+    let (cart, _checkout) = mesh.pair().await.unwrap();
     wait::until("a connection", SOON, async || connects(&cart).await).await.unwrap();
     let before = cart.envoy.certificate().await.unwrap();
     mesh.ca.kill().unwrap();

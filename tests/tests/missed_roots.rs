@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use chancery_tests::ca::Ca;
-use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
 use chancery_tests::load::Load;
 use chancery_tests::mesh::{Mesh, Settings, Workload};
@@ -24,20 +23,14 @@ struct Pair {
 }
 
 async fn pair() -> Option<Pair> {
-    let settings = Settings { envoy: tools::envoy()?, lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
-    let mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
-    let checkout = mesh.workload("checkout", None).await.unwrap();
-    let cart = mesh.workload("cart", Some(checkout.envoy.at.inbound)).await.unwrap();
+    let mesh = Mesh::start(Lab::new().unwrap(), Settings::lasting(tools::envoy()?)).await.unwrap();
+    let (cart, checkout) = mesh.pair().await.unwrap();
     Some(Pair { mesh, cart, checkout })
 }
 
 impl Pair {
-    fn chancery(&self, arguments: &[&str]) -> Result<String, String> {
-        tokio::task::block_in_place(|| self.mesh.ca.chancery(arguments)).map_err(|error| error.to_string())
-    }
-
     fn roots(&self) -> Vec<Value> {
-        let roots: Value = serde_json::from_str(&self.chancery(&["root", "list", "-o", "json"]).unwrap()).unwrap();
+        let roots: Value = serde_json::from_str(&self.mesh.chancery(&["root", "list", "-o", "json"]).unwrap()).unwrap();
         roots.as_array().unwrap().clone()
     }
 
@@ -47,7 +40,7 @@ impl Pair {
 
     /// What the CA says of the one agent.
     fn agent(&self) -> Value {
-        let agents: Value = serde_json::from_str(&self.chancery(&["agent", "list", "-o", "json"]).unwrap()).unwrap();
+        let agents: Value = serde_json::from_str(&self.mesh.chancery(&["agent", "list", "-o", "json"]).unwrap()).unwrap();
         assert_eq!(agents.as_array().unwrap().len(), 1, "{agents}");
         agents[0].clone()
     }
@@ -58,7 +51,7 @@ impl Pair {
         let gated = &["--except", "node-1", "--confirm-clock", "--accept-unproven"][..];
         for (step, more) in [("prepare", &[][..]), ("publish", &[]), ("activate", gated), ("retire", gated)] {
             let arguments = [&["root", step, "--reason", "node-1 is being repaired"], more].concat();
-            self.chancery(&arguments).unwrap_or_else(|error| panic!("{step}: {error}"));
+            self.mesh.chancery(&arguments).unwrap_or_else(|error| panic!("{step}: {error}"));
         }
         assert_eq!(self.states(), ["retired", "active"]);
     }
@@ -69,7 +62,7 @@ impl Pair {
         for workload in [&self.cart, &self.checkout] {
             let under_the_new = async || {
                 let serial = workload.envoy.certificate().await.map_err(|error| error.to_string())?.serial;
-                let shown: Value = serde_json::from_str(&self.chancery(&["identity", "show", &serial, "-o", "json"])?).unwrap();
+                let shown: Value = serde_json::from_str(&self.mesh.chancery(&["identity", "show", &serial, "-o", "json"])?).unwrap();
                 if shown["trust_root"]["fingerprint"] == active { Ok(()) } else { Err(format!("{shown}")) }
             };
             wait::until("a certificate under the active root", SOON, under_the_new)
@@ -95,7 +88,7 @@ impl Pair {
     fn is_named(&self) {
         let agent = self.agent();
         assert_eq!((&agent["connected"], &agent["trust"]), (&false.into(), &"missed".into()), "{agent}");
-        let doctor = self.chancery(&["doctor", "-o", "json"]).unwrap_or_else(|error| error);
+        let doctor = self.mesh.chancery(&["doctor", "-o", "json"]).unwrap_or_else(|error| error);
         assert!(doctor.contains("missed a change of the trust roots") && doctor.contains("dev/node-1"), "{doctor}");
     }
 }
@@ -120,7 +113,7 @@ async fn an_agent_that_was_down_during_a_distrust_comes_back_by_itself() {
     let Some(mut pair) = pair().await else { return };
     pair.mesh.agent.kill().unwrap();
     let old = pair.roots()[0]["fingerprint"].as_str().unwrap().to_owned();
-    pair.chancery(&["root", "distrust", &old, "--reason", "its key was stolen", "--now"]).unwrap();
+    pair.mesh.chancery(&["root", "distrust", &old, "--reason", "its key was stolen", "--now"]).unwrap();
     assert_eq!(pair.states(), ["distrusted", "active"]);
     pair.is_named();
     pair.mesh.agent.run(&pair.mesh.lab).await.unwrap();

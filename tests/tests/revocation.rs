@@ -4,14 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
 use chancery_tests::load::Load;
 use chancery_tests::mesh::{Mesh, Settings, Workload};
 use chancery_tests::{http, tools, wait};
 use serde_json::Value;
 
-const HOUR: Duration = Duration::from_secs(3600);
 /// A revoked peer's next connection is refused within so long.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// An agent that was refused asks again within so long.
@@ -26,24 +24,17 @@ struct Shop {
 }
 
 async fn shop() -> Option<Shop> {
-    let settings = Settings { envoy: tools::envoy()?, lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
-    let mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
-    let checkout = mesh.workload("checkout", None).await.unwrap();
-    let cart = mesh.workload("cart", Some(checkout.envoy.at.inbound)).await.unwrap();
+    let mesh = Mesh::start(Lab::new().unwrap(), Settings::lasting(tools::envoy()?)).await.unwrap();
+    let (cart, checkout) = mesh.pair().await.unwrap();
     let payments = mesh.workload("payments", Some(checkout.envoy.at.inbound)).await.unwrap();
     Some(Shop { mesh, cart, payments, checkout })
 }
 
 impl Shop {
-    /// Without holding up the load, which runs on the same threads.
-    fn chancery(&self, arguments: &[&str]) -> Result<String, String> {
-        tokio::task::block_in_place(|| self.mesh.ca.chancery(arguments)).map_err(|error| error.to_string())
-    }
-
     /// Revokes, when everybody has acknowledged it.
     fn revoke(&self, arguments: &[&str]) -> Value {
         let all = [&["identity", "revoke", "--reason", "a test wants it", "-o", "json"], arguments].concat();
-        serde_json::from_str(&self.chancery(&all).unwrap()).unwrap()
+        serde_json::from_str(&self.mesh.chancery(&all).unwrap()).unwrap()
     }
 
     /// Whether the next connection of a caller's is let in.
@@ -96,13 +87,13 @@ async fn a_revoked_peers_next_connection_is_refused_at_once_and_everybody_elses_
 
     // By its pod it gets no other, until it is allowed.
     wait::until("the agent asks for another", SOON, async || {
-        let refusals = shop.chancery(&["identity", "refusals"])?;
+        let refusals = shop.mesh.chancery(&["identity", "refusals"])?;
         if refusals.contains("forbidden") { Ok(()) } else { Err(refusals) }
     })
     .await
     .unwrap();
     assert!(!Shop::is_let_in(&shop.cart).await);
-    shop.chancery(&["identity", "allow", "--pod", "shop/cart-0", "--reason", "it was mended"]).unwrap();
+    shop.mesh.chancery(&["identity", "allow", "--pod", "shop/cart-0", "--reason", "it was mended"]).unwrap();
     Shop::until_let_in(&shop.cart).await;
     assert_ne!(shop.cart.envoy.certificate().await.unwrap().serial, serial, "what was revoked stays so");
     shop.assert_no_failure(load).await;
@@ -122,7 +113,7 @@ async fn by_serial_its_holder_gets_another_and_a_restart_of_the_ca_hands_out_the
     let crl = std::fs::read(shop.mesh.ca.data().join("crl.pem")).unwrap();
     shop.mesh.ca.kill().unwrap();
     shop.mesh.ca.run(&shop.mesh.lab).await.unwrap();
-    let reached = async || shop.chancery(&["identity", "list", "--revoked"]).and_then(|_| connected(&shop));
+    let reached = async || shop.mesh.chancery(&["identity", "list", "--revoked"]).and_then(|_| connected(&shop));
     wait::until("the agent is back", SOON, reached).await.unwrap();
     assert_eq!(std::fs::read(shop.mesh.ca.data().join("crl.pem")).unwrap(), crl);
     let log = shop.mesh.agent.log().unwrap();
@@ -132,7 +123,7 @@ async fn by_serial_its_holder_gets_another_and_a_restart_of_the_ca_hands_out_the
 }
 
 fn connected(shop: &Shop) -> Result<(), String> {
-    let agents: Value = serde_json::from_str(&shop.chancery(&["agent", "list", "-o", "json"])?).unwrap();
+    let agents: Value = serde_json::from_str(&shop.mesh.chancery(&["agent", "list", "-o", "json"])?).unwrap();
     if agents[0]["connected"] == true { Ok(()) } else { Err(agents.to_string()) }
 }
 
@@ -143,14 +134,14 @@ async fn a_rotation_with_a_crl_for_each_issuing_certificate_fails_no_connection(
     let revoked = shop.cart.envoy.certificate().await.unwrap();
     shop.revoke(&["--pod", "shop/cart-0"]);
     for step in ["prepare", "publish"] {
-        shop.chancery(&["root", step, "--reason", "a test"]).unwrap();
+        shop.mesh.chancery(&["root", step, "--reason", "a test"]).unwrap();
     }
     let pem = std::fs::read_to_string(shop.mesh.ca.data().join("crl.pem")).unwrap();
     assert_eq!(pem.matches("BEGIN X509 CRL").count(), 2, "that of a root that nothing chains to yet is there");
     // Cart keeps its certificate under the old root, since it gets no other: it holds the retirement.
-    let open = async || shop.chancery(&["root", "activate", "--dry-run"]).map(|_| ());
+    let open = async || shop.mesh.chancery(&["root", "activate", "--dry-run"]).map(|_| ());
     wait::until("the gate is open", SOON, open).await.unwrap();
-    shop.chancery(&["root", "activate", "--reason", "a test"]).unwrap();
+    shop.mesh.chancery(&["root", "activate", "--reason", "a test"]).unwrap();
     let payments = shop.payments.envoy.certificate().await.unwrap();
     let checkout = shop.checkout.envoy.certificate().await.unwrap();
     shop.payments.envoy.next_certificate(&payments, SOON).await.unwrap();
@@ -165,15 +156,15 @@ async fn a_rotation_with_a_crl_for_each_issuing_certificate_fails_no_connection(
 async fn a_banned_agent_is_cut_off_and_comes_back_by_itself_when_the_ban_is_taken_back() {
     let Some(shop) = shop().await else { return };
     let load = shop.load();
-    let agents: Value = serde_json::from_str(&shop.chancery(&["agent", "list", "-o", "json"]).unwrap()).unwrap();
+    let agents: Value = serde_json::from_str(&shop.mesh.chancery(&["agent", "list", "-o", "json"]).unwrap()).unwrap();
     let agent = agents[0]["spiffe_id"].as_str().unwrap().to_owned();
-    let banned = shop.chancery(&["agent", "ban", &agent, "--reason", "a test", "-o", "json"]).unwrap();
+    let banned = shop.mesh.chancery(&["agent", "ban", &agent, "--reason", "a test", "-o", "json"]).unwrap();
     let banned: Value = serde_json::from_str(&banned).unwrap();
     assert_eq!((&banned["subject"], &banned["revoked"]), (&agent.as_str().into(), &1.into()), "{banned}");
     assert!(banned["not_reached"].to_string().contains("is cut off"), "{banned}");
     wait::until("it is cut off", SOON, async || connected(&shop).map_or(Ok(()), |()| Err("it is connected"))).await.unwrap();
     assert!(Shop::is_let_in(&shop.cart).await, "what its workloads have stays good");
-    shop.chancery(&["agent", "unban", &agent, "--reason", "a test"]).unwrap();
+    shop.mesh.chancery(&["agent", "unban", &agent, "--reason", "a test"]).unwrap();
     wait::until("it is back", SOON, async || connected(&shop)).await.unwrap();
     shop.assert_no_failure(load).await;
 }

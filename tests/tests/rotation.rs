@@ -5,14 +5,12 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
 use chancery_tests::load::Load;
 use chancery_tests::mesh::{Mesh, Settings, Workload};
 use chancery_tests::{tools, wait};
 use serde_json::Value;
 
-const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(30);
 
 /// Two Envoys, one of which calls the other.
@@ -23,10 +21,8 @@ struct Pair {
 }
 
 async fn pair() -> Option<Pair> {
-    let settings = Settings { envoy: tools::envoy()?, lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
-    let mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
-    let checkout = mesh.workload("checkout", None).await.unwrap();
-    let cart = mesh.workload("cart", Some(checkout.envoy.at.inbound)).await.unwrap();
+    let mesh = Mesh::start(Lab::new().unwrap(), Settings::lasting(tools::envoy()?)).await.unwrap();
+    let (cart, checkout) = mesh.pair().await.unwrap();
     Some(Pair { mesh, cart, checkout })
 }
 
@@ -35,13 +31,8 @@ impl Pair {
         Load::start(self.cart.envoy.at.outbound, 2, Duration::from_millis(5))
     }
 
-    /// Without holding up the load, which runs on the same threads.
-    fn chancery(&self, arguments: &[&str]) -> Result<String, String> {
-        tokio::task::block_in_place(|| self.mesh.ca.chancery(arguments)).map_err(|error| error.to_string())
-    }
-
     fn roots(&self) -> Vec<(String, String)> {
-        let roots: Value = serde_json::from_str(&self.chancery(&["root", "list", "-o", "json"]).unwrap()).unwrap();
+        let roots: Value = serde_json::from_str(&self.mesh.chancery(&["root", "list", "-o", "json"]).unwrap()).unwrap();
         let word = |root: &Value, key: &str| root[key].as_str().unwrap().to_owned();
         roots.as_array().unwrap().iter().map(|root| (word(root, "fingerprint"), word(root, "state"))).collect()
     }
@@ -67,7 +58,7 @@ impl Pair {
     }
 
     async fn until_open(&self, to: &str) {
-        let open = async || self.chancery(&["root", to, "--dry-run"]).map(|_| ());
+        let open = async || self.mesh.chancery(&["root", to, "--dry-run"]).map(|_| ());
         wait::until("the gate is open", SOON, open).await.unwrap();
     }
 
@@ -85,7 +76,7 @@ impl Pair {
 async fn a_full_rotation_fails_no_connection() {
     let Some(pair) = pair().await else { return };
     let load = pair.load();
-    let rotated = pair.chancery(&["root", "rotate", "--reason", "once a year", "--deadline", "90s", "-o", "json"]);
+    let rotated = pair.mesh.chancery(&["root", "rotate", "--reason", "once a year", "--deadline", "90s", "-o", "json"]);
     let rotated = rotated.unwrap_or_else(|error| panic!("{error}\n{}", pair.mesh.ca.log().unwrap()));
     let done: Vec<Value> = rotated.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let done: Vec<_> = done.iter().filter(|event| event["outcome"] == "done").map(|event| event["phase"].as_str().unwrap()).collect();
@@ -105,7 +96,7 @@ async fn a_rotation_goes_on_when_the_ca_is_killed_after_each_step() {
         if step == "activate" || step == "retire" {
             pair.until_open(step).await;
         }
-        pair.chancery(&["root", step, "--reason", "a test"]).unwrap_or_else(|error| panic!("{step}: {error}"));
+        pair.mesh.chancery(&["root", step, "--reason", "a test"]).unwrap_or_else(|error| panic!("{step}: {error}"));
         pair.kill_ca().await;
     }
     assert_eq!(pair.states(), ["retired", "active"]);
@@ -123,12 +114,12 @@ async fn a_rotation_that_is_under_way_goes_on_when_the_ca_and_the_agent_were_awa
     let mut rotate = rotate.stdout(std::process::Stdio::null()).spawn().unwrap();
     let published = async || if pair.states() == ["active", "published"] { Ok(()) } else { Err(format!("{:?}", pair.states())) };
     wait::until("the next root is published", SOON, published).await.unwrap();
-    let held = pair.chancery(&["root", "activate", "--dry-run"]).unwrap_err();
+    let held = pair.mesh.chancery(&["root", "activate", "--dry-run"]).unwrap_err();
     assert!(held.contains("in the way"), "{held}");
     pair.kill_ca().await;
     pair.mesh.agent.run(&pair.mesh.lab).await.unwrap();
     let status = tokio::task::block_in_place(|| rotate.wait()).unwrap();
-    assert!(status.success(), "{status}: {}", pair.chancery(&["root", "list"]).unwrap());
+    assert!(status.success(), "{status}: {}", pair.mesh.chancery(&["root", "list"]).unwrap());
     assert_eq!(pair.states(), ["retired", "active"]);
     pair.assert_no_failure(load).await;
 }
@@ -137,16 +128,16 @@ async fn a_rotation_that_is_under_way_goes_on_when_the_ca_and_the_agent_were_awa
 async fn a_root_is_not_retired_while_a_pod_that_nobody_renews_holds_a_certificate_under_it() {
     let Some(mut pair) = pair().await else { return };
     for step in ["prepare", "publish"] {
-        pair.chancery(&["root", step, "--reason", "a test"]).unwrap();
+        pair.mesh.chancery(&["root", step, "--reason", "a test"]).unwrap();
     }
     pair.until_open("activate").await;
     // Gone, it counts with what it reported last; and nothing is issued anew.
     pair.mesh.agent.kill().unwrap();
-    pair.chancery(&["root", "activate", "--reason", "a test"]).unwrap();
-    let refused = pair.chancery(&["root", "retire", "--reason", "a test"]).unwrap_err();
+    pair.mesh.chancery(&["root", "activate", "--reason", "a test"]).unwrap();
+    let refused = pair.mesh.chancery(&["root", "retire", "--reason", "a test"]).unwrap_err();
     assert!(refused.contains("shop/") || refused.contains("node-1"), "{refused}");
     assert_eq!(pair.states(), ["draining", "active"]);
-    pair.chancery(&["root", "retire", "--reason", "its node is gone", "--except", "node-1"]).unwrap();
+    pair.mesh.chancery(&["root", "retire", "--reason", "its node is gone", "--except", "node-1"]).unwrap();
     let acts = pair.mesh.ca.ask(&["log", "acts", "--action", "root.retire"]).unwrap();
     assert_eq!(acts[0]["why"], "its node is gone", "{acts}");
 }
@@ -155,11 +146,11 @@ async fn a_root_is_not_retired_while_a_pod_that_nobody_renews_holds_a_certificat
 async fn an_activation_right_after_a_restart_is_refused_and_names_who_has_not_reported() {
     let Some(mut pair) = pair().await else { return };
     for step in ["prepare", "publish"] {
-        pair.chancery(&["root", step, "--reason", "a test"]).unwrap();
+        pair.mesh.chancery(&["root", step, "--reason", "a test"]).unwrap();
     }
     pair.mesh.agent.kill().unwrap();
     pair.kill_ca().await;
-    let refused = pair.chancery(&["root", "activate", "--reason", "a test"]).unwrap_err();
+    let refused = pair.mesh.chancery(&["root", "activate", "--reason", "a test"]).unwrap_err();
     assert!(refused.contains("has not reported since the CA started") && refused.contains("node-1"), "{refused}");
     assert_eq!(pair.states(), ["active", "published"]);
 }
@@ -168,14 +159,14 @@ async fn an_activation_right_after_a_restart_is_refused_and_names_who_has_not_re
 async fn a_distrusted_root_is_gone_within_its_deadline_and_no_connection_fails() {
     let Some(pair) = pair().await else { return };
     for step in ["prepare", "publish"] {
-        pair.chancery(&["root", step, "--reason", "a test"]).unwrap();
+        pair.mesh.chancery(&["root", step, "--reason", "a test"]).unwrap();
     }
     pair.until_open("activate").await;
     let load = pair.load();
     let before = pair.roots_in_use().await;
     let old = pair.roots()[0].0.clone();
     let begun = Instant::now();
-    let finished = pair.chancery(&["root", "distrust", &old[..16], "--reason", "its key was stolen", "-o", "json"]).unwrap();
+    let finished = pair.mesh.chancery(&["root", "distrust", &old[..16], "--reason", "its key was stolen", "-o", "json"]).unwrap();
     let finished: Value = serde_json::from_str(&finished).unwrap();
     assert!(finished["total_ms"].as_u64().unwrap() < 30_000, "{finished}");
     assert_eq!(pair.states(), ["distrusted", "active"]);
