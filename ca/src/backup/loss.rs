@@ -14,14 +14,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use chancery_identity::TrustDomain;
 use chancery_identity::checkpoint::Checkpoint;
-use chancery_identity::{Clock, TrustDomain};
 use chancery_process::files;
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 
 use super::contents::Contents;
-use super::restore::Known;
+use super::restore::{Known, Restore};
+use super::restored::{LEAST_LIFETIME, lifetime};
 use super::{BackupError, CHECKPOINT, LEDGER_KEYS, PREVIOUS};
 use crate::keys::{FileKeyManager, KeyManager};
 use crate::ledger::acts::{ACTS_KEY, ActsVerifier, Change, Fold, State};
@@ -36,20 +37,14 @@ use crate::store::embedded::{EmbeddedStore, Options as StoreOptions};
 const UNKNOWN_ENTRIES: u64 = 1_000_000_000;
 /// Copies recorded at once.
 const BATCH: usize = 1000;
-/// What was lost may have been issued for so long, whatever the old log has: agents' own certificates are.
-const LEAST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Who accepts a loss, and with what.
 #[derive(Clone, Debug)]
 pub struct AcceptLoss<'a> {
-    /// As acts name people: `local:uid=N`.
-    pub actor: String,
     /// The operator's words.
     pub why: &'a str,
     /// The directory `ledger-keys` of the old data directory, or a copy, if these keys are not in the backup.
     pub ledger_keys: Option<&'a Path>,
-    /// The time now.
-    pub clock: Arc<dyn Clock>,
 }
 
 /// The log that was begun.
@@ -86,15 +81,21 @@ impl NewLog {
     }
 }
 
-/// Puts the log in `staging`, a restored data directory, aside, and begins a new one. `newest` is the newest checkpoint that is known, if it is
+/// Puts the log in `staging`, where `restore` restores the data directory, aside, and begins a new one. `newest` is the newest checkpoint that is known, if it is
 /// newer than the backup's.
-pub(super) fn begin(loss: &AcceptLoss<'_>, staging: &Path, contents: &Contents, newest: Option<&Known<'_>>) -> Result<NewLog, BackupError> {
+pub(super) fn begin(
+    restore: &Restore<'_>,
+    loss: &AcceptLoss<'_>,
+    staging: &Path,
+    contents: &Contents,
+    newest: Option<&Known<'_>>,
+) -> Result<NewLog, BackupError> {
     let (origin, entries) = (&contents.checkpoint.origin, contents.checkpoint.size);
     let id = origin.rsplit('/').next().unwrap_or_default();
     let previous = Path::new(PREVIOUS).join(id);
     put_aside(staging, &staging.join(&previous))?;
     let (end, note) = newest.map_or((entries, &contents.note), |newest| (newest.checkpoint.size, &newest.note));
-    let anew = Anew { loss, staging, old: &staging.join(&previous), origin, missing: entries..end, note };
+    let anew = Anew { restore, loss, staging, old: &staging.join(&previous), origin, missing: entries..end, note };
     // On a thread of its own, whatever the caller runs in.
     let begun = std::thread::scope(|scope| {
         let work = scope.spawn(|| {
@@ -119,6 +120,7 @@ fn put_aside(staging: &Path, previous: &Path) -> Result<(), BackupError> {
 
 /// A log being begun.
 struct Anew<'a> {
+    restore: &'a Restore<'a>,
     loss: &'a AcceptLoss<'a>,
     staging: &'a Path,
     /// Where the old log is.
@@ -134,7 +136,7 @@ impl Anew<'_> {
     fn begin(&self, runtime: &Runtime) -> Result<NewLog, BackupError> {
         let keys = self.keys(runtime)?;
         let acts_key = runtime.block_on(keys.public_key(ACTS_KEY))?;
-        let now = self.loss.clock.now();
+        let now = self.restore.clock.now();
         let old = self.read_old(ActsVerifier::new(self.origin.to_owned(), &acts_key)?, now)?;
         let (missing, roots_kept_until) = (self.missing.clone(), now + old.longest_lifetime);
         let change = Change::AcceptedLoss {
@@ -147,7 +149,7 @@ impl Anew<'_> {
         };
         let (ledger, checkpoints) = runtime.block_on(self.open(keys, old.longest_lifetime))?;
         let state = |first| placed(&old.state, &old.copied, first);
-        runtime.block_on(ledger.accept_loss(&self.loss.actor, change, self.loss.why, state))?;
+        runtime.block_on(ledger.accept_loss(&self.restore.actor, change, self.loss.why, state))?;
         self.copy(runtime, &ledger, &old.copied)?;
         let Checkpoint { origin, size, .. } = runtime.block_on(checkpoints.publish())?.checkpoint.clone();
         runtime.block_on(ledger.close())?;
@@ -180,8 +182,7 @@ impl Anew<'_> {
                     Body::Authority(_) => copied.push(index),
                     Body::Issuance(issuance) => {
                         let leaf = issuance.leaf().map_err(|problem| LedgerError::Unreadable { index, problem })?;
-                        let lifetime = (leaf.not_after - leaf.not_before).try_into().unwrap_or_default();
-                        longest_lifetime = longest_lifetime.max(lifetime);
+                        longest_lifetime = longest_lifetime.max(lifetime(&leaf));
                         if leaf.not_after > now {
                             copied.push(index);
                         }
@@ -199,11 +200,11 @@ impl Anew<'_> {
     async fn open(&self, keys: Arc<dyn KeyManager>, longest_lifetime: Duration) -> Result<(Ledger, Checkpoints), BackupError> {
         let name = self.origin.split('/').next().unwrap_or_default();
         let trust_domain: TrustDomain = name.parse().map_err(|error| BackupError::NewLog(format!("{name}: {error}")))?;
-        let mut options = StoreOptions::new(Arc::new(EntryTerms), Arc::clone(&self.loss.clock));
+        let mut options = StoreOptions::new(Arc::new(EntryTerms), Arc::clone(&self.restore.clock));
         options.dictionary_dimensions = DICTIONARY_DIMENSIONS.to_vec();
         let store = Arc::new(EmbeddedStore::open(&self.staging.join("ledger"), options).await?.store);
         let options = LedgerOptions { longest_lifetime, ..LedgerOptions::new(trust_domain, Arc::clone(&keys)) };
-        let clock = &self.loss.clock;
+        let clock = &self.restore.clock;
         let ledger = Ledger::open(store, Arc::clone(clock), options).await?;
         let path = self.staging.join(CHECKPOINT);
         let checkpoints = Checkpoints::open(ledger.clone(), keys, Arc::new(SystemFiles), path, Arc::clone(clock)).await?;

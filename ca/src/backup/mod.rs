@@ -14,7 +14,7 @@
 //!
 //! No key is in it that is not encrypted. What is left out (index, tree, catalogue) is made anew at the next start. Restoring writes into an
 //! empty place alone, and refuses a backup that ends before a newer checkpoint that is known. Such a log is never continued: [`loss`] begins a
-//! new one instead, which says so.
+//! new one instead, which says so. One that is continued may lack entries all the same, and the CA records that ([`restored`]).
 
 mod archive;
 mod contents;
@@ -23,6 +23,7 @@ mod keys;
 mod last;
 mod loss;
 mod restore;
+mod restored;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ pub use self::create::{Backup, Written, create};
 pub use self::last::{LastBackup, last_backup};
 pub use self::loss::{AcceptLoss, NewLog};
 pub use self::restore::{Restore, Restored, restore};
+pub use self::restored::Restoration;
 use crate::keys::KeyError;
 use crate::ledger::{LedgerError, PublishError};
 use crate::store::StoreError;

@@ -3,17 +3,20 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use chancery_identity::Clock;
 use chancery_identity::checkpoint::{Checkpoint, CheckpointVerifier, MAX_NOTE_BYTES, verify};
 use chancery_process::files;
 
 use super::contents::{self, Contents};
 use super::create::parent;
 use super::loss::{self, AcceptLoss, NewLog};
+use super::restored::{self, Restoration};
 use super::{BackupError, Info, LEDGER_KEYS, keys, unsigned};
 
 /// What to restore, and where to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Restore<'a> {
     /// The backup.
     pub backup: &'a Path,
@@ -25,6 +28,10 @@ pub struct Restore<'a> {
     pub checkpoints: &'a [PathBuf],
     /// Begin a new ledger with what the backup has, since entries are lost.
     pub loss: Option<&'a AcceptLoss<'a>>,
+    /// Who restores, as acts name people: `local:uid=N`.
+    pub actor: String,
+    /// The time now.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// What was restored.
@@ -89,10 +96,11 @@ fn unpack(
     let newest = known.iter().max_by_key(|known| known.checkpoint.size).filter(|newest| newest.checkpoint.size > contents.info.entries);
     let mut next_steps = restore_keys(restore, &contents, staging)?;
     let new_log = match (restore.loss, newest) {
-        (Some(loss), newest) => Some(loss::begin(loss, staging, &contents, newest)?),
+        (Some(loss), newest) => Some(loss::begin(restore, loss, staging, &contents, newest)?),
         (None, Some(newest)) => return Err(newest.missing(&contents)),
         (None, None) => {
             next_steps.extend(unknown_end(restore, &contents));
+            next_steps.push(note(restore, &contents, staging)?);
             None
         }
     };
@@ -135,6 +143,24 @@ impl<'a> Known<'a> {
     fn missing(&self, contents: &Contents) -> BackupError {
         BackupError::EntriesMissing { entries: contents.info.entries, known: self.checkpoint.size, path: self.path.to_owned() }
     }
+}
+
+/// The ledger may lack entries that nobody knows of, which the CA records when it starts.
+fn note(restore: &Restore<'_>, contents: &Contents, staging: &Path) -> Result<String, BackupError> {
+    let longest_lifetime = restored::longest_lifetime(&staging.join("ledger"))?;
+    let restoration = Restoration {
+        actor: restore.actor.clone(),
+        restored_at: restore.clock.now(),
+        made_at: contents.info.made_at,
+        entries: contents.info.entries,
+        longest_lifetime_s: longest_lifetime.as_secs(),
+    };
+    restoration.note(staging)?;
+    let until = restoration.restored_at + longest_lifetime;
+    Ok(format!(
+        "what was issued after the backup's newest checkpoint is not in the ledger; agents tell what they have of it. No root is activated or \
+         retired before {until} (`chancery root distrust` works)"
+    ))
 }
 
 fn unknown_end(restore: &Restore<'_>, contents: &Contents) -> Option<String> {

@@ -49,6 +49,11 @@ fn furnish(data: &Path, store: &EmbeddedStore, size: u64) {
     fs::write(data.join("version"), "1\n").unwrap();
 }
 
+fn to_restore<'a>(backup: &'a Path, data_dir: &'a Path, checkpoints: &'a [PathBuf]) -> Restore<'a> {
+    let (actor, clock) = ("local:uid=0".to_owned(), Arc::new(SystemClock));
+    Restore { backup, data_dir, identity: None, checkpoints, loss: None, actor, clock }
+}
+
 #[tokio::test]
 async fn whatever_a_checkpoint_covers_is_in_the_backup_and_nothing_else() {
     let place = tempfile::tempdir().unwrap();
@@ -62,7 +67,7 @@ async fn whatever_a_checkpoint_covers_is_in_the_backup_and_nothing_else() {
         let (to, restored) = (place.path().join(format!("{size}.tar")), place.path().join(size.to_string()));
         let written = create(&Backup { data_dir: &data, to: &to, recipient: None, now: NOW }, |_, _| ()).unwrap();
         assert_eq!((written.info.entries, last_backup(&data).unwrap().entries), (size, size));
-        restore(&Restore { backup: &to, data_dir: &restored, identity: None, checkpoints: &[], loss: None }, |_, _| ()).unwrap();
+        restore(&to_restore(&to, &restored, &[]), |_, _| ()).unwrap();
         let copy = open(&restored).await;
         assert_eq!((copy.log_id(), copy.head().await.unwrap().entries), (store.log_id(), size));
         fill(&copy, 130).await;
@@ -106,7 +111,7 @@ async fn a_known_checkpoint_of_another_history_is_refused() {
     let other = place.path().join("other");
     fs::write(&other, note.replace("\n20\n", "\n9\n").replace(root, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")).unwrap();
     let restored = place.path().join("restored");
-    let error = restore(&Restore { backup: &to, data_dir: &restored, identity: None, checkpoints: &[other], loss: None }, |_, _| ());
+    let error = restore(&to_restore(&to, &restored, &[other]), |_, _| ());
     let error = error.unwrap_err().to_string();
     assert!(error.contains("the backup's first 9 entries are not those") && !restored.exists(), "{error}");
 }

@@ -1,6 +1,6 @@
 //! Certificates whose entries were lost, recorded again from what their holders say.
 //!
-//! A log that continues a lost one lacks what was issued after the backup. Until the last of these certificates has expired, agents and sidecars tell
+//! A log that was restored from a backup, or continues a lost one, may lack what was issued after it. Until the last of these certificates has expired, agents and sidecars tell
 //! what they hold. That a certificate is this CA's, its signatures prove; whose pod it is for is the caller's word, and the entry says so
 //! ([`Provenance::Recovered`]).
 
@@ -48,7 +48,7 @@ struct Recovered {
 }
 
 impl Issuance {
-    /// Records those of `held` that this CA issued and its ledger lacks; tells how many. Nothing is recorded unless entries were lost. Those of
+    /// Records those of `held` that this CA issued and its ledger lacks; tells how many. Nothing is recorded unless entries may have been lost. Those of
     /// somebody who is kept from certificates are revoked: their own revocation may be recorded already, and is of what was recorded before it.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl Issuance {
         }
         if recovered > 0 {
             self.ledger.append_all(bodies).await?;
-            tracing::warn!(agent = %caller.id(), recovered, "certificates that the lost entries recorded are recorded again");
+            tracing::warn!(agent = %caller.id(), recovered, "certificates that the restored ledger lacks are recorded again");
         }
         for (change, why) in revoked {
             self.ledger.act(CA_ACTOR, change, &why).await?;

@@ -41,8 +41,8 @@ pub enum Obstacle {
     },
     /// The clock is not believed.
     Clock(String),
-    /// Entries were lost: until then what they recorded may be alive, and the ledger refuses it.
-    AcceptedLoss(OffsetDateTime),
+    /// The ledger is restored from a backup: until then what it lacks may be alive. The ledger itself refuses a retirement.
+    Restored(OffsetDateTime),
 }
 
 impl Gate {
@@ -66,15 +66,21 @@ impl Rotation {
                 self.before_activation(&mut gate, state, from, overrides).await?;
             }
             (Some(from), RootState::Retired) if from.state == RootState::Draining => {
-                self.before_retirement(&mut gate, state, from, overrides).await?;
+                self.before_retirement(&mut gate, from, overrides).await?;
             }
             // Harms nobody, or is not possible at all, which the ledger says.
             _ => return Ok(gate),
         }
+        let kept_until = state.roots_kept_until().filter(|until| self.now() < *until);
+        gate.obstacles.extend(kept_until.map(Obstacle::Restored));
         let clock = self.clock_problem().await?;
         gate.obstacles.extend(clock.filter(|_| !overrides.confirm_clock).map(Obstacle::Clock));
         if overrides.force {
-            gate.obstacles.retain(|obstacle| matches!(obstacle, Obstacle::NotReady(_) | Obstacle::AcceptedLoss(_)));
+            gate.obstacles.retain(|obstacle| match obstacle {
+                Obstacle::NotReady(_) => true,
+                Obstacle::Restored(_) => to == RootState::Retired,
+                _ => false,
+            });
         }
         #[cfg(test)]
         (self.omit)(&mut gate);
@@ -116,12 +122,9 @@ impl Rotation {
     }
 
     /// Nobody needs it any more.
-    async fn before_retirement(&self, gate: &mut Gate, state: &State, from: &Root, overrides: &Overrides) -> Result<(), RotationError> {
+    async fn before_retirement(&self, gate: &mut Gate, from: &Root, overrides: &Overrides) -> Result<(), RotationError> {
         // All that was signed under it has entries before the activation of the next one, by which it drains.
-        self.count(gate, Goal::Certificates { after_entry: from.entry }, overrides).await?;
-        let kept_until = state.roots_kept_until().filter(|until| self.now() < *until);
-        gate.obstacles.extend(kept_until.map(Obstacle::AcceptedLoss));
-        Ok(())
+        self.count(gate, Goal::Certificates { after_entry: from.entry }, overrides).await
     }
 
     async fn count(&self, gate: &mut Gate, goal: Goal, overrides: &Overrides) -> Result<(), RotationError> {
@@ -166,8 +169,8 @@ impl fmt::Display for Obstacle {
                 )
             }
             Self::Clock(problem) => write!(f, "{problem}: set it right, or confirm it (`--confirm-clock`)"),
-            Self::AcceptedLoss(until) => {
-                write!(f, "entries of the ledger were lost, and until {until} a certificate that they recorded may be alive")
+            Self::Restored(until) => {
+                write!(f, "the ledger was restored from a backup, and until {until} a certificate that it lacks may be alive")
             }
         }
     }

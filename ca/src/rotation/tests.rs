@@ -336,14 +336,32 @@ async fn no_root_is_retired_while_a_certificate_may_be_alive_that_was_lost() {
     ca.ledger().await.accept_loss("local:uid=0", loss, WHY, |_| State::default()).await.unwrap();
     let mut world = World::of(ca).await;
     assert!(world.run.authority.trust().borrow().sequence > 1000, "greater than any that agents were given before");
+    roots_stay_for_two_hours(&mut world).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_restored_from_a_backup_may_lack_certificates_and_roots_stay_where_they_are() {
+    let ca = TestCa::new();
+    let roots_kept_until = ca.clock.now() + Span::hours(2);
+    let mut world = World::of(ca).await;
+    world.run.ledger.act("local:uid=0", Change::Restored { entries: 7, roots_kept_until }, WHY).await.unwrap();
+    roots_stay_for_two_hours(&mut world).await;
+}
+
+/// An activation can be forced, a retirement cannot.
+async fn roots_stay_for_two_hours(world: &mut World) {
+    let force = Overrides { force: true, ..Overrides::default() };
+    let is_refused = |refused: String| refused.contains("the ledger was restored from a backup");
     world.issue(1).await;
-    for to in [RootState::Prepared, RootState::Published, RootState::Active] {
+    for to in [RootState::Prepared, RootState::Published] {
         world.report(1);
         world.go(to).await.unwrap();
     }
+    world.report(1);
+    assert!(is_refused(refused(world.go(RootState::Active).await)));
+    world.go_with(RootState::Active, &force).await.unwrap();
     world.everybody_renews().await;
-    let force = Overrides { force: true, ..Overrides::default() };
-    assert!(refused(world.go_with(RootState::Retired, &force).await).contains("entries of the ledger were lost"));
+    assert!(is_refused(refused(world.go_with(RootState::Retired, &force).await)));
     world.pass(Span::hours(2)).await;
     world.everybody_renews().await;
     world.go(RootState::Retired).await.unwrap();

@@ -54,6 +54,10 @@ pub(super) struct Facts {
     pub(super) last_backup: Option<OffsetDateTime>,
     /// Until the ledger's disk is full, if that can be told.
     pub(super) disk_days_left: Option<f64>,
+    /// The ledger was restored, and roots stay where they are until then.
+    pub(super) roots_kept_until: Option<OffsetDateTime>,
+    /// Whether whoever has the disk lacks something to use the CA's keys.
+    pub(super) keys_are_sealed: bool,
 }
 
 impl Facts {
@@ -68,6 +72,8 @@ impl Facts {
         findings.extend(self.on_refusals());
         findings.extend(self.on_backup());
         findings.extend(self.on_disk());
+        findings.extend(self.on_restoration());
+        findings.extend(self.on_keys());
         findings.sort_by_key(|(level, ..)| *level != Level::Bad);
         findings.into_iter().map(|(level, text, next)| Finding { level: level.to_string(), text, next_step: next.into() }).collect()
     }
@@ -206,6 +212,23 @@ impl Facts {
         Some((level, text, "make the file system under the data directory larger, or move what else is on it"))
     }
 
+    fn on_restoration(&self) -> Option<(Level, String, &'static str)> {
+        let until = self.roots_kept_until.filter(|until| self.now < *until)?;
+        let text =
+            format!("the ledger was restored from a backup and may lack certificates: until {until} no root is activated or retired");
+        Some((
+            Level::Warn,
+            text,
+            "if the old machine may be in somebody's hands, `chancery root distrust` the active root, which does not wait",
+        ))
+    }
+
+    fn on_keys(&self) -> Option<(Level, String, &'static str)> {
+        let text = "the CA's keys are not sealed: whoever can read the data directory can issue any identity".to_owned();
+        let next_step = "set `passphrase_file` (or `identity_file`) under [keys] and restart the CA, which seals them";
+        (!self.keys_are_sealed && !self.development).then_some((Level::Warn, text, next_step))
+    }
+
     fn on_refusals(&self) -> Option<(Level, String, &'static str)> {
         let mut by_reason: BTreeMap<&str, usize> = BTreeMap::new();
         for refusal in self.refusals.iter().take_while(|refusal| self.now - refusal.time < RECENT) {
@@ -266,6 +289,8 @@ mod tests {
             development: false,
             last_backup: Some(NOW - Duration::hours(23)),
             disk_days_left: Some(14.0),
+            roots_kept_until: Some(NOW),
+            keys_are_sealed: true,
         }
     }
 
@@ -400,6 +425,13 @@ mod tests {
         finds("warn", "older than a day", |facts| facts.last_backup = Some(NOW - Duration::hours(25)));
         finds("warn", "there is no backup", |facts| facts.last_backup = None);
         assert_eq!(Facts { last_backup: None, development: true, ..well() }.judge(), []);
+    }
+
+    #[test]
+    fn a_restored_ledger_and_keys_that_are_not_sealed_are_named() {
+        finds("warn", "restored from a backup", |facts| facts.roots_kept_until = Some(NOW + Duration::HOUR));
+        finds("warn", "not sealed", |facts| facts.keys_are_sealed = false);
+        assert_eq!(Facts { keys_are_sealed: false, development: true, ..well() }.judge(), []);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use chancery_process::watch::WatchError;
 use crate::attestation::ClusterSettingsError;
 use crate::attestation::development::DevelopmentError;
 use crate::authority::{AuthorityError, DirectoryError};
+use crate::backup::BackupError;
 use crate::issuance::policy::PolicyError;
 use crate::keys::KeyError;
 use crate::ledger::{LedgerError, PublishError};
@@ -40,6 +41,9 @@ pub enum ServeError {
     /// The ledger's checkpoints, or a ledger that does not continue them.
     #[error(transparent)]
     Checkpoint(#[from] PublishError),
+    /// That the data directory was restored.
+    #[error(transparent)]
+    Restoration(#[from] BackupError),
     /// The CA's own certificates.
     #[error(transparent)]
     Authority(#[from] AuthorityError),

@@ -14,6 +14,7 @@ use crate::api::{CallMetrics, People};
 use crate::attestation::Clusters;
 use crate::attestation::development::DevelopmentIssuer;
 use crate::authority::{Authority, DataDirectory, Kind};
+use crate::backup::Restoration;
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::issuance::Issuance;
@@ -85,6 +86,7 @@ pub(super) async fn open(
         repairs,
     };
     ledger.append(Body::Start(start)).await?;
+    record_restoration(&config, &ledger).await?;
     checkpoints.record_keys().await?;
     let authority =
         Authority::open(config.trust_domain.clone(), config.authority.clone(), &directory, keys, ledger.clone(), Arc::clone(&clock))
@@ -120,6 +122,14 @@ pub(super) async fn open(
         configuration_error: Mutex::default(),
         directory,
     })
+}
+
+/// The data directory may be one that was restored from a backup.
+async fn record_restoration(config: &Config, ledger: &Ledger) -> Result<(), ServeError> {
+    let Some(restoration) = Restoration::pending(&config.data_dir)? else { return Ok(()) };
+    let (change, why) = restoration.act();
+    ledger.act(&restoration.actor, change, &why).await?;
+    Ok(Restoration::done(&config.data_dir)?)
 }
 
 async fn open_ledger(

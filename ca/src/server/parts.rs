@@ -16,6 +16,7 @@ use crate::backup::last_backup;
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::issuance::Issuance;
+use crate::keys::SealSettings;
 use crate::ledger::acts::RootState;
 use crate::ledger::{Checkpoints, Ledger, LedgerHealth, RefusalFilter, Refusals};
 use crate::rotation::Rotation;
@@ -122,6 +123,8 @@ impl Parts {
             development: config.development,
             last_backup: last_backup(&config.data_dir).map(|last| last.made_at),
             disk_days_left: self.growth.days_left(),
+            roots_kept_until: self.ledger.current_state().roots_kept_until(),
+            keys_are_sealed: config.keys != SealSettings::default(),
         };
         facts.judge()
     }

@@ -6,7 +6,8 @@ use std::process::Output;
 
 use age::secrecy::ExposeSecret;
 use chancery_identity::X509Svid;
-use chancery_proto::chancery::v1::DiagnoseRequest;
+use chancery_proto::chancery::v1::show_identity_request::By;
+use chancery_proto::chancery::v1::{DiagnoseRequest, HeldCertificate, ListActsRequest, RecoverRequest, ShowIdentityRequest};
 use serde_json::Value;
 
 use crate::loss::verified;
@@ -87,6 +88,34 @@ async fn a_backup_of_a_running_ca_restores_to_one_that_has_every_entry_before_it
     let ca = Ca::try_start(elsewhere, "").await.unwrap();
     assert!(ca.status().await.ledger_entries > written["entries"].as_u64().unwrap());
     issue_some(&ca, &agent).await;
+}
+
+#[tokio::test]
+async fn a_restored_ca_records_that_it_is_one_and_what_agents_have_of_the_certificates_that_it_lacks() {
+    let (ca, agent) = with_entries().await;
+    let (elsewhere, data) = (tempfile::tempdir().unwrap(), ca.data_dir());
+    let (recipient, identity) = age_keys(elsewhere.path());
+    let (to, restored) = (elsewhere.path().join("ca.tar"), elsewhere.path().join("data"));
+    succeeds(&["backup", "--data-dir", text(&data), "--to", text(&to), "--with-keys", "--recipient", &recipient]).await;
+    // In no backup, and with a checkpoint that nobody has seen.
+    let held = issue(&mut ca.connect(Some(&agent)).await, ca.token(|_| {})).await.unwrap();
+    ca.stop().await;
+
+    let said = succeeds(&["restore", text(&to), "--data-dir", text(&restored), "--identity", text(&identity)]).await;
+    assert!(said["next_steps"].to_string().contains("No root is activated or retired before"), "{said}");
+    let ca = Ca::try_start(elsewhere, "").await.unwrap();
+    let acts = ca.log().await.list_acts(ListActsRequest { page_size: 100, ..ListActsRequest::default() }).await.unwrap().into_inner().acts;
+    let act = acts.into_iter().find_map(|record| record.act.filter(|act| act.action == "log.restore")).unwrap();
+    assert!(act.actor.starts_with("local:uid=") && act.why.contains("from the backup made at"), "{act:?}");
+    assert!(!restored.join("restored").exists(), "it is recorded once");
+
+    let chain = held.chain().iter().map(|certificate| certificate.to_vec()).collect();
+    let certificate = HeldCertificate { chain, namespace: "shop".into(), ..HeldCertificate::default() };
+    let told = RecoverRequest { certificates: vec![certificate], ..RecoverRequest::default() };
+    assert_eq!(ca.connect(Some(&agent)).await.recover(told).await.unwrap().into_inner().recorded, 1);
+    let by = Some(By::Serial(held.serial().to_string()));
+    let shown = ca.operator().await.show_identity(ShowIdentityRequest { by }).await.unwrap().into_inner();
+    assert!(shown.identity.unwrap().issuance.unwrap().recovered);
 }
 
 #[tokio::test]

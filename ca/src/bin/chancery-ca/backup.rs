@@ -126,18 +126,15 @@ pub(crate) fn create(args: &BackupArgs) -> Result<(), Box<dyn Error>> {
 pub(crate) fn restore(args: &RestoreArgs) -> Result<(), Box<dyn Error>> {
     chancery_process::hardening::harden()?;
     let bar = progress();
-    let loss = args.reason.as_deref().filter(|_| args.accept_loss).map(|why| AcceptLoss {
-        actor: format!("local:uid={}", rustix::process::getuid().as_raw()),
-        why,
-        ledger_keys: args.ledger_keys.as_deref(),
-        clock: Arc::new(SystemClock),
-    });
+    let loss = args.reason.as_deref().filter(|_| args.accept_loss).map(|why| AcceptLoss { why, ledger_keys: args.ledger_keys.as_deref() });
     let restore = Restore {
         backup: &args.backup,
         data_dir: &args.data_dir,
         identity: args.identity.as_deref(),
         checkpoints: &args.checkpoint,
         loss: loss.as_ref(),
+        actor: format!("local:uid={}", rustix::process::getuid().as_raw()),
+        clock: Arc::new(SystemClock),
     };
     let restored = backup::restore(&restore, |done, total| show(&bar, done, total));
     bar.finish_and_clear();

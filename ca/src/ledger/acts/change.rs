@@ -152,6 +152,13 @@ pub enum Change {
         /// Of the old log, behind the last act that is not lost.
         epoch: u64,
     },
+    /// The log goes on from a backup, and may lack what was recorded after its newest checkpoint.
+    Restored {
+        /// How many the backup had.
+        entries: u64,
+        /// No root is activated or retired before.
+        roots_kept_until: OffsetDateTime,
+    },
 }
 
 impl Change {
@@ -177,6 +184,7 @@ impl Change {
             Self::CheckpointKey(_) => "log.checkpoint-key",
             Self::Refused(_) => "act.refused",
             Self::AcceptedLoss { .. } => "log.accept-loss",
+            Self::Restored { .. } => "log.restore",
         }
     }
 
@@ -194,6 +202,7 @@ impl Change {
                 format!("{origin}: whatever followed its {} entries", missing.start)
             }
             Self::AcceptedLoss { origin, missing, .. } => format!("{origin}: entries {} to {}", missing.start, missing.end - 1),
+            Self::Restored { entries, .. } => format!("{entries} entries"),
         }
     }
 
@@ -237,6 +246,9 @@ impl Change {
                     epoch,
                 })
             }
+            Self::Restored { entries, roots_kept_until } => {
+                WireChange::Restored(wire::Restored { entries, roots_kept_until_ms: to_millis(roots_kept_until) })
+            }
         }
     }
 
@@ -279,6 +291,9 @@ impl Change {
                     roots_kept_until: from_millis(roots_kept_until_ms),
                     epoch,
                 }
+            }
+            WireChange::Restored(wire::Restored { entries, roots_kept_until_ms }) => {
+                Self::Restored { entries, roots_kept_until: from_millis(roots_kept_until_ms) }
             }
         })
     }

@@ -77,7 +77,7 @@ pub(super) fn check(change: &Change, state: &State, now: OffsetDateTime) -> Resu
         }
         Change::Root { to: RootState::Retired, .. } => match state.roots_kept_until().filter(|until| now < *until) {
             Some(until) => Err(LedgerError::Impossible(format!(
-                "no root is retired before {until}: entries of the ledger were lost, and until then certificates may be valid that it lacks"
+                "no root is retired before {until}: the ledger was restored from a backup, and until then certificates may be valid that it lacks"
             ))),
             None => Ok(()),
         },

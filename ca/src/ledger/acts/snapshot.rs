@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::ActError;
 use super::change::{Crls, RootState, Subject, array, digest, spiffe_id};
-use super::state::{AcceptedLoss, Ban, CheckpointKey, CrlRecord, Revocation, Root, State};
+use super::state::{AcceptedLoss, Ban, CheckpointKey, CrlRecord, Restored, Revocation, Root, State};
 use crate::ledger::entry::{from_millis, to_millis};
 
 /// What the lists of one part take at most; with epoch, numbers, signature and the entry's own fields it is well below an entry's limit.
@@ -26,6 +26,8 @@ enum Item {
     Crl(wire::state::Crl),
     /// At most one.
     RequestedRoot(Vec<u8>),
+    /// At most one.
+    Restored(wire::state::Restoration),
 }
 
 impl State {
@@ -125,7 +127,14 @@ impl State {
             })
         });
         let requested = self.requested_root.iter().cloned().map(Item::RequestedRoot);
-        loss.chain(crl).chain(requested).chain(roots).chain(revocations).chain(bans).chain(keys)
+        let restored = self.restored.iter().map(|restored| {
+            Item::Restored(wire::state::Restoration {
+                entries: restored.entries,
+                roots_kept_until_ms: to_millis(restored.roots_kept_until),
+                since_ms: to_millis(restored.since),
+            })
+        });
+        loss.chain(restored).chain(crl).chain(requested).chain(roots).chain(revocations).chain(bans).chain(keys)
     }
 
     fn add(&mut self, part: wire::State) -> Result<(), ActError> {
@@ -137,6 +146,13 @@ impl State {
                 trust_floor: loss.trust_floor,
                 roots_kept_until: from_millis(loss.roots_kept_until_ms),
                 epoch: loss.epoch,
+            });
+        }
+        if let Some(restored) = part.restored {
+            self.restored = Some(Restored {
+                entries: restored.entries,
+                roots_kept_until: from_millis(restored.roots_kept_until_ms),
+                since: from_millis(restored.since_ms),
             });
         }
         if let Some(crl) = part.crl {
@@ -184,6 +200,7 @@ impl Item {
             Self::Loss(item) => item.encoded_len(),
             Self::Crl(item) => item.encoded_len(),
             Self::RequestedRoot(csr) => csr.len(),
+            Self::Restored(item) => item.encoded_len(),
         };
         bytes + ITEM_OVERHEAD_BYTES
     }
@@ -197,6 +214,7 @@ impl Item {
             Self::Loss(item) => part.loss = Some(item),
             Self::Crl(item) => part.crl = Some(item),
             Self::RequestedRoot(csr) => part.requested_root = csr,
+            Self::Restored(item) => part.restored = Some(item),
         }
     }
 }

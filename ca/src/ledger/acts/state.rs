@@ -36,6 +36,8 @@ pub struct State {
     pub requested_root: Option<Vec<u8>>,
     /// The log that this one continues, if that one was lost in part.
     pub accepted_loss: Option<AcceptedLoss>,
+    /// How it was restored from a backup last.
+    pub restored: Option<Restored>,
 }
 
 /// A log was lost in part, and this one continues it.
@@ -53,6 +55,17 @@ pub struct AcceptedLoss {
     pub roots_kept_until: OffsetDateTime,
     /// The old log's, behind the last act that is not lost.
     pub epoch: u64,
+}
+
+/// The log goes on from a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// How many the backup had.
+    pub entries: u64,
+    /// Until then a certificate that is not in the log may be valid, and no root is activated or retired.
+    pub roots_kept_until: OffsetDateTime,
+    /// When the CA was started with it first.
+    pub since: OffsetDateTime,
 }
 
 /// A trust root.
@@ -169,6 +182,9 @@ impl State {
                 self.accepted_loss =
                     Some(AcceptedLoss { origin, missing, since: time, trust_floor, roots_kept_until: *roots_kept_until, epoch: *epoch });
             }
+            Change::Restored { entries, roots_kept_until } => {
+                self.restored = Some(Restored { entries: *entries, roots_kept_until: *roots_kept_until, since: time });
+            }
         }
         self.revocations.retain(|subject, revocation| !revocation.is_over(subject, time));
         self.epoch += 1;
@@ -268,10 +284,11 @@ impl State {
         self.accepted_loss.as_ref().map_or(0, |loss| loss.trust_floor)
     }
 
-    /// Until when no root may be retired, since certificates that no log has may be valid: none but for a log that continues a lost one.
-    /// [`Ledger::act`](crate::ledger::Ledger::act) refuses it until then.
+    /// Until when roots stay where they are, since certificates that the log lacks may be valid: none but for a log that was restored from a
+    /// backup, or continues a lost one. [`Ledger::act`](crate::ledger::Ledger::act) refuses to retire one until then.
     pub fn roots_kept_until(&self) -> Option<OffsetDateTime> {
-        self.accepted_loss.as_ref().map(|loss| loss.roots_kept_until)
+        let lost = self.accepted_loss.as_ref().map(|loss| loss.roots_kept_until);
+        lost.max(self.restored.map(|restored| restored.roots_kept_until))
     }
 
     /// Whether nothing is issued to this agent, nor on its behalf.

@@ -38,9 +38,9 @@ pub(super) async fn run(mut ca: Roots, to: RootState, args: StepArgs, out: &mut 
     let root = args.root.unwrap_or_default();
     if args.dry_run {
         let report = gate::check(&mut ca, &root, to, &args.overrides).await?;
-        let obstacles = report.obstacles.len();
+        let open = report.open;
         report.print(out, format)?;
-        return if obstacles == 0 { Ok(()) } else { Err(CliError::Failed(format!("{obstacles} obstacles are in the way"))) };
+        return if open { Ok(()) } else { Err(CliError::Failed("something is in the way, see above".into())) };
     }
     let request =
         MoveRootRequest { root, to: to.into(), reason: args.reason.unwrap_or_default(), overrides: Some(args.overrides.to_wire()) };
