@@ -22,6 +22,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use crate::ca_client::{ProxyLag, ProxySummary};
+use crate::csi::{Health, Plugin, VolumeStatus};
 use crate::sds::{Registry, StreamStatus};
 use crate::svids::{AgentStatus, Svids, WorkloadStatus};
 
@@ -41,6 +42,9 @@ pub struct Status {
     pub agent: AgentStatus,
     /// Open proxy streams.
     pub streams: usize,
+    /// The CSI volumes: pods with a socket of their own.
+    #[serde(default)]
+    pub volumes: Vec<VolumeStatus>,
     /// What the CA is told of who holds what.
     #[serde(default)]
     pub convergence: Convergence,
@@ -106,28 +110,30 @@ pub enum AdminError {
 
 /// The agent's side, to be served with [`chancery_process::http::serve_unix`] on a socket of mode [`SOCKET_MODE`].
 /// `refused`: why the configuration on disk is not in force.
-pub fn routes(svids: Svids, registry: Registry, refused: watch::Receiver<Option<String>>) -> Router {
+pub fn routes(svids: Svids, registry: Registry, plugin: Option<Plugin>, refused: watch::Receiver<Option<String>>) -> Router {
     let streams = registry.clone();
     Router::new()
         .route("/status", get(answer_status))
-        .with_state((svids, registry, refused))
+        .with_state((svids, registry, plugin, refused))
         .route("/streams", get(move || async move { Json(streams.list()) }))
 }
 
-type Shared = (Svids, Registry, watch::Receiver<Option<String>>);
+type Shared = (Svids, Registry, Option<Plugin>, watch::Receiver<Option<String>>);
 
-async fn answer_status(State((svids, registry, refused)): State<Shared>) -> Result<Json<Status>, (StatusCode, String)> {
+async fn answer_status(State((svids, registry, plugin, refused)): State<Shared>) -> Result<Json<Status>, (StatusCode, String)> {
     match svids.status().await {
         Ok(agent) => {
             let convergence = Convergence::of(&svids.proxies());
-            Ok(Json(Status::of(agent, &registry, convergence, refused.borrow().clone().unwrap_or_default())))
+            let refused = refused.borrow().clone().unwrap_or_default();
+            Ok(Json(Status::of(agent, &registry, plugin.as_ref(), convergence, refused)))
         }
         Err(error) => Err((StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
     }
 }
 
 impl Status {
-    fn of(agent: AgentStatus, registry: &Registry, convergence: Convergence, configuration_error: String) -> Self {
+    fn of(agent: AgentStatus, registry: &Registry, plugin: Option<&Plugin>, convergence: Convergence, configuration_error: String) -> Self {
+        let volumes = plugin.map(Plugin::list).unwrap_or_default();
         let expiries = agent.workloads.iter().map(|workload| workload.expires_at).chain([agent.expires_at]);
         let next_expiry = expiries.flatten().min();
         let mut problems = Vec::new();
@@ -152,9 +158,14 @@ impl Status {
         }
         let failing = agent.workloads.iter().filter(|workload| !workload.problem.is_empty());
         problems.extend(failing.map(|WorkloadStatus { workload, pod, problem, .. }| format!("{}/{pod}: {problem}", workload.namespace)));
+        if let Some(Health::Unregistered(problem) | Health::Unreachable(problem)) = plugin.map(Plugin::health) {
+            problems.push(problem);
+        }
+        let failing = volumes.iter().filter(|volume| !volume.problem.is_empty());
+        problems.extend(failing.map(|volume| format!("{}/{}: its volume: {}", volume.namespace, volume.pod, volume.problem)));
         problems.extend(registry.problems());
         problems.truncate(MAX_PROBLEMS);
-        Self { streams: registry.len(), convergence, next_expiry, configuration_error, problems, agent }
+        Self { streams: registry.len(), volumes, convergence, next_expiry, configuration_error, problems, agent }
     }
 }
 
@@ -192,7 +203,7 @@ pub async fn streams(socket: &Path) -> Result<Vec<StreamStatus>, AdminError> {
     ask(socket, "/streams").await
 }
 
-/// `chancery-agent status`: as a table, one block for the agent, one line for each workload and each problem.
+/// `chancery-agent status`: as a table, one block for the agent, one line for each workload, each problem and each CSI volume.
 pub async fn print_status(out: &mut impl Write, socket: &Path, format: Format) -> Result<(), AdminError> {
     let status = status(socket).await?;
     match format {
@@ -202,6 +213,10 @@ pub async fn print_status(out: &mut impl Write, socket: &Path, format: Format) -
             output::fields(out, format, &Summary::of(&status))?;
             writeln!(out).map_err(OutputError::from)?;
             output::rows(out, format, WORKLOAD_COLUMNS, &status.agent.workloads)?;
+            if !status.volumes.is_empty() {
+                writeln!(out).map_err(OutputError::from)?;
+                output::rows(out, format, VOLUME_COLUMNS, &status.volumes)?;
+            }
         }
     }
     Ok(())
@@ -219,6 +234,7 @@ pub async fn print_streams(out: &mut impl Write, socket: &Path, format: Format) 
 
 const WORKLOAD_COLUMNS: &[&str] =
     &["workload.namespace", "pod", "spiffe_id", "serial", "expires_at", "next_try_at", "token_expires_at", "streams", "problem"];
+const VOLUME_COLUMNS: &[&str] = &["namespace", "pod", "pod_uid", "service_account", "socket", "target", "problem"];
 const STREAM_COLUMNS: &[&str] = &[
     "stream",
     "connection",
@@ -226,6 +242,7 @@ const STREAM_COLUMNS: &[&str] = &[
     "proxy",
     "namespace",
     "pod",
+    "own_socket",
     "names",
     "held",
     "pending",
@@ -249,6 +266,7 @@ struct Summary<'s> {
     ledger_size: u64,
     workloads: usize,
     streams: usize,
+    volumes: usize,
     holders: u32,
     proven_sequence: u64,
     behind: String,
@@ -271,6 +289,7 @@ impl<'s> Summary<'s> {
             ledger_size: agent.ledger.size,
             workloads: agent.workloads.len(),
             streams: status.streams,
+            volumes: status.volumes.len(),
             holders: status.convergence.holders,
             proven_sequence: status.convergence.trust_sequence,
             behind: if status.convergence.behind.is_empty() { "none".to_owned() } else { status.convergence.behind.join("\n") },

@@ -4,12 +4,13 @@
 //! Imports run one way:
 //!
 //! ```text
-//! sds -> svids -> ca_client        config, readiness, reload, admin, telemetry: at the edge
+//! { sds, csi } -> svids -> ca_client        config, readiness, reload, admin, telemetry: at the edge
 //! ```
 
 pub mod admin;
 pub mod ca_client;
 pub mod config;
+pub mod csi;
 pub mod readiness;
 pub mod reload;
 pub mod sds;

@@ -14,6 +14,13 @@ pub struct Reason {
     pub reason: String,
 }
 
+/// Labels that say what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// A stable word in `snake_case`, from a closed set.
+    pub outcome: &'static str,
+}
+
 /// Labels that say which call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Rpc {
@@ -64,6 +71,10 @@ pub struct Metrics {
     pub ledger_alarm: Gauge,
     /// Entries of the ledger's newest checkpoint that was taken over.
     pub ledger_size: Gauge,
+    /// Published CSI volumes.
+    pub csi_volumes: Gauge,
+    /// The kubelet's calls to publish a volume.
+    pub csi_publishes: Family<Outcome, Counter>,
     /// Failed writes of the state file.
     pub state_failed: Counter,
     /// Configuration files that were not taken over.
@@ -100,6 +111,8 @@ impl Metrics {
             trust_refused: Family::default(),
             ledger_alarm: Gauge::default(),
             ledger_size: Gauge::default(),
+            csi_volumes: Gauge::default(),
+            csi_publishes: Family::default(),
             state_failed: Counter::default(),
             config_refused: Counter::default(),
             config_reloaded: Gauge::default(),
@@ -126,6 +139,8 @@ impl Metrics {
         let alarm = "1 while the CA's ledger does not continue what the CA showed before, until an operator has looked at it";
         registry.register("ledger_alarm", alarm, m.ledger_alarm.clone());
         registry.register("ledger_size", "Entries of the ledger's newest checkpoint known here", m.ledger_size.clone());
+        registry.register("csi_volumes", "Published CSI volumes: pods with a socket of their own", m.csi_volumes.clone());
+        registry.register("csi_publishes", "Calls of the kubelet to publish a CSI volume", m.csi_publishes.clone());
         registry.register("state_failed", "Failed writes of the state file", m.state_failed.clone());
         registry.register("config_refused", "Configuration files that were not taken over", m.config_refused.clone());
         let reloaded = "1 if the configuration on disk is in force, 0 if it was refused";

@@ -46,7 +46,7 @@ async fn streams_are_shown_as_table_json_and_csv() {
     let csv = String::from_utf8(csv).unwrap();
     let lines: Vec<_> = csv.lines().collect();
     assert!(lines[0].starts_with("stream,connection,protocol,proxy,"), "{csv}");
-    assert!(lines[1].contains(&format!("cart-envoy,shop,cart-0,ROOTCA,{held},,1,,false,")), "{csv}");
+    assert!(lines[1].contains(&format!("cart-envoy,shop,cart-0,false,ROOTCA,{held},,1,,false,")), "{csv}");
     assert!(lines[2].contains("foreign: withheld"), "{csv}");
 
     let mut table = Vec::new();

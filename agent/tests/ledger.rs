@@ -87,7 +87,7 @@ async fn a_forked_ledger_is_an_alarm_on_both_sides_with_both_notes_kept() {
     let told = told.alarm.unwrap();
     assert_eq!((&*told.reason, told.remembered, told.offered), ("forked", alarm.remembered, alarm.offered));
     assert_eq!(agent.metrics.ledger_alarm.get(), 1);
-    match readiness(&agent.client, ca.clock.as_ref()) {
+    match readiness(&agent.client, None, ca.clock.as_ref()) {
         Readiness::Degraded(reasons) => assert!(reasons[0].contains("forked"), "{reasons:?}"),
         other => panic!("{other:?}"),
     }

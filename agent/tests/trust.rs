@@ -199,7 +199,7 @@ async fn each_condition_of_readiness_turns_it() {
     let place = Place::new(&ca);
     ca.kill();
     let agent = place.start(&ca);
-    let now = || readiness(&agent.client, ca.clock.as_ref());
+    let now = || readiness(&agent.client, None, ca.clock.as_ref());
     match now() {
         Readiness::NotReady(reasons) => {
             assert!(reasons.iter().any(|reason| reason.contains("no certificate")), "{reasons:?}");
@@ -209,9 +209,9 @@ async fn each_condition_of_readiness_turns_it() {
     }
     ca.resume();
     agent.connected().await;
-    assert_eq!(readiness(&agent.client, ca.clock.as_ref()), Readiness::Ready);
+    assert_eq!(readiness(&agent.client, None, ca.clock.as_ref()), Readiness::Ready);
     ca.kill();
-    eventually("degraded", || matches!(readiness(&agent.client, ca.clock.as_ref()), Readiness::Degraded(_))).await;
+    eventually("degraded", || matches!(readiness(&agent.client, None, ca.clock.as_ref()), Readiness::Degraded(_))).await;
     ca.clock.advance(time::Duration::hours(25));
-    assert!(matches!(readiness(&agent.client, ca.clock.as_ref()), Readiness::NotReady(_)));
+    assert!(matches!(readiness(&agent.client, None, ca.clock.as_ref()), Readiness::NotReady(_)));
 }

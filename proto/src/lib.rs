@@ -1,4 +1,5 @@
-//! Chancery's wire: the messages and services of `chancery.v1` and of Envoy's secret discovery, generated from `protos/`.
+//! Chancery's wire: the messages and services of `chancery.v1`, of Envoy's secret discovery and of the kubelet's plugins, generated from
+//! `protos/`.
 //!
 //! Generated code, and [how it travels](codec). The rules about what the messages may say live in `chancery-identity` and in the two ends.
 #![allow(missing_docs, clippy::all, clippy::pedantic)]
@@ -9,6 +10,19 @@ pub mod chancery {
     pub mod v1 {
         tonic::include_proto!("chancery.v1");
     }
+}
+
+/// The Container Storage Interface, as far as a node plugin needs it.
+pub mod csi {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("csi.v1");
+    }
+}
+
+/// How the kubelet learns of a plugin.
+pub mod pluginregistration {
+    tonic::include_proto!("pluginregistration");
 }
 
 /// Envoy's xDS, as far as SDS needs it.

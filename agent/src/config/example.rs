@@ -40,6 +40,23 @@ socket = "/run/chancery/sds.sock"
 # Its permissions. On a shared socket the token decides, so everybody may connect; a sidecar's socket is better narrowed.
 socket_mode = 0o666
 
+# The CSI plugin, which the kubelet calls to give each pod with a volume of this driver a socket of its own: whoever reaches that socket is
+# that pod, and sends no token. Without this section there is none. The agent's pod must be privileged, with the kubelet's directory
+# mounted with `mountPropagation: Bidirectional`. At most as many volumes as limits.workloads are published.
+#[csi]
+# The driver's name, as the CSIDriver object and the pods' volumes have it.
+#driver = "csi.chancery.dev"
+# Where the plugin's own socket is; by default below /var/lib/kubelet/plugins, under the driver's name.
+#plugin_dir = "/var/lib/kubelet/plugins/csi.chancery.dev"
+# Where the kubelet looks for plugins.
+#registry_dir = "/var/lib/kubelet/plugins_registry"
+# Where the pods' directories are; the node's own directory, not one of the agent's pod, or running pods lose their sockets with that.
+#socket_root = "/run/chancery/pods"
+# What the kubelet is told that this node is called: by default the environment variable NODE_NAME, else the host's name.
+#node_id = "node-1"
+# The audience of the pods' tokens, as the CSIDriver object's `tokenRequests` have it.
+#audience = "chancery"
+
 [renewal]
 # The part of the lifetime after which a certificate is renewed; a random tenth is added.
 from = 0.5

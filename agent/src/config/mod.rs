@@ -3,6 +3,7 @@
 //! The log level applies again whenever the file changes or on SIGHUP; everything else when the agent starts, and a file that changes any
 //! of that is refused whole. Files that the configuration names (token, bundle) are read anew for each use.
 
+mod csi;
 mod example;
 
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use crate::sds;
 use crate::svids::{self, StateFile};
 
 pub use chancery_process::config::ConfigError;
+pub use csi::{Csi, DriverName};
 pub use example::EXAMPLE;
 
 /// Deadlines are compared with the clock at least this often.
@@ -58,6 +60,8 @@ pub struct Config {
     /// The socket for proxies.
     #[serde(default)]
     pub sds: Sds,
+    /// The plugin that gives each pod a socket of its own; none if it is left out.
+    pub csi: Option<Csi>,
     /// For `/metrics`, `/livez`, `/readyz`.
     #[serde(default = "default_http_listen")]
     pub http_listen: SocketAddr,
@@ -173,6 +177,9 @@ impl Config {
     /// What keeps the agent from starting, or from joining, on this machine as it is now; a sentence each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
+        if self.csi.is_some() && self.mode == Mode::Sidecar {
+            problems.push("csi: a sidecar serves its own pod only, and has no volumes to publish; leave the section out".to_owned());
+        }
         if let Err(error) = self.trust.0.check(&self.trust_domain) {
             problems.push(format!("trust: {error}"));
         }
@@ -198,6 +205,7 @@ impl Config {
             ("state_dir", self.state_dir != new.state_dir),
             ("allow_disk_state", self.allow_disk_state != new.allow_disk_state),
             ("sds", self.sds != new.sds),
+            ("csi", self.csi != new.csi),
             ("http_listen", self.http_listen != new.http_listen),
             ("admin_socket", self.admin_socket != new.admin_socket),
             ("renewal", self.renewal != new.renewal),
@@ -250,6 +258,12 @@ impl Config {
             max_connections: self.limits.connections,
             tick: TICK,
         }
+    }
+
+    /// What the CSI plugin needs, if there is to be one.
+    pub fn csi(&self) -> Option<crate::csi::Settings> {
+        let csi = self.csi.as_ref().filter(|_| self.mode == Mode::Node)?;
+        Some(csi.settings(self.state_dir.clone(), self.limits.workloads))
     }
 
     /// Streams at a time, of all workloads together.
@@ -389,6 +403,24 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_section_that_is_commented_out_says_what_its_defaults_are() {
+        let shown: Vec<_> =
+            EXAMPLE.lines().map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line)).collect();
+        let csi = read(&shown.join("\n")).unwrap().csi.unwrap();
+        let settings = |csi: &Csi| format!("{:?}", csi.settings("/state".into(), 1));
+        assert_eq!(settings(&Csi { node_id: None, ..csi.clone() }), settings(&Csi::default()));
+        assert_eq!(csi.settings("/state".into(), 1).node_id, "node-1");
+    }
+
+    #[test]
+    fn a_sidecar_has_no_csi_plugin() {
+        let config = read(&format!("mode = \"sidecar\"\n{LEAST}\n[csi]\n")).unwrap();
+        assert!(config.csi().is_none());
+        assert!(config.problems().iter().any(|problem| problem.starts_with("csi: ")));
+        assert!(read(&format!("{LEAST}\n[csi]\n")).unwrap().csi().is_some());
+    }
+
+    #[test]
     fn the_example_explains_every_key() {
         let keys = EXAMPLE.lines().filter(|line| line.contains(" = ") && !line.starts_with("# "));
         for key in keys {
@@ -424,6 +456,7 @@ mod tests {
             ("state_dir", "state_dir = \"/run/state\""),
             ("allow_disk_state", "allow_disk_state = true"),
             ("sds", "sds.socket_mode = 0o660"),
+            ("csi", "csi.driver = \"csi.example.org\""),
             ("http_listen", "http_listen = \"127.0.0.1:1\""),
             ("admin_socket", "admin_socket = \"/run/admin.sock\""),
             ("renewal", "renewal.from = 0.6"),
@@ -450,6 +483,8 @@ mod tests {
             ("cluster = \"east\"", "cluster = \"east\"\nrenewal.from = 0.99", "not between 0.1 and 0.8"),
             ("cluster = \"east\"", "cluster = \"east\"\nlimits.batch = 513", "not between 1 and 512"),
             ("cluster = \"east\"", "cluster = \"east\"\nsds.socket_mode = 0o1777", "no permissions"),
+            ("cluster = \"east\"", "cluster = \"east\"\ncsi.driver = \"csi/x\"", "no name of a CSI driver"),
+            ("cluster = \"east\"", "cluster = \"east\"\ncsi.driver = \"csi.\"", "no name of a CSI driver"),
         ];
         for (good, bad, expected) in cases {
             let error = read(&LEAST.replace(good, bad)).unwrap_err();

@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::lock;
 use super::secret::Version;
+use crate::svids::Tenant;
 
 /// A certificate waits this long for the bundle's acknowledgement.
 pub const BUNDLE_WAIT: Duration = Duration::from_secs(1);
@@ -27,11 +29,26 @@ pub struct Connection(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     id: u64,
-    over_limit: bool,
+    origin: Origin,
+    /// As many connections as its socket takes, if this is one more.
+    over_limit: Option<usize>,
     gate: Mutex<Gate>,
     changed: watch::Sender<()>,
     /// Held while the connection lives.
     _slot: OwnedSemaphorePermit,
+}
+
+/// By which socket a connection came, and so who is behind it.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    /// The agent's own. Who it is, a stream's token says; or it is a sidecar's, which has one pod only.
+    Shared,
+    /// One pod's alone.
+    Pod {
+        tenant: Arc<Tenant>,
+        /// The pod no longer has the socket.
+        stop: CancellationToken,
+    },
 }
 
 /// May a changed certificate go out?
@@ -54,8 +71,8 @@ struct Gate {
 }
 
 impl Connection {
-    pub(super) fn new(id: u64, over_limit: bool, slot: OwnedSemaphorePermit) -> Self {
-        Self(Arc::new(Shared { id, over_limit, gate: Mutex::default(), changed: watch::Sender::new(()), _slot: slot }))
+    pub(super) fn new(id: u64, origin: Origin, over_limit: Option<usize>, slot: OwnedSemaphorePermit) -> Self {
+        Self(Arc::new(Shared { id, origin, over_limit, gate: Mutex::default(), changed: watch::Sender::new(()), _slot: slot }))
     }
 
     /// Names the connection among all of the process.
@@ -63,9 +80,25 @@ impl Connection {
         self.0.id
     }
 
-    /// It was accepted only to be told that there are too many.
-    pub fn is_over_limit(&self) -> bool {
+    /// It was accepted only to be told that there are as many as this already.
+    pub fn over_limit(&self) -> Option<usize> {
         self.0.over_limit
+    }
+
+    /// The pod whose own socket it came by.
+    pub fn tenant(&self) -> Option<&Tenant> {
+        match &self.0.origin {
+            Origin::Shared => None,
+            Origin::Pod { tenant, .. } => Some(tenant),
+        }
+    }
+
+    /// Comes back when the pod no longer has the socket; never for the shared one.
+    pub async fn ended(&self) {
+        match &self.0.origin {
+            Origin::Shared => std::future::pending().await,
+            Origin::Pod { stop, .. } => stop.cancelled().await,
+        }
     }
 
     /// Wakes whoever waits for another stream of this connection.

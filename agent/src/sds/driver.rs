@@ -21,6 +21,7 @@ use super::tokens::EndPlan;
 use crate::svids::{Subscription, SvidState};
 
 pub(super) const SHUTTING_DOWN: &str = "the agent is shutting down; connect again";
+const NO_LONGER_ITS_SOCKET: &str = "the pod no longer has the volume that this socket is in";
 
 /// One of the two protocols: its messages, and how they meet the shared state.
 pub(super) trait Protocol: Send + 'static {
@@ -135,6 +136,7 @@ impl<P: Protocol> Driver<P> {
         tokio::select! {
             biased;
             () = self.context.shutdown.cancelled() => Err(Status::unavailable(SHUTTING_DOWN)),
+            () = self.connection.ended() => Err(Status::unavailable(NO_LONGER_ITS_SOCKET)),
             request = self.requests.next() => match request? {
                 Some(request) => self.take(request),
                 None => Ok(false),

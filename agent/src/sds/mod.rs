@@ -7,6 +7,8 @@
 //! - nothing is sent that the proxy already has, not even after a reconnect;
 //! - a changed bundle is with the proxy before a changed certificate is.
 //!
+//! On the shared socket a stream's token says whose it is; a socket of [`PodSockets`] is one pod's alone.
+//!
 //! [`stream`] is the protocol without I/O; [`connection`] what the streams of one proxy agree about; [`tokens`] when a stream is ended for a
 //! fresh token; [`registry`] who is told what the proxies hold, and [`holders`] what that comes to. Which certificate there is to serve is `svids`' business.
 
@@ -31,9 +33,11 @@ use chancery_identity::{Clock, TrustState};
 use chancery_process::files::{FileError, bind_socket};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 pub use registry::{Registry, StreamStatus};
+pub use socket::PodSockets;
 
 use crate::svids::accounts::Accounts;
 use crate::svids::{AttachError, ProxySummary, Subscription, Svids, Token};
@@ -125,6 +129,9 @@ pub struct Settings {
 pub struct Server {
     listener: UnixListener,
     settings: Settings,
+    numbers: socket::Numbers,
+    pods: PodSockets,
+    of_pods: ReceiverStream<socket::Accepted>,
 }
 
 /// The service ended by itself.
@@ -140,7 +147,6 @@ struct Context {
     registry: Registry,
     clock: Arc<dyn Clock>,
     tick: Duration,
-    max_connections: usize,
     refusals_logged: Occasionally,
     shutdown: CancellationToken,
 }
@@ -153,7 +159,14 @@ impl Server {
             std::fs::create_dir_all(directory).map_err(|error| FileError::Io { path: directory.to_owned(), action, error })?;
         }
         let listener = bind_socket(&settings.socket, settings.socket_mode)?;
-        Ok(Self { listener, settings })
+        let numbers = socket::Numbers::default();
+        let (pods, of_pods) = socket::pod_sockets(&numbers);
+        Ok(Self { listener, settings, numbers, pods, of_pods })
+    }
+
+    /// Sockets that are one pod's each, served by this service beside its shared one.
+    pub fn pods(&self) -> PodSockets {
+        self.pods.clone()
     }
 
     /// Serves until `shutdown`, and then ends every stream with a sentence.
@@ -174,7 +187,6 @@ impl Server {
             registry,
             clock,
             tick: self.settings.tick,
-            max_connections: self.settings.max_connections,
             refusals_logged: Occasionally::default(),
             shutdown: shutdown.clone(),
         });
@@ -185,7 +197,7 @@ impl Server {
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .serve_with_incoming_shutdown(
                 SecretDiscovery(context.clone()),
-                socket::incoming(self.listener, self.settings.max_connections),
+                socket::incoming(self.listener, self.settings.max_connections, self.numbers, self.of_pods),
                 shutdown.clone().cancelled_owned(),
             );
         let grace = async {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
-use super::connection::StreamId;
+use super::connection::{Connection, StreamId};
 use super::holders::{self, Ages, Away, AwayByPod, Sum};
 use super::lock;
 use super::secret::Version;
@@ -62,7 +62,10 @@ pub struct StreamStatus {
     /// When the stream was opened.
     #[serde(with = "time::serde::rfc3339")]
     pub opened_at: OffsetDateTime,
-    /// When the token it was opened with expires; nothing in sidecar mode.
+    /// It came by a socket that is its pod's alone: that of a CSI volume.
+    #[serde(default)]
+    pub own_socket: bool,
+    /// When the token it was opened with expires; nothing in sidecar mode and on a pod's own socket.
     #[serde(with = "time::serde::rfc3339::option")]
     pub token_expires_at: Option<OffsetDateTime>,
 }
@@ -94,6 +97,7 @@ struct Streams {
 #[derive(Debug)]
 pub(super) struct Record {
     connection: u64,
+    own_socket: bool,
     variant: Variant,
     workload: WorkloadKey,
     pod_name: String,
@@ -218,14 +222,15 @@ impl Registry {
 
     pub(super) fn open(
         &self,
-        connection: u64,
+        connection: &Connection,
         variant: Variant,
         subscription: &Subscription,
         stale_token: bool,
         clock: Arc<dyn Clock>,
     ) -> Result<Entry, Full> {
         let record = Arc::new(Record {
-            connection,
+            connection: connection.id(),
+            own_socket: connection.tenant().is_some(),
             variant,
             workload: subscription.workload.clone(),
             pod_name: subscription.pod_name.clone(),
@@ -296,6 +301,7 @@ impl Registry {
             nack: live.protocol.nack().unwrap_or_default().to_owned(),
             stale_token: live.stale_token,
             opened_at: record.opened_at,
+            own_socket: record.own_socket,
             token_expires_at: record.token_expires_at,
         }
     }

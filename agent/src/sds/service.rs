@@ -97,22 +97,25 @@ impl<P: Protocol> StreamingService<Unread> for Opening<P> {
 async fn open<P: Protocol>(context: Arc<Context>, request: &Request<Streaming<Unread>>, body: Body) -> Result<Driver<P>, Status> {
     let connection = request.extensions().get::<Connection>().cloned();
     let connection = connection.ok_or_else(|| Status::internal("the connection is unknown"))?;
-    if connection.is_over_limit() {
-        let limit = context.max_connections;
+    if let Some(limit) = connection.over_limit() {
         return Err(refused(
             &context,
             "too_many_connections",
-            Status::resource_exhausted(format!("the agent has {limit} connections already, as many as its configuration allows")),
+            Status::resource_exhausted(format!("this socket has {limit} connections already, as many as it takes")),
         ));
     }
-    let token = if context.source.needs_token() { Some(bearer(&context, request.metadata())?) } else { None };
-    let subscription = context.source.attach(token).await.map_err(|error| {
+    let attached = match connection.tenant() {
+        Some(tenant) => tenant.attach().await,
+        None if context.source.needs_token() => context.source.attach(Some(bearer(&context, request.metadata())?)).await,
+        None => context.source.attach(None).await,
+    };
+    let subscription = attached.map_err(|error| {
         log_refusal(&context, error.reason(), &error.to_string());
         status_of(&error)
     })?;
     let stale = subscription.token.as_ref().is_some_and(|token| context.ended.comes_back(token));
     let plan = subscription.token.as_ref().filter(|_| !stale).map(|token| EndPlan::new(token, rand::random()));
-    let entry = context.registry.open(connection.id(), P::VARIANT, &subscription, stale, context.clock.clone());
+    let entry = context.registry.open(&connection, P::VARIANT, &subscription, stale, context.clock.clone());
     let entry = entry.map_err(|full| refused(&context, "too_many_streams", Status::resource_exhausted(full.to_string())))?;
     connection.came_back();
     if stale {

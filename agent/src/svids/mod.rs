@@ -11,6 +11,7 @@ mod keep;
 mod owner;
 mod state;
 mod status;
+mod tenant;
 mod workload;
 
 use std::fmt;
@@ -29,11 +30,13 @@ use uuid::Uuid;
 pub use crate::ca_client::{Held, ProxyLag, ProxySummary, Token};
 pub use state::{RestoredWorkload, State, StateError, StateFile};
 pub use status::{AgentStatus, LedgerStatus, WorkloadStatus};
+pub use tenant::Tenant;
 
 use crate::ca_client::{CaClient, Role};
 use crate::telemetry::{Metrics, Reason};
 use accounts::Accounts;
 use owner::{Command, Owner};
+use tenant::Hold;
 use workload::TokenSource;
 
 /// Commands on their way to the task; more wait at the caller.
@@ -100,12 +103,24 @@ pub struct Subscription {
     pub workload: WorkloadKey,
     /// The pod's name, for people.
     pub pod_name: String,
-    /// The token that the stream was opened with. `None` in sidecar mode, where the agent reads fresh tokens by itself and a stream never
-    /// has to be ended for one.
+    /// The token that the stream was opened with. `None` where fresh tokens reach the agent by themselves, and a stream never has to be ended
+    /// for one: in sidecar mode, and on a [`Tenant`]'s own socket.
     pub token: Option<TokenInfo>,
     /// What to serve, now and from now on.
     pub svid: watch::Receiver<SvidState>,
     _hold: Arc<()>,
+}
+
+impl WorkloadKey {
+    fn of(token: &VerifiedToken) -> Self {
+        Self { pod_uid: token.pod.uid, namespace: token.namespace.clone(), service_account: token.service_account.name.clone() }
+    }
+}
+
+impl TokenInfo {
+    fn of(token: &VerifiedToken) -> Self {
+        Self { id: token.token_id.clone(), issued_at: token.issued_at, expires_at: token.expires_at }
+    }
 }
 
 impl Subscription {
@@ -190,13 +205,8 @@ impl Svids {
             if self.is_sidecar() {
                 return Err(AttachError::WrongPlace("this socket serves one pod and takes no token".to_owned()));
             }
-            let verified = self.verify(&token).await?;
-            let node = self.own_uid().await?;
-            if verified.node.uid != node {
-                let found = verified.node.uid;
-                return Err(AttachError::WrongPlace(format!("the token's pod runs on the node {found}; this agent's node is {node}")));
-            }
-            let info = TokenInfo { id: verified.token_id.clone(), issued_at: verified.issued_at, expires_at: verified.expires_at };
+            let verified = self.verify_of_this_node(&token).await?;
+            let info = TokenInfo::of(&verified);
             self.attach_verified(verified, TokenSource::Brought(token, info)).await
         };
         attached.await.inspect_err(|error| self.count(error))
@@ -259,9 +269,7 @@ impl Svids {
     /// # Errors
     /// If the agent stops.
     pub async fn status(&self) -> Result<AgentStatus, AttachError> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Status { reply }).await.map_err(|_| AttachError::Stopping)?;
-        let workloads = answer.await.map_err(|_| AttachError::Stopping)?;
+        let workloads = self.ask(|reply| Command::Status { reply }).await?;
         let own = self.ca.own().borrow().clone();
         Ok(AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -294,6 +302,17 @@ impl Svids {
         verified.map_err(|error| AttachError::Unauthenticated { reason: error.reason(), message: error.to_string() })
     }
 
+    /// Verifies the token of a pod that must run on the agent's own node.
+    async fn verify_of_this_node(&self, token: &Token) -> Result<VerifiedToken, AttachError> {
+        let verified = self.verify(token).await?;
+        let node = self.own_uid().await?;
+        if verified.node.uid != node {
+            let found = verified.node.uid;
+            return Err(AttachError::WrongPlace(format!("the token's pod runs on the node {found}; this agent's node is {node}")));
+        }
+        Ok(verified)
+    }
+
     /// The UID of the agent's own node, or as a sidecar of its own pod.
     async fn own_uid(&self) -> Result<Uuid, AttachError> {
         let own = self.joined(self.ca.own(), "no identity of its own").await?;
@@ -311,11 +330,14 @@ impl Svids {
     }
 
     async fn attach_verified(&self, verified: VerifiedToken, token: TokenSource) -> Result<Subscription, AttachError> {
-        let key = WorkloadKey { pod_uid: verified.pod.uid, namespace: verified.namespace, service_account: verified.service_account.name };
+        let key = WorkloadKey::of(&verified);
+        self.ask(|reply| Command::Attach { key, pod_name: verified.pod.name, token, reply }).await?
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, AttachError> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Attach { key, pod_name: verified.pod.name, token, reply };
-        self.commands.send(command).await.map_err(|_| AttachError::Stopping)?;
-        answer.await.map_err(|_| AttachError::Stopping)?
+        self.commands.send(command(reply)).await.map_err(|_| AttachError::Stopping)?;
+        answer.await.map_err(|_| AttachError::Stopping)
     }
 
     fn count(&self, error: &AttachError) {

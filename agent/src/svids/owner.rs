@@ -25,7 +25,7 @@ use super::batch::{self, Answer, Ask, Failure};
 use super::keep::Keep;
 use super::state::{RestoredWorkload, State};
 use super::workload::{TokenSource, Workload};
-use super::{AttachError, Settings, Subscription, WorkloadKey, WorkloadStatus};
+use super::{AttachError, Hold, Settings, Subscription, WorkloadKey, WorkloadStatus};
 use crate::ca_client::{CaClient, Held, Holdings};
 use crate::telemetry::{Metrics, Reason};
 
@@ -63,8 +63,26 @@ impl Chains<'_> {
 /// What the handles ask of the task.
 #[derive(Debug)]
 pub(super) enum Command {
-    Attach { key: WorkloadKey, pod_name: String, token: TokenSource, reply: oneshot::Sender<Result<Subscription, AttachError>> },
-    Status { reply: oneshot::Sender<Vec<WorkloadStatus>> },
+    Attach {
+        key: WorkloadKey,
+        pod_name: String,
+        token: TokenSource,
+        reply: oneshot::Sender<Result<Subscription, AttachError>>,
+    },
+    /// Keeps a workload although it has no stream yet.
+    Hold {
+        key: WorkloadKey,
+        pod_name: String,
+        token: TokenSource,
+        reply: oneshot::Sender<Result<Hold, AttachError>>,
+    },
+    /// A workload's pod is gone.
+    Leave {
+        key: WorkloadKey,
+    },
+    Status {
+        reply: oneshot::Sender<Vec<WorkloadStatus>>,
+    },
 }
 
 pub(super) struct Owner {
@@ -172,7 +190,16 @@ impl Owner {
         match command {
             Command::Attach { key, pod_name, token, reply } => {
                 // Nobody waits if the stream has gone meanwhile; the subscription is then dropped here.
-                let _ = reply.send(self.attach(key, pod_name, token));
+                let _ = reply.send(self.attach(&key, pod_name, token));
+            }
+            Command::Hold { key, pod_name, token, reply } => {
+                let _ = reply.send(self.hold(&key, pod_name, token));
+            }
+            Command::Leave { key } => {
+                if let Some(workload) = self.workloads.get_mut(&key) {
+                    workload.leave();
+                    self.wake = Instant::now();
+                }
             }
             Command::Status { reply } => {
                 let away = self.ca.problem();
@@ -183,21 +210,40 @@ impl Owner {
         }
     }
 
-    fn attach(&mut self, key: WorkloadKey, pod_name: String, token: TokenSource) -> Result<Subscription, AttachError> {
-        let now = self.clock.now();
-        if !self.workloads.contains_key(&key) && self.workloads.len() >= self.settings.max_workloads {
-            let most = self.settings.max_workloads;
-            return Err(AttachError::Busy(format!("this agent keeps certificates for {most} workloads already; raise limits.workloads")));
-        }
-        let workload = self.workloads.entry(key.clone()).or_insert_with(|| Workload::new(key, pod_name, now));
-        if workload.streams() >= self.settings.max_streams {
-            let most = self.settings.max_streams;
+    fn attach(&mut self, key: &WorkloadKey, pod_name: String, token: TokenSource) -> Result<Subscription, AttachError> {
+        let (now, most) = (self.clock.now(), self.settings.max_streams);
+        let workload = self.workload(key, pod_name)?;
+        if workload.streams() >= most {
             return Err(AttachError::Busy(format!("{} has {most} streams already; raise limits.streams_per_workload", workload.key())));
         }
         let subscription = workload.attach(token, now);
-        enqueue(&mut self.queue, workload, now);
-        self.wake = self.wake.min(Instant::now() + self.settings.tick);
+        self.enqueue(&subscription.workload, now);
         Ok(subscription)
+    }
+
+    fn hold(&mut self, key: &WorkloadKey, pod_name: String, token: TokenSource) -> Result<Hold, AttachError> {
+        let now = self.clock.now();
+        let hold = self.workload(key, pod_name)?.hold(token, now);
+        self.enqueue(key, now);
+        Ok(hold)
+    }
+
+    /// The one that is known, or a new one.
+    fn workload(&mut self, key: &WorkloadKey, pod_name: String) -> Result<&mut Workload, AttachError> {
+        let most = self.settings.max_workloads;
+        if !self.workloads.contains_key(key) && self.workloads.len() >= most {
+            return Err(AttachError::Busy(format!("this agent keeps certificates for {most} workloads already; raise limits.workloads")));
+        }
+        let now = self.clock.now();
+        Ok(self.workloads.entry(key.clone()).or_insert_with(|| Workload::new(key.clone(), pod_name, now)))
+    }
+
+    /// Its certificate is asked for at once if it is due.
+    fn enqueue(&mut self, key: &WorkloadKey, now: OffsetDateTime) {
+        if let Some(workload) = self.workloads.get_mut(key) {
+            enqueue(&mut self.queue, workload, now);
+        }
+        self.wake = self.wake.min(Instant::now() + self.settings.tick);
     }
 
     fn reachability(&mut self, reachable: &mut watch::Receiver<bool>) {

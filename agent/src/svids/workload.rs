@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::batch::Failure;
-use super::{Subscription, SvidState, TokenInfo, WorkloadKey, WorkloadStatus};
+use super::{Hold, Subscription, SvidState, TokenInfo, WorkloadKey, WorkloadStatus};
 use crate::ca_client::{Backoff, Held, Token};
 
 /// After a failure with nothing to serve, the next try comes soon: a pod is waiting.
@@ -55,7 +55,11 @@ pub(super) struct Workload {
     held: Option<Held>,
     /// Each subscription has a clone.
     streams: Arc<()>,
+    /// Each tenant has one: what keeps the workload while it has no stream.
+    holds: Hold,
     idle_since: Option<OffsetDateTime>,
+    /// Its pod is known to be gone: nobody will come back for it.
+    gone: bool,
     next: Next,
     reason: IssueReason,
     backoff: Backoff,
@@ -72,7 +76,9 @@ impl Workload {
             svid: watch::Sender::new(SvidState::Pending),
             held: None,
             streams: Arc::new(()),
+            holds: Hold::default(),
             idle_since: Some(now),
+            gone: false,
             next: Next::Try(now),
             reason: IssueReason::First,
             backoff: Backoff::new(FIRST_DELAY),
@@ -93,6 +99,17 @@ impl Workload {
             TokenSource::Brought(_, info) => Some(info.clone()),
             TokenSource::File | TokenSource::Missing => None,
         };
+        self.take_token(token, now);
+        Subscription::new(self.key.clone(), self.pod_name.clone(), info, self.svid.subscribe(), self.streams.clone())
+    }
+
+    /// Keeps the workload, with or without a stream, until what this returns is dropped. A newer token replaces the one before.
+    pub(super) fn hold(&mut self, token: TokenSource, now: OffsetDateTime) -> Hold {
+        self.take_token(token, now);
+        self.holds.clone()
+    }
+
+    fn take_token(&mut self, token: TokenSource, now: OffsetDateTime) {
         let newer = match (&self.token, &token) {
             (TokenSource::Brought(_, known), TokenSource::Brought(_, new)) => known.expires_at < new.expires_at,
             (_, TokenSource::Missing) => false,
@@ -106,7 +123,12 @@ impl Workload {
             }
         }
         self.idle_since = None;
-        Subscription::new(self.key.clone(), self.pod_name.clone(), info, self.svid.subscribe(), self.streams.clone())
+        self.gone = false;
+    }
+
+    /// Its pod is gone: it is dropped as soon as nothing holds it.
+    pub(super) fn leave(&mut self) {
+        self.gone = true;
     }
 
     /// Attached streams.
@@ -138,7 +160,7 @@ impl Workload {
     }
 
     fn needs_token<T>(&mut self, problem: String) -> Option<T> {
-        tracing::warn!(workload = %self.key, problem, "not renewed until a proxy opens a stream with a fresh token");
+        tracing::warn!(workload = %self.key, problem, "not renewed until a fresh token comes");
         self.problem = problem;
         self.next = Next::NeedsToken;
         None
@@ -212,14 +234,15 @@ impl Workload {
         }
     }
 
-    /// Whether its last stream has been gone for `grace`. Call it at each tick: it also notices that the last one has gone.
+    /// Whether its last stream has been gone for `grace`, or has gone together with its pod. Call it at each tick: it also notices that the
+    /// last one has gone.
     pub(super) fn is_abandoned(&mut self, now: OffsetDateTime, grace: Duration) -> bool {
-        if self.streams() > 0 {
+        if self.streams() > 0 || self.holds.count() > 1 {
             self.idle_since = None;
             return false;
         }
         let idle_since = *self.idle_since.get_or_insert(now);
-        idle_since + grace <= now && !matches!(self.next, Next::Asked { .. })
+        (self.gone || idle_since + grace <= now) && !matches!(self.next, Next::Asked { .. })
     }
 
     /// When the clock must be looked at again for this one.
