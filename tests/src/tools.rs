@@ -57,6 +57,18 @@ pub fn go() -> Option<PathBuf> {
     found
 }
 
+/// One of the tools for the Helm chart: `helm`, `kubectl`, `kubernetes-validate`, `checkov`, `yamllint`; without it, the test that asks is
+/// counted as skipped.
+pub fn chart(program: &str) -> Option<PathBuf> {
+    let named = std::env::var_os("CHANCERY_CHART_TOOLS").map(PathBuf::from);
+    let found = named.unwrap_or_else(|| source().join(".cache/chart/bin")).join(program);
+    if !found.is_file() {
+        skip(&format!("{program} is not installed: run `tests/setup`, or name its directory in CHANCERY_CHART_TOOLS"));
+        return None;
+    }
+    Some(found)
+}
+
 /// The root of the source tree.
 pub fn source() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
