@@ -44,7 +44,12 @@ impl Agent {
     pub fn configure(lab: &Lab, ca: &Ca, node: &str) -> Result<Self> {
         let volume = TokenVolume::create(&lab.at("agent-token"))?;
         volume.replace(&ca.issuer()?.sign(&join_token(node), OffsetDateTime::now_utc())?)?;
-        Self::written(lab, ca, "agent", "node", &volume)
+        Self::configure_with_token(lab, ca, &volume)
+    }
+
+    /// The agent of the node that the token in this volume names, with all it needs, but not started.
+    pub fn configure_with_token(lab: &Lab, ca: &Ca, volume: &TokenVolume) -> Result<Self> {
+        Self::written(lab, ca, "agent", "node", volume)
     }
 
     /// Starts a sidecar for the pod whose token is in this volume, and waits until it is ready.

@@ -37,8 +37,14 @@ pub struct Caller {
 impl Caller {
     /// Joins as the agent of a node that has no other.
     pub async fn join(lab: &Lab, ca: &Ca, node: &str) -> Result<Self> {
+        let token = ca.issuer()?.sign(&join_token(node), OffsetDateTime::now_utc())?;
+        Self::join_with_token(lab, ca, node, &token).await
+    }
+
+    /// Joins as the agent of the node that this token names.
+    pub async fn join_with_token(lab: &Lab, ca: &Ca, node: &str, token: &str) -> Result<Self> {
         let token_file = lab.at(&format!("{node}-token"));
-        std::fs::write(&token_file, ca.issuer()?.sign(&join_token(node), OffsetDateTime::now_utc())?.as_bytes())?;
+        std::fs::write(&token_file, token)?;
         Self::join_as(Role::Agent, ca, node, token_file).await
     }
 

@@ -9,6 +9,7 @@ pub mod ca;
 pub mod caller;
 pub mod envoy;
 pub mod http;
+pub mod kubernetes;
 pub mod lab;
 pub mod ledger;
 pub mod load;

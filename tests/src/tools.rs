@@ -69,6 +69,16 @@ pub fn chart(program: &str) -> Option<PathBuf> {
     Some(found)
 }
 
+/// The directory with etcd and kube-apiserver; without them, the test that asks is counted as skipped.
+pub fn kubernetes() -> Option<PathBuf> {
+    let directory = std::env::var_os("CHANCERY_KUBERNETES").map_or_else(|| source().join(".cache/kubernetes"), PathBuf::from);
+    if ["etcd", "kube-apiserver"].iter().all(|program| directory.join(program).is_file()) {
+        return Some(directory);
+    }
+    skip("etcd and kube-apiserver are not built: run `tests/setup kubernetes`, or name their directory in CHANCERY_KUBERNETES");
+    None
+}
+
 /// The root of the source tree.
 pub fn source() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
