@@ -3,7 +3,7 @@
 //! Each folder is one idea, and imports run one way (`tests/` fails on one against the arrows):
 //!
 //! ```text
-//! api -> rotation -> { issuance, fleet } -> { attestation, authority } -> ledger -> store        backup, config, keys, telemetry, server: at the edge
+//! api -> rotation -> { issuance, fleet } -> { attestation, authority } -> ledger -> store        backup, config, keys, kubernetes, telemetry, server: at the edge
 //! ```
 
 pub mod api;
@@ -14,6 +14,7 @@ pub mod config;
 pub mod fleet;
 pub mod issuance;
 pub mod keys;
+pub mod kubernetes;
 pub mod ledger;
 pub mod rotation;
 pub mod server;

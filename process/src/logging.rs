@@ -63,7 +63,7 @@ impl From<LogLevel> for String {
 }
 
 /// Libraries whose everyday work is of no interest; a directive of their own brings them back.
-const QUIET: &str = "fjall=warn,lsm_tree=warn";
+const QUIET: &str = "fjall=warn,kube_client=off,kube_runtime=off,lsm_tree=warn";
 
 impl LogLevel {
     fn filter(&self) -> EnvFilter {

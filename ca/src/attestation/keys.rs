@@ -1,4 +1,4 @@
-//! One cluster's public keys: read from a file or fetched over TLS, kept when a later attempt fails.
+//! One cluster's public keys: read from a file, or fetched over TLS from an address or its API server; kept when a later attempt fails.
 
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use chancery_identity::Clock;
 use chancery_identity::token::TokenKeys;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::{Request, StatusCode, Uri};
@@ -18,7 +19,9 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
 
+use super::live::{Live, LiveStatus};
 use super::{ClusterSettings, JwksSource};
+use crate::kubernetes::{self, KubernetesSettings};
 
 /// A JWKS larger than this is refused.
 const MAX_JWKS_BYTES: usize = 1 << 20;
@@ -37,6 +40,8 @@ pub(super) struct Cluster {
     on_demand: DefaultDirectRateLimiter,
     /// Held while loading, so that many who miss the same key cause one fetch.
     loading: tokio::sync::Mutex<()>,
+    /// Where its API server is known.
+    pub(super) live: Option<Arc<Live>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -57,26 +62,37 @@ pub struct ClusterStatus {
     pub error: Option<String>,
     /// When they were loaded last.
     pub loaded_at: Option<OffsetDateTime>,
+    /// How the watch of its pods stands, where its API server is known.
+    pub live: Option<LiveStatus>,
 }
 
 impl Cluster {
-    pub(super) fn new(settings: ClusterSettings) -> Self {
+    /// Takes over what `before`, of the same name, has that is still this cluster's.
+    pub(super) fn new(settings: ClusterSettings, before: Option<&Self>, clock: &Arc<dyn Clock>) -> Self {
         let quota = Quota::with_period(RETRY).unwrap_or(Quota::per_minute(NonZeroU32::MIN));
-        Self {
+        let live = settings.kubernetes.as_ref().map(|wanted| {
+            let known = before.and_then(|before| before.live.as_ref()).filter(|live| live.settings() == wanted);
+            known.cloned().unwrap_or_else(|| Live::new(&settings.name, wanted.clone(), Arc::clone(clock)))
+        });
+        let cluster = Self {
+            live,
             settings,
             keys: ArcSwapOption::empty(),
             load: Mutex::default(),
             on_demand: RateLimiter::direct(quota),
             loading: tokio::sync::Mutex::default(),
+        };
+        if let Some(before) = before.filter(|before| before.key_source() == cluster.key_source()) {
+            cluster.keys.store(before.keys.load_full());
+            *cluster.state() = before.state().clone();
         }
+        cluster
     }
 
-    /// Takes the keys of `before` over if they are still this cluster's.
-    pub(super) fn inherit(&self, before: &Self) {
-        if (&self.settings.issuer, &self.settings.jwks) == (&before.settings.issuer, &before.settings.jwks) {
-            self.keys.store(before.keys.load_full());
-            *self.state() = before.state().clone();
-        }
+    /// What decides which keys it has.
+    fn key_source(&self) -> (&str, &JwksSource, Option<&KubernetesSettings>) {
+        let ClusterSettings { issuer, jwks, kubernetes, .. } = &self.settings;
+        (issuer, jwks, kubernetes.as_ref().filter(|_| *jwks == JwksSource::ApiServer))
     }
 
     pub(super) fn keys(&self) -> Option<Arc<TokenKeys>> {
@@ -90,14 +106,16 @@ impl Cluster {
     pub(super) fn status(&self) -> ClusterStatus {
         let state = self.state().clone();
         let keys = self.keys().map_or(0, |keys| keys.len());
-        ClusterStatus { name: self.settings.name.clone(), keys, error: state.error, loaded_at: state.loaded_at }
+        let live = self.live.as_ref().map(|live| live.status());
+        ClusterStatus { name: self.settings.name.clone(), keys, error: state.error, loaded_at: state.loaded_at, live }
     }
 
     /// Whether it is time to fetch; never for a file, which is watched.
     pub(super) fn is_due(&self) -> bool {
         let state = self.state();
         let pause = if state.error.is_some() { RETRY } else { REFRESH };
-        matches!(self.settings.jwks, JwksSource::Url { .. }) && state.attempted.is_none_or(|attempted| attempted.elapsed() >= pause)
+        let is_fetched = !matches!(self.settings.jwks, JwksSource::File(_));
+        is_fetched && state.attempted.is_none_or(|attempted| attempted.elapsed() >= pause)
     }
 
     /// Loads because a token named a key that is not here; at most once per [`RETRY`]. Returns whether the keys are others now.
@@ -119,11 +137,15 @@ impl Cluster {
             JwksSource::Url { url, ca_file } => tokio::time::timeout(FETCH_TIMEOUT, fetch(url, ca_file.as_deref()))
                 .await
                 .unwrap_or_else(|_| Err(format!("no answer within {} s", FETCH_TIMEOUT.as_secs()))),
+            JwksSource::ApiServer => match &self.live {
+                Some(live) => live.jwks().await,
+                None => Err("`kubernetes` does not say where the API server is".to_owned()),
+            },
         };
         self.take(jwks, now)
     }
 
-    /// Reads a file's keys at once; does nothing for a URL.
+    /// Reads a file's keys at once; does nothing where they are fetched.
     pub(super) fn load_file(&self, now: OffsetDateTime) -> Result<(), String> {
         let JwksSource::File(path) = &self.settings.jwks else { return Ok(()) };
         self.take(read_file(path), now);
@@ -164,13 +186,17 @@ impl Cluster {
     }
 }
 
-/// Looks at what a running CA would need to load the keys of `settings`, without asking anybody over the network: each key of a file, or
-/// the authorities that an address is trusted by.
+/// Looks at what a running CA would need to load the keys of `settings`, without asking anybody over the network: each key of a file, the
+/// authorities that an address is trusted by, the way to the API server.
 ///
 /// # Errors
 /// What is wrong, with the file and the key's place in it.
 pub fn check_keys(settings: &ClusterSettings) -> Result<(), String> {
+    if let Some(connection) = &settings.kubernetes {
+        kubernetes::check(connection)?;
+    }
     match &settings.jwks {
+        JwksSource::ApiServer => Ok(()),
         JwksSource::Url { ca_file, .. } => tls(ca_file.as_deref()).map(drop),
         JwksSource::File(path) => {
             let read = |jwks: String| TokenKeys::from_jwks(&settings.name, &settings.issuer, &jwks).map_err(|error| error.to_string());

@@ -3,13 +3,15 @@
 //! An agent proves itself once by its own service-account token ([`Clusters::attest_agent`]) and from then on by its SVID ([`Caller`]);
 //! each workload by the token of its pod, presented by the agent of the pod's own node or by the sidecar in the pod itself
 //! ([`Clusters::attest_workload`]). The keys are always those of the caller's cluster, never chosen by anything in the token: clusters
-//! commonly share an issuer. [`AttestedAgent`] and [`AttestedWorkload`] can only come from here, so that a signature over one is proof
+//! commonly share an issuer. Where a cluster's API server is known, a token must also be borne out by what the cluster has now ([`live`]).
+//! [`AttestedAgent`] and [`AttestedWorkload`] can only come from here, so that a signature over one is proof
 //! that a token was verified.
 
 mod accounts;
 mod caller;
 pub mod development;
 mod keys;
+mod live;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -26,13 +28,20 @@ use futures_util::future::join_all;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 pub use accounts::{AccountPattern, PatternError};
 pub use caller::{Caller, Holder, NotACaller, RESERVED_SEGMENT};
 pub use keys::{ClusterStatus, check_keys};
+pub use live::{Away, LiveStatus, Mismatch, Obstacle, ReviewCounts, Standing};
 pub use settings::{ClusterSettings, ClusterSettingsError, JwksSource, check as check_clusters};
 
 use keys::Cluster;
+use live::{Doubt, Live};
+
+/// The claim that binds a token to a pod, and what is in it.
+const POD_CLAIM: &str = "kubernetes.io.pod";
 
 /// Why a caller or a workload was not believed. Each has a stable word, [`AttestationError::reason`].
 #[derive(Clone, Debug, thiserror::Error)]
@@ -77,6 +86,22 @@ pub enum AttestationError {
     /// An account that no agent runs under.
     #[error("{}/{} of cluster {} is no agent's account; see its `agent_accounts`", .token.namespace, .token.service_account.name, .token.cluster)]
     NotAnAgent {
+        /// Verified.
+        token: Box<VerifiedToken>,
+    },
+    /// The cluster does not bear out what the token says.
+    #[error("the token of pod {}/{} ({}) is not believed: {mismatch}", .token.namespace, .token.pod.name, .token.pod.uid)]
+    Mismatch {
+        /// What does not fit.
+        mismatch: Mismatch,
+        /// Verified.
+        token: Box<VerifiedToken>,
+    },
+    /// The token could not be held against the cluster.
+    #[error("{obstacle}")]
+    Unconfirmed {
+        /// Why not.
+        obstacle: Obstacle,
         /// Verified.
         token: Box<VerifiedToken>,
     },
@@ -135,11 +160,9 @@ impl Clusters {
         let before = self.by_name.load_full();
         let mut clusters = BTreeMap::new();
         for one in settings {
-            let cluster = Cluster::new(one);
+            let same = before.get(&one.name).map(AsRef::as_ref);
+            let cluster = Cluster::new(one, same, &self.clock);
             let name = cluster.settings.name.clone();
-            if let Some(before) = before.get(&name) {
-                cluster.inherit(before);
-            }
             cluster.load_file(self.clock.now()).map_err(|problem| ClusterSettingsError { cluster: name.clone(), problem })?;
             clusters.insert(name, Arc::new(cluster));
         }
@@ -149,27 +172,33 @@ impl Clusters {
     }
 
     /// Believes a joining agent or sidecar by its own token, verified with the keys of `cluster`. An agent's token is for the agents'
-    /// audience and of an agent's account; a sidecar's is its pod's own, as for any workload.
+    /// audience and of an agent's account, and the cluster's API server, where it is known, is always asked about it: agents join seldom, and
+    /// have much to say. A sidecar's is its pod's own, as for any workload.
     ///
     /// # Errors
     /// If the token is not good, or not for that.
-    pub async fn attest_agent(&self, cluster: &str, role: Role, token: &str) -> Result<AttestedAgent, AttestationError> {
+    pub async fn attest_agent(&self, cluster: &str, role: Role, text: &str) -> Result<AttestedAgent, AttestationError> {
         let cluster = self.get(cluster)?;
         let settings = &cluster.settings;
         let (token, holder) = match role {
             Role::Agent => {
-                let token = self.verify(&cluster, token, std::slice::from_ref(&settings.agent_audience)).await?;
+                let audience = std::slice::from_ref(&settings.agent_audience);
+                let token = self.verify(&cluster, text, audience).await?;
                 if !speaks_for(&settings.agent_accounts, &token) {
                     return Err(AttestationError::NotAnAgent { token: token.into() });
+                }
+                if let Some(live) = &cluster.live {
+                    live.review(text, &token, audience).await.map_err(|doubt| doubted(doubt, &token))?;
                 }
                 let holder = Holder::Agent { node: token.node.uid };
                 (token, holder)
             }
             Role::Sidecar => {
-                let token = self.verify(&cluster, token, &settings.audiences).await?;
+                let token = self.verify(&cluster, text, &settings.audiences).await?;
                 if !speaks_for(&settings.service_accounts, &token) {
                     return Err(AttestationError::NotAllowed { token: token.into() });
                 }
+                confirm(&cluster, text, &token).await?;
                 let holder = Holder::Sidecar { pod: token.pod.uid };
                 (token, holder)
             }
@@ -181,10 +210,11 @@ impl Clusters {
     /// Believes a workload by its pod's token, verified with the keys of the caller's cluster.
     ///
     /// # Errors
-    /// If the token is not good, the pod is not on the agent's node or not the sidecar's own, or the cluster may not speak for it.
-    pub async fn attest_workload(&self, caller: &Caller, token: &str) -> Result<AttestedWorkload, AttestationError> {
+    /// If the token is not good, the pod is not on the agent's node or not the sidecar's own, the cluster may not speak for it, or does not
+    /// bear it out.
+    pub async fn attest_workload(&self, caller: &Caller, text: &str) -> Result<AttestedWorkload, AttestationError> {
         let cluster = self.get(caller.cluster())?;
-        let token = self.verify(&cluster, token, &cluster.settings.audiences).await?;
+        let token = self.verify(&cluster, text, &cluster.settings.audiences).await?;
         match caller.holder() {
             Holder::Agent { node } if node != token.node.uid => {
                 return Err(AttestationError::OtherNode { expected: node.to_string(), token: token.into() });
@@ -197,12 +227,19 @@ impl Clusters {
         if !speaks_for(&cluster.settings.service_accounts, &token) {
             return Err(AttestationError::NotAllowed { token: token.into() });
         }
+        confirm(&cluster, text, &token).await?;
         Ok(AttestedWorkload { caller: caller.clone(), token })
     }
 
     /// Whether the configuration (still) has this cluster.
     pub fn contains(&self, cluster: &str) -> bool {
         self.by_name.load().contains_key(cluster)
+    }
+
+    /// Whether the cluster is known to have a pod no more that existed at `seen`. Always false where its API server is not watched.
+    pub fn is_gone(&self, cluster: &str, pod: Uuid, seen: OffsetDateTime) -> bool {
+        let clusters = self.by_name.load();
+        clusters.get(cluster).and_then(|cluster| cluster.live.as_ref()).is_some_and(|live| live.is_gone(pod, seen))
     }
 
     /// The settings in force, by name.
@@ -233,7 +270,7 @@ impl Clusters {
         let clusters = self.by_name.load();
         let file = |cluster: &Arc<Cluster>| match &cluster.settings.jwks {
             JwksSource::File(path) => Some((cluster.settings.name.clone(), path.clone())),
-            JwksSource::Url { .. } => None,
+            JwksSource::Url { .. } | JwksSource::ApiServer => None,
         };
         clusters.values().filter_map(file).collect()
     }
@@ -253,21 +290,46 @@ impl Clusters {
         }
     }
 
-    /// Fetches the keys that are at a URL, now and every few minutes, until `shutdown`.
+    /// Reads the files anew that say how API servers are reached; connects anew where they have changed.
+    pub fn reread_connections(&self) {
+        self.by_name.load().values().filter_map(|cluster| cluster.live.as_ref()).for_each(|live| live.reread());
+    }
+
+    /// Fetches the keys that are at a URL, now and every few minutes, and watches the clusters whose API servers are known, until `shutdown`.
     pub async fn run(&self, shutdown: CancellationToken) {
+        shutdown.run_until_cancelled(async { tokio::join!(self.refresh_keys(), self.watch_clusters()) }).await;
+    }
+
+    async fn refresh_keys(&self) {
         let mut ticks = tokio::time::interval(keys::RETRY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let refresh = async {
-            loop {
-                ticks.tick().await;
-                let due: Vec<_> = self.by_name.load().values().filter(|cluster| cluster.is_due()).cloned().collect();
-                let now = self.clock.now();
-                if join_all(due.iter().map(|cluster| cluster.load(now))).await.contains(&true) {
-                    self.changed();
+        loop {
+            ticks.tick().await;
+            let due: Vec<_> = self.by_name.load().values().filter(|cluster| cluster.is_due()).cloned().collect();
+            let now = self.clock.now();
+            if join_all(due.iter().map(|cluster| cluster.load(now))).await.contains(&true) {
+                self.changed();
+            }
+        }
+    }
+
+    /// One task for each cluster that is to be watched, and none for others.
+    async fn watch_clusters(&self) {
+        let mut changes = self.changes.subscribe();
+        let mut watched: Vec<(Arc<Live>, AbortOnDropHandle<()>)> = Vec::new();
+        loop {
+            let wanted: Vec<_> = self.by_name.load().values().filter_map(|cluster| cluster.live.clone()).collect();
+            watched.retain(|(live, _)| wanted.iter().any(|wanted| Arc::ptr_eq(wanted, live)));
+            for live in wanted {
+                if !watched.iter().any(|(watched, _)| Arc::ptr_eq(watched, &live)) {
+                    let watch = tokio::spawn(Arc::clone(&live).run());
+                    watched.push((live, AbortOnDropHandle::new(watch)));
                 }
             }
-        };
-        shutdown.run_until_cancelled(refresh).await;
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn verify(&self, cluster: &Cluster, token: &str, audiences: &[String]) -> Result<VerifiedToken, AttestationError> {
@@ -299,6 +361,22 @@ fn verify_now(cluster: &Cluster, token: &str, audiences: &[String], now: OffsetD
         return Err(AttestationError::NoKeys { cluster: cluster.settings.name.clone(), problem });
     };
     Ok(keys.verify(token, audiences, now)?)
+}
+
+/// Holds a workload's token against what its cluster has now, where its API server is known.
+async fn confirm(cluster: &Cluster, text: &str, token: &VerifiedToken) -> Result<(), AttestationError> {
+    match &cluster.live {
+        Some(live) => live.confirm(text, token, &cluster.settings.audiences).await.map_err(|doubt| doubted(doubt, token)),
+        None => Ok(()),
+    }
+}
+
+fn doubted(doubt: Doubt, token: &VerifiedToken) -> AttestationError {
+    let token = Box::new(token.clone());
+    match doubt {
+        Doubt::Mismatch(mismatch) => AttestationError::Mismatch { mismatch, token },
+        Doubt::Obstacle(obstacle) => AttestationError::Unconfirmed { obstacle, token },
+    }
 }
 
 fn speaks_for(accounts: &[AccountPattern], token: &VerifiedToken) -> bool {
@@ -340,11 +418,14 @@ impl AttestationError {
         match self {
             Self::UnknownCluster(_) => "cluster_unknown",
             Self::NoKeys { .. } => "cluster_keys_missing",
+            Self::Token(TokenError::MissingClaim(claim)) if claim.starts_with(POD_CLAIM) => "token_not_bound",
             Self::Token(error) => error.reason(),
             Self::OtherNode { .. } => "token_other_node",
             Self::OtherPod { .. } => "token_other_pod",
             Self::NotAllowed { .. } => "account_not_allowed",
             Self::NotAnAgent { .. } => "account_not_agent",
+            Self::Mismatch { mismatch, .. } => mismatch.reason(),
+            Self::Unconfirmed { obstacle, .. } => obstacle.reason(),
             Self::Role => "role_unspecified",
             Self::Id(_) => "id_impossible",
         }
@@ -352,15 +433,21 @@ impl AttestationError {
 
     /// Whether the same token may be believed later without anybody's doing.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::NoKeys { .. } | Self::Token(TokenError::UnknownKey { .. } | TokenError::NotYetValid(_)))
+        matches!(
+            self,
+            Self::NoKeys { .. } | Self::Unconfirmed { .. } | Self::Token(TokenError::UnknownKey { .. } | TokenError::NotYetValid(_))
+        )
     }
 
     /// What the token said, where it was verified.
     pub fn token(&self) -> Option<&VerifiedToken> {
         match self {
-            Self::OtherNode { token, .. } | Self::OtherPod { token, .. } | Self::NotAllowed { token } | Self::NotAnAgent { token } => {
-                Some(token)
-            }
+            Self::OtherNode { token, .. }
+            | Self::OtherPod { token, .. }
+            | Self::NotAllowed { token }
+            | Self::NotAnAgent { token }
+            | Self::Mismatch { token, .. }
+            | Self::Unconfirmed { token, .. } => Some(token),
             _ => None,
         }
     }

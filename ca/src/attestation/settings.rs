@@ -8,6 +8,7 @@ use http::Uri;
 use serde::{Deserialize, Serialize};
 
 use super::AccountPattern;
+use crate::kubernetes::KubernetesSettings;
 
 /// A cluster whose workloads and agents may get identities, as a `[[cluster]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +29,11 @@ pub struct ClusterSettings {
     pub agent_accounts: Vec<AccountPattern>,
     /// The service accounts that it may speak for: `*`, `namespace/*`, `namespace/name`.
     pub service_accounts: Vec<AccountPattern>,
-    /// Where its public keys are.
+    /// How its API server is reached, which is then asked whether a token's pod exists. Without it, tokens are verified offline alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesSettings>,
+    /// Where its public keys are; at its API server unless told otherwise.
+    #[serde(default, skip_serializing_if = "JwksSource::is_api_server")]
     pub jwks: JwksSource,
     /// Whether another cluster, which must say so too, may produce the same SPIFFE IDs.
     #[serde(default)]
@@ -36,9 +41,12 @@ pub struct ClusterSettings {
 }
 
 /// Where a cluster's public keys (RFC 7517) are: `{ file = "…" }` or `{ url = "https://…", ca_file = "…" }`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawSource", into = "RawSource")]
 pub enum JwksSource {
+    /// At the API server that `kubernetes` names, fetched now and then.
+    #[default]
+    ApiServer,
     /// In a file; whoever watches it calls [`super::Clusters::reload_keys`].
     File(PathBuf),
     /// At an HTTPS address, fetched now and then.
@@ -105,11 +113,19 @@ fn problem_of(cluster: &ClusterSettings, twice: bool) -> Option<String> {
         Some("`audiences` names no audience for the tokens of workloads".into())
     } else if cluster.agent_audience.is_empty() || cluster.audiences.contains(&cluster.agent_audience) {
         Some("`agent_audience` must be set and none of `audiences`, or a workload's token would make an agent".into())
+    } else if cluster.jwks.is_api_server() && cluster.kubernetes.is_none() {
+        Some("give `jwks`, where its public keys are, or `kubernetes`, how its API server is reached, which has them".into())
     } else if cluster.service_accounts.is_empty() {
         Some("`service_accounts` is empty, so it could speak for nobody; name some (`*` for all)".into())
     } else {
         let wide = cluster.agent_accounts.iter().find(|account| !account.is_exact())?;
         Some(format!("`agent_accounts` has {wide}; name each account of an agent in full (`namespace/name`)"))
+    }
+}
+
+impl JwksSource {
+    fn is_api_server(&self) -> bool {
+        *self == Self::ApiServer
     }
 }
 
@@ -134,6 +150,7 @@ impl TryFrom<RawSource> for JwksSource {
 impl fmt::Display for JwksSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::ApiServer => f.write_str("the API server"),
             Self::File(path) => path.display().fmt(f),
             Self::Url { url, .. } => url.fmt(f),
         }
@@ -143,6 +160,7 @@ impl fmt::Display for JwksSource {
 impl From<JwksSource> for RawSource {
     fn from(source: JwksSource) -> Self {
         match source {
+            JwksSource::ApiServer => Self { file: None, url: None, ca_file: None },
             JwksSource::File(file) => Self { file: Some(file), url: None, ca_file: None },
             JwksSource::Url { url, ca_file } => Self { file: None, url: Some(url.to_string()), ca_file },
         }
@@ -174,6 +192,14 @@ mod tests {
             assert!(parse(&format!("jwks = {source}")).unwrap_err().contains("jwks"), "{source}");
         }
         assert!(parse("jwks = { url = \"https://k/openid/v1/jwks\", ca_file = \"ca.pem\" }").is_ok());
+    }
+
+    #[test]
+    fn keys_come_from_the_api_server_where_nothing_else_is_said() {
+        let cluster = parse("kubernetes = { in_cluster = true }").unwrap();
+        assert!(cluster.jwks.is_api_server() && check(&[cluster]).is_ok());
+        let neither = parse("").unwrap();
+        assert!(check(&[neither]).unwrap_err().problem.contains("`kubernetes`"));
     }
 
     #[test]

@@ -36,6 +36,7 @@ fn settings(name: &str, jwks: PathBuf, accounts: &str) -> ClusterSettings {
         agent_audience: "chancery-agent".into(),
         agent_accounts: vec!["kube-system/chancery-agent".parse().unwrap()],
         service_accounts: vec![accounts.parse().unwrap()],
+        kubernetes: None,
         jwks: JwksSource::File(jwks),
         shared_identities: false,
     }

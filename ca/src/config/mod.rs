@@ -27,6 +27,7 @@ use crate::attestation::{ClusterSettings, ClusterSettingsError, JwksSource, chec
 use crate::authority::Settings as AuthoritySettings;
 use crate::issuance::policy::{Policy, PolicySettings};
 use crate::keys::SealSettings;
+use crate::kubernetes::KubernetesSettings;
 use crate::rotation::Settings as RotationSettings;
 use settings::Settings;
 
@@ -123,8 +124,8 @@ impl Config {
         Self::parse(path, &text, mode)
     }
 
-    /// What `chancery-ca check` says beyond [`Config::load`]: reads the keys of each cluster that are in a file, and the authorities that the
-    /// addresses of the others are trusted by. A running CA passes over single keys that are broken; whoever changes them wants to know.
+    /// What `chancery-ca check` says beyond [`Config::load`]: reads the keys of each cluster that are in a file, the authorities that the
+    /// addresses of the others are trusted by, and kubeconfigs. A running CA passes over single keys that are broken; whoever changes them wants to know.
     ///
     /// # Errors
     /// The first file that is wrong, what in it, and where it is named.
@@ -229,9 +230,11 @@ impl Config {
                 JwksSource::Url { ca_file: Some(path), .. } => path,
                 _ => continue,
             };
-            if let Err(error) = std::fs::File::open(path) {
-                let problem = format!("{}: {error}; check that the file exists and that this process may read it", path.display());
-                return Err(source.problem(&["cluster", &number.to_string(), "jwks"], &problem));
+            readable(path).map_err(|problem| source.problem(&["cluster", &number.to_string(), "jwks"], &problem))?;
+        }
+        for (number, cluster) in self.clusters.iter().enumerate() {
+            if let Some(KubernetesSettings::Kubeconfig { path, .. }) = &cluster.kubernetes {
+                readable(path).map_err(|problem| source.problem(&["cluster", &number.to_string(), "kubernetes"], &problem))?;
             }
         }
         Ok(())
@@ -258,8 +261,14 @@ impl Config {
         let of_cluster = |cluster: &ClusterSettings| match &cluster.jwks {
             JwksSource::File(path) => Some(path.clone()),
             JwksSource::Url { ca_file, .. } => ca_file.clone(),
+            JwksSource::ApiServer => None,
         };
-        self.path.iter().cloned().chain(self.clusters.iter().filter_map(of_cluster)).collect()
+        let of_connection = |cluster: &ClusterSettings| match &cluster.kubernetes {
+            Some(KubernetesSettings::Kubeconfig { path, .. }) => Some(path.clone()),
+            Some(KubernetesSettings::InCluster) | None => None,
+        };
+        let clusters = || self.clusters.iter();
+        self.path.iter().cloned().chain(clusters().filter_map(of_cluster)).chain(clusters().filter_map(of_connection)).collect()
     }
 
     /// The sections in which `new` differs and that take effect at once, as the ledger names them.
@@ -341,9 +350,15 @@ fn development_cluster(data_dir: &Path) -> ClusterSettings {
         agent_audience: "chancery-agent".into(),
         agent_accounts: DEVELOPMENT_AGENT.parse().into_iter().collect(),
         service_accounts: "*".parse().into_iter().collect(),
+        kubernetes: None,
         jwks: JwksSource::File(development_jwks(data_dir)),
         shared_identities: true,
     }
+}
+
+fn readable(path: &Path) -> Result<(), String> {
+    let problem = |error| format!("{}: {error}; check that the file exists and that this process may read it", path.display());
+    std::fs::File::open(path).map(drop).map_err(problem)
 }
 
 fn cluster_of<'a>(clusters: &'a [ClusterSettings], name: &str) -> Option<&'a ClusterSettings> {

@@ -4,6 +4,7 @@
 //! accepted, what was accepted is answered, and the ledger is closed last. A ledger that could not be made durable ends the process: the
 //! next start recovers.
 
+mod clusters;
 mod doctor;
 mod error;
 mod growth;

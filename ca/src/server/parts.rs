@@ -20,6 +20,7 @@ use crate::keys::SealSettings;
 use crate::ledger::acts::RootState;
 use crate::ledger::{Checkpoints, Ledger, LedgerHealth, RefusalFilter, Refusals};
 use crate::rotation::Rotation;
+use crate::server::clusters;
 use crate::server::doctor::Facts;
 use crate::server::growth::Growth;
 use crate::server::scrub::Scrubs;
@@ -72,27 +73,20 @@ impl Parts {
             LedgerHealth::Full(error) | LedgerHealth::Unavailable(error) | LedgerHealth::Failed(error) => obstacles.push(error.to_string()),
         }
         obstacles.extend(self.authority.problem(self.clock.now()));
-        for cluster in self.clusters.status().into_iter().filter(|cluster| cluster.keys == 0) {
-            let problem = cluster.error.unwrap_or_else(|| "they have not been fetched yet".into());
-            obstacles.push(format!("the public keys of cluster {} are not loaded: {problem}", cluster.name));
-        }
+        obstacles.extend(clusters::obstacles(&self.clusters.status()));
         obstacles
     }
 
     /// What somebody should look at although it issues.
     fn flaws(&self) -> Vec<String> {
-        let stale = self.clusters.status().into_iter().filter(|cluster| cluster.keys > 0);
-        let stale = stale.filter_map(|cluster| {
-            let error = cluster.error?;
-            Some(format!("the public keys of cluster {} could not be loaded again, the last ones stay: {error}", cluster.name))
-        });
+        let of_clusters = clusters::flaws(&self.clusters.status());
         let refused = self.configuration_error().map(|error| format!("the configuration on disk is not in force: {error}"));
         let unpublished = self.checkpoints.problem().map(|problem| format!("no newer checkpoint of the ledger is published: {problem}"));
         let latency = self.ledger.stats().commit_latency;
         let slow = (latency >= SLOW_WRITE).then(|| {
             format!("issuance is slow, because the ledger's disk is: the newest durable write has taken {:.1} s", latency.as_secs_f64())
         });
-        stale.chain(refused).chain(unpublished).chain(self.scrubs.standing().damage).chain(slow).collect()
+        of_clusters.into_iter().chain(refused).chain(unpublished).chain(self.scrubs.standing().damage).chain(slow).collect()
     }
 
     /// The same, with what agents say about the ledger. The doctor judges each agent by itself.
@@ -191,7 +185,6 @@ impl Parts {
             let left = (one.not_after - now).as_seconds_f64();
             expiries.entry(name).and_modify(|known| *known = known.min(left)).or_insert(left);
         }
-        let keys = self.clusters.status().into_iter().map(|cluster| (cluster.name, count(cluster.keys)));
         let fleet = self.fleet.totals(self.trust_sequence());
         let ledger = self.ledger.stats();
         let checkpoint = self.checkpoints.newest();
@@ -207,11 +200,10 @@ impl Parts {
         let is = |condition: bool| if condition { 1.0 } else { 0.0 };
         let state = self.ledger.health().borrow().name();
         let recording = LedgerHealth::NAMES.iter().map(|name| ((*name).to_owned(), is(*name == state)));
-        vec![
+        let mut readings = vec![
             Reading::one("chancery_development", "1 if this is a development CA", is(self.config.load().development)),
             Reading::one("chancery_ready", "1 if this CA can issue", is(self.obstacles().is_empty())),
             Reading::each("chancery_expiry_seconds", "Until the certificate expires", "certificate", expiries.into_iter().collect()),
-            Reading::each("chancery_cluster_keys", "Public keys loaded", "cluster", keys.collect()),
             Reading::one("chancery_agents_connected", "Agents with an open session", count(fleet.connected)),
             Reading::one("chancery_agents_behind", "Connected agents without the newest trust state", count(fleet.behind)),
             Reading::one("chancery_agent_workloads", "Certificates that connected agents hold", count(fleet.workloads)),
@@ -275,7 +267,9 @@ impl Parts {
             Reading::one("chancery_ledger_damaged", "1 if the stored ledger was found damaged", is(scrub.damage.is_some())),
             Reading::one("chancery_backup_age_seconds", "Since the newest backup was made; infinite if there is none", backup_age),
             Reading::one("chancery_ledger_queue", "Requests that wait for a durable write", count(ledger.queued_requests)),
-        ]
+        ];
+        readings.extend(clusters::readings(&self.clusters.status(), now));
+        readings
     }
 }
 

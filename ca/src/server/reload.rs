@@ -92,8 +92,9 @@ impl Reloader {
         Ok(())
     }
 
-    /// The configuration is the same, so it is a file of keys that changed, or somebody asked by SIGHUP.
+    /// The configuration is the same, so it is a file of keys or a kubeconfig that changed, or somebody asked by SIGHUP.
     async fn reload_keys(&self) {
+        self.parts.clusters.reread_connections();
         for (cluster, path) in self.parts.clusters.key_files() {
             if let Err(error) = self.parts.clusters.reload_keys(&cluster).await {
                 warn!(cluster, path = %path.display(), %error, "the cluster's keys stay as they were");

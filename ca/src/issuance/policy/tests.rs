@@ -11,6 +11,7 @@ fn cluster(name: &str, accounts: &str) -> ClusterSettings {
         agent_audience: "chancery-agent".into(),
         agent_accounts: Vec::new(),
         service_accounts: vec![accounts.parse().unwrap()],
+        kubernetes: None,
         jwks: JwksSource::File("jwks.json".into()),
         shared_identities: false,
     }

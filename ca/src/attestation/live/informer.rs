@@ -1,0 +1,175 @@
+//! A table that a watch keeps up to date, and how well it does.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use chancery_identity::Clock;
+use futures_util::{Stream, StreamExt};
+use time::OffsetDateTime;
+
+use super::records::Table;
+use crate::kubernetes::{ApiError, Event};
+
+/// Before a watch that failed is tried again, first and at most. An API server that is back is found soon.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// What is known by a watch.
+#[derive(Debug)]
+pub(super) struct Informer<T> {
+    cluster: String,
+    what: &'static str,
+    clock: Arc<dyn Clock>,
+    table: RwLock<T>,
+    progress: Mutex<Progress>,
+}
+
+/// How a watch gets on.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    /// All objects have been listed once.
+    synced: bool,
+    /// They are being listed again, since too much was missed.
+    listing: bool,
+    away: Option<Away>,
+}
+
+/// Nothing is heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Away {
+    /// Since when.
+    pub since: OffsetDateTime,
+    /// Why.
+    pub problem: String,
+}
+
+/// How far what is known of a cluster can be relied upon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Not everything has been listed yet; nobody new can be believed.
+    Syncing {
+        /// Why not, if it does not get on.
+        problem: Option<String>,
+    },
+    /// The newest.
+    Synced,
+    /// As it was when the API server was heard last. Who is known keeps getting certificates; who is not has to wait.
+    Stale(Away),
+}
+
+impl<T: Table> Informer<T> {
+    pub(super) fn new(cluster: &str, what: &'static str, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let cluster = cluster.to_owned();
+        Arc::new(Self { cluster, what, clock, table: RwLock::default(), progress: Mutex::default() })
+    }
+
+    /// For a look at it, not to be held.
+    pub(super) fn table(&self) -> RwLockReadGuard<'_, T> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        let Progress { synced, away, .. } = self.progress().clone();
+        match (synced, away) {
+            (true, None) => Standing::Synced,
+            (true, Some(away)) => Standing::Stale(away),
+            (false, away) => Standing::Syncing { problem: away.map(|away| away.problem) },
+        }
+    }
+
+    /// Whether what is not in the table is not in the cluster either, but for what came within the last two minutes.
+    pub(super) fn is_complete(&self) -> bool {
+        let progress = self.progress();
+        progress.synced && !progress.listing && progress.away.is_none()
+    }
+
+    /// The API server has granted a list or a watch.
+    pub(super) fn heard(&self) {
+        if let Some(away) = self.progress().away.take() {
+            tracing::info!(cluster = self.cluster, since = %away.since, "the cluster's {} are watched again", self.what);
+        }
+    }
+
+    /// Nothing is heard.
+    pub(super) fn failed(&self, problem: &str) {
+        let mut progress = self.progress();
+        match &mut progress.away {
+            Some(away) => problem.clone_into(&mut away.problem),
+            None => {
+                tracing::warn!(cluster = self.cluster, problem, "the cluster's {} cannot be watched; trying again", self.what);
+                progress.away = Some(Away { since: self.clock.now(), problem: problem.to_owned() });
+            }
+        }
+    }
+
+    /// Takes over what a watch tells, until the CA's credentials are not accepted, and so have to be read anew.
+    pub(super) async fn follow(&self, events: impl Stream<Item = Result<Event<T::Object>, ApiError>>) {
+        let mut events = std::pin::pin!(events);
+        let mut fresh = T::default();
+        let mut failures = 0;
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    failures = 0;
+                    self.take(event, &mut fresh);
+                }
+                Err(error) => {
+                    self.failed(&error.to_string());
+                    tokio::time::sleep(retry_after(failures)).await;
+                    failures += 1;
+                    if matches!(error, ApiError::Unauthorized(_)) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// `fresh` is filled while a list comes in, and takes its place when that is complete.
+    fn take(&self, event: Event<T::Object>, fresh: &mut T) {
+        match event {
+            Event::Init => {
+                *fresh = T::default();
+                self.progress().listing = true;
+            }
+            Event::InitApply(object) => fresh.apply(&object),
+            Event::InitDone => {
+                let mut fresh = std::mem::take(fresh);
+                let objects = fresh.len();
+                let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+                let before = std::mem::take(&mut *table);
+                fresh.succeed(before);
+                *table = fresh;
+                drop(table);
+                let mut progress = self.progress();
+                (progress.synced, progress.listing) = (true, false);
+                tracing::info!(cluster = self.cluster, objects, "the cluster's {} are known", self.what);
+            }
+            Event::Apply(object) => self.table.write().unwrap_or_else(PoisonError::into_inner).apply(&object),
+            Event::Delete(object) => self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&object),
+        }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Standing {
+    /// The one that less can be relied upon; of two that are stale, the one that is longer.
+    pub(super) fn or_worse(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Synced, other) => other,
+            (own, Self::Synced) => own,
+            (own @ Self::Syncing { problem: Some(_) }, _) => own,
+            (_, other @ Self::Syncing { .. }) => other,
+            (own @ Self::Syncing { .. }, _) => own,
+            (Self::Stale(own), Self::Stale(other)) => Self::Stale(if own.since <= other.since { own } else { other }),
+        }
+    }
+}
+
+fn retry_after(failures: u32) -> Duration {
+    let delay = FIRST_RETRY.saturating_mul(1 << failures.min(8)).min(LAST_RETRY);
+    delay.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+}

@@ -1,0 +1,17 @@
+//! The API server of a Kubernetes cluster: how the CA reaches it, what it asks it, and what it watches there.
+//!
+//! Every question has a time limit and its answer a size limit; an API server is only believed over verified TLS. No token is ever in an
+//! error or a log line. What an answer means is left to whoever asked.
+
+mod connection;
+mod error;
+mod objects;
+mod questions;
+mod settings;
+
+pub use connection::{ApiServer, check};
+pub use error::{ApiError, CLUSTER_ROLE, ConnectError};
+pub use k8s_openapi::api::authentication::v1::TokenReviewStatus;
+pub use kube::runtime::watcher::Event;
+pub use objects::{ServiceAccountObject, WorkloadPod};
+pub use settings::KubernetesSettings;

@@ -1,0 +1,155 @@
+//! How the clusters stand whose tokens count: their keys, and the watch of their pods.
+
+use time::OffsetDateTime;
+
+use crate::attestation::{Away, ClusterStatus, LiveStatus, Standing};
+use crate::telemetry::Reading;
+
+const UNHEARD: &str = "For how long nothing was heard from the cluster's API server; 0 while it is heard";
+
+/// What keeps the CA from issuing to somebody.
+pub(super) fn obstacles(clusters: &[ClusterStatus]) -> Vec<String> {
+    let mut obstacles = Vec::new();
+    for ClusterStatus { name, keys, error, live, .. } in clusters {
+        if *keys == 0 {
+            let problem = error.as_deref().unwrap_or("they have not been fetched yet");
+            obstacles.push(format!("the public keys of cluster {name} are not loaded: {problem}"));
+        }
+        if let Some(LiveStatus { standing: Standing::Syncing { problem }, .. }) = live {
+            let problem = problem.as_deref().unwrap_or("they are being listed");
+            obstacles.push(format!("the pods of cluster {name} are not known yet: {problem}"));
+        }
+    }
+    obstacles
+}
+
+/// What somebody should look at although it issues.
+pub(super) fn flaws(clusters: &[ClusterStatus]) -> Vec<String> {
+    let mut flaws = Vec::new();
+    for ClusterStatus { name, keys, error, live, .. } in clusters {
+        if let Some(error) = error.as_ref().filter(|_| *keys > 0) {
+            flaws.push(format!("the public keys of cluster {name} could not be loaded again, the last ones stay: {error}"));
+        }
+        if let Some(LiveStatus { standing: Standing::Stale(Away { since, problem }), .. }) = live {
+            let what = "pods that are known keep getting certificates, new ones wait";
+            flaws.push(format!("the API server of cluster {name} has not been heard since {since}: {what} ({problem})"));
+        }
+    }
+    flaws
+}
+
+/// The gauges.
+pub(super) fn readings(clusters: &[ClusterStatus], now: OffsetDateTime) -> Vec<Reading> {
+    let of_live = |read: &dyn Fn(&LiveStatus) -> f64| {
+        clusters.iter().filter_map(|cluster| Some((cluster.name.clone(), read(cluster.live.as_ref()?)))).collect()
+    };
+    let keys = clusters.iter().map(|cluster| (cluster.name.clone(), number(cluster.keys as u64))).collect();
+    let unheard = |live: &LiveStatus| match &live.standing {
+        Standing::Synced => 0.0,
+        Standing::Stale(away) => (now - away.since).as_seconds_f64(),
+        // Nothing was ever heard in full.
+        Standing::Syncing { .. } => f64::INFINITY,
+    };
+    vec![
+        Reading::each("chancery_cluster_keys", "Public keys loaded", "cluster", keys),
+        Reading::each("chancery_cluster_pods", "Pods known by watching the cluster", "cluster", of_live(&|live| number(live.pods as u64))),
+        Reading::each(
+            "chancery_cluster_service_accounts",
+            "Service accounts known by watching the cluster",
+            "cluster",
+            of_live(&|live| number(live.service_accounts as u64)),
+        ),
+        Reading::each("chancery_cluster_unheard_seconds", UNHEARD, "cluster", of_live(&unheard)),
+        Reading::each(
+            "chancery_cluster_reviews_accepted",
+            "Tokens that the cluster's API server was asked about and bore out, since the start",
+            "cluster",
+            of_live(&|live| number(live.reviews.accepted)),
+        ),
+        Reading::each(
+            "chancery_cluster_reviews_refused",
+            "Tokens that it was asked about and did not bear out, since the start",
+            "cluster",
+            of_live(&|live| number(live.reviews.refused)),
+        ),
+        Reading::each(
+            "chancery_cluster_reviews_failed",
+            "Tokens that it was asked about without an answer, since the start",
+            "cluster",
+            of_live(&|live| number(live.reviews.failed)),
+        ),
+        Reading::each(
+            "chancery_cluster_api_calls",
+            "Calls to the cluster's API server since the start, watches included",
+            "cluster",
+            of_live(&|live| number(live.calls)),
+        ),
+    ]
+}
+
+/// Counts are exact up to 2^53, far beyond any of these.
+#[allow(clippy::cast_precision_loss)]
+fn number(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attestation::ReviewCounts;
+    use crate::telemetry::Values;
+
+    const NOW: OffsetDateTime = time::macros::datetime!(2027-01-15 08:00 UTC);
+
+    fn cluster(standing: Standing) -> ClusterStatus {
+        let reviews = ReviewCounts { accepted: 1, refused: 2, failed: 3 };
+        let live = LiveStatus { standing, pods: 100, service_accounts: 10, reviews, calls: 7 };
+        ClusterStatus { name: "east".into(), keys: 2, error: None, loaded_at: None, live: Some(live) }
+    }
+
+    fn stale() -> Standing {
+        Standing::Stale(Away { since: NOW - time::Duration::MINUTE, problem: "refused".into() })
+    }
+
+    #[test]
+    fn a_cluster_whose_pods_are_not_known_yet_is_named_and_in_the_way() {
+        let listing = [cluster(Standing::Syncing { problem: None })];
+        assert_eq!(obstacles(&listing), ["the pods of cluster east are not known yet: they are being listed"]);
+        let denied = [cluster(Standing::Syncing { problem: Some("denied".into()) })];
+        assert_eq!(obstacles(&denied), ["the pods of cluster east are not known yet: denied"]);
+        assert!(flaws(&listing).is_empty());
+    }
+
+    #[test]
+    fn a_cluster_whose_api_server_has_gone_is_a_flaw_and_no_obstacle() {
+        assert!(obstacles(&[cluster(stale())]).is_empty());
+        let flaws = flaws(&[cluster(stale())]);
+        assert!(flaws.len() == 1 && flaws[0].contains("east") && flaws[0].contains("7:59") && flaws[0].contains("refused"), "{flaws:?}");
+    }
+
+    #[test]
+    fn a_cluster_that_is_heard_is_neither() {
+        let synced = [cluster(Standing::Synced)];
+        assert!(obstacles(&synced).is_empty() && flaws(&synced).is_empty());
+    }
+
+    #[test]
+    fn how_long_nothing_was_heard_is_measured() {
+        let of = |standing| {
+            let readings = readings(&[cluster(standing)], NOW);
+            let reading = readings.into_iter().find(|reading| reading.name == "chancery_cluster_unheard_seconds").unwrap();
+            let Values::Each(_, values) = reading.values else { panic!("one for each cluster") };
+            values[0].1
+        };
+        assert_eq!([of(Standing::Synced), of(stale())], [0.0, 60.0]);
+        assert!(of(Standing::Syncing { problem: None }).is_infinite());
+    }
+
+    #[test]
+    fn a_cluster_whose_api_server_is_not_watched_has_no_gauges_of_a_watch() {
+        let offline = ClusterStatus { live: None, ..cluster(Standing::Synced) };
+        let readings = readings(&[offline], NOW);
+        let counts: Vec<_> = readings.iter().map(|reading| matches!(&reading.values, Values::Each(_, of) if of.len() == 1)).collect();
+        assert_eq!(counts, [true, false, false, false, false, false, false, false]);
+    }
+}
