@@ -145,7 +145,7 @@ async fn bad_tokens_are_refused_by_the_ca() {
         ("alg none", forged("none", &kid, &claims, |_| Vec::new()), "token_algorithm", "none"),
         ("HS256 with the public key", forged("HS256", &kid, &claims, |text| hs256(&modulus, text)), "token_algorithm", "HS256"),
         ("a signature of somebody else", forged("RS256", &kid, &claims, |_| vec![0x5a; 256]), "token_signature", "does not verify"),
-        ("without pod", without("pod"), "token_missing_claim", "kubernetes.io.pod"),
+        ("without pod", without("pod"), "token_not_bound", "kubernetes.io.pod"),
         ("without node", without("node"), "token_missing_claim", "kubernetes.io.node"),
         ("for another node", other_node, "token_other_node", "node-b"),
         ("1 MB of garbage", "A".repeat(MEGABYTE), "token_too_large", "1048576 bytes"),

@@ -98,6 +98,8 @@ pub struct ProxyLag {
     pub proxy: String,
     /// Its pod's name.
     pub pod: String,
+    /// Its pod's UID.
+    pub pod_uid: Uuid,
     /// What it acknowledged last; 0 if nothing.
     pub trust_sequence: u64,
     /// Its words when it refused the newer one; empty if it has just not answered.

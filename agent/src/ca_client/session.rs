@@ -103,6 +103,7 @@ fn lags(lags: &[ProxyLag]) -> Vec<wire::ProxyLag> {
         certificate_entry: lag.certificate_entry,
         away_since_ms: lag.away_since.map_or(0, milliseconds),
         not_back: lag.not_back,
+        pod_uid: lag.pod_uid.as_bytes().to_vec(),
     };
     lags.iter().take(MAX_LAGGING).map(lag).collect()
 }

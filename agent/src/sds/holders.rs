@@ -214,7 +214,7 @@ impl<'a> Sum<'a> {
             summary.lagging_total += u32::from(is_behind);
             summary.outdated_total += u32::from(is_outdated);
             summary.unproven_total += u32::from(is_unproven);
-            let lag = holder.lag(proxy);
+            let lag = holder.lag(pod_uid, proxy);
             if is_unproven && summary.unproven.len() < MAX_LAGGING {
                 summary.unproven.push(lag.clone());
             }
@@ -231,9 +231,10 @@ impl<'a> Sum<'a> {
 }
 
 impl Holder {
-    fn lag(self, proxy: Box<str>) -> ProxyLag {
+    fn lag(self, pod_uid: Uuid, proxy: Box<str>) -> ProxyLag {
         ProxyLag {
             proxy: proxy.into(),
+            pod_uid,
             pod: self.pod.as_deref().unwrap_or_default().to_owned(),
             trust_sequence: self.trust.unwrap_or_default(),
             nack: self.nack.map(String::from).unwrap_or_default(),

@@ -50,6 +50,8 @@ pub async fn has_served(ledger: &Ledger) -> Result<bool, LedgerError> {
 pub(super) struct Newest {
     /// Its entry.
     pub(super) entry: u64,
+    /// When that was recorded.
+    pub(super) time: OffsetDateTime,
     /// When the last of all that were issued to it has expired.
     pub(super) until: OffsetDateTime,
 }
@@ -120,8 +122,8 @@ impl Alive {
     }
 
     fn take(&mut self, identity: &Identity) {
-        let Identity { index, leaf, issuance, asker, .. } = identity;
-        let new = Newest { entry: *index, until: leaf.not_after };
+        let Identity { index, time, leaf, issuance, asker, .. } = identity;
+        let new = Newest { entry: *index, time: *time, until: leaf.not_after };
         let own = matches!(issuance.reason, IssueReason::Join | IssueReason::AgentRenewal);
         let Some(agent) = (if own { Some(&leaf.spiffe_id) } else { asker.as_ref() }) else {
             if issuance.role == Role::Unspecified {
@@ -158,7 +160,7 @@ impl Newest {
 
     /// An older certificate may outlive a newer one.
     fn replace(&mut self, new: Self) {
-        *self = Self { entry: new.entry, until: new.until.max(self.until) };
+        *self = Self { until: new.until.max(self.until), ..new };
     }
 }
 

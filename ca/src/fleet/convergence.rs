@@ -1,10 +1,10 @@
 //! Who is missing? Whether everybody who counts has proven to hold a trust state, or to have let go of certificates.
 //!
-//! Who counts comes from the ledger: whoever holds a certificate that has not expired, connected or not. What they hold comes from the reports
+//! Who counts comes from the ledger: whoever holds a certificate that has not expired, connected or not, unless its pod is known to be gone. What they hold comes from the reports
 //! that their agents have sent since this CA started; nothing of it is kept on disk, so whoever has not reported since then is missing, by
 //! name, with the reason. An agent that is not connected counts with its last report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use chancery_identity::SpiffeId;
@@ -12,6 +12,7 @@ use chancery_proto::chancery::v1::{Convergence, ProxyLag};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::attestation::{Caller, Clusters, Holder};
 use crate::fleet::alive::{Issued, Newest};
 use crate::fleet::explain::{moment, moment_ms};
 use crate::fleet::{Fleet, Record};
@@ -102,7 +103,8 @@ pub async fn missing(ledger: &Ledger, fleet: &Fleet, goal: Goal) -> Result<Missi
     let mut alive = fleet.alive.lock().await;
     let now = fleet.clock.now();
     alive.catch_up(ledger, now).await?;
-    let mut asked = Asked { goal, now, missing: Missing::default(), pods: Vec::new() };
+    let clusters = fleet.clusters.as_deref();
+    let mut asked = Asked { goal, now, clusters, missing: Missing::default(), pods: Vec::new() };
     for (id, newest) in alive.servers().filter(|(_, newest)| newest.is_alive(now)) {
         asked.server(id, newest);
     }
@@ -156,9 +158,11 @@ impl Missing {
 }
 
 /// A question, while it is being answered.
-struct Asked {
+struct Asked<'a> {
     goal: Goal,
     now: OffsetDateTime,
+    /// Which pods are gone.
+    clusters: Option<&'a Clusters>,
     missing: Missing,
     /// Pods that are missing, whose names the ledger has.
     pods: Vec<(MissingOne, u64)>,
@@ -170,9 +174,11 @@ struct Speaker<'a> {
     node: &'a str,
     /// `not connected since …`, if it is not.
     away: Option<String>,
+    /// Those of its pods that are known to be gone.
+    gone: HashSet<Uuid>,
 }
 
-impl Asked {
+impl Asked<'_> {
     fn server(&mut self, id: &SpiffeId, newest: &Newest) {
         self.missing.counted += 1;
         if let Some(reason) = self.outdated(newest) {
@@ -189,8 +195,9 @@ impl Asked {
     }
 
     fn agent(&mut self, id: &SpiffeId, issued: &Issued, record: Option<&Record>) {
-        let pods = issued.pods_at(self.now).count();
-        let own = issued.svid_at(self.now).is_some();
+        let gone = self.gone(id, issued);
+        let pods = issued.pods_at(self.now).filter(|(uid, _)| !gone.contains(uid)).count();
+        let own = issued.svid_at(self.now).is_some_and(|svid| !self.is_gone_sidecar(id, svid));
         if pods == 0 && !own {
             return;
         }
@@ -198,7 +205,7 @@ impl Asked {
         let node = record.map(|record| &*record.member.node).filter(|node| !node.is_empty()).unwrap_or(&issued.node);
         let away = record.filter(|record| record.line.is_none());
         let away = away.map(|record| format!("not connected since {}", moment(record.last_seen)));
-        let speaker = Speaker { id, node, away };
+        let speaker = Speaker { id, node, away, gone };
         let Some(record) = record.filter(|record| record.reported.is_some()) else {
             return self.missing.add(speaker.missing(&hanging("has not reported since the CA started", pods)));
         };
@@ -210,6 +217,19 @@ impl Asked {
         self.proxies(&speaker, issued, record, convergence);
         self.pods_of(&speaker, issued, record);
         self.unproven_of(&speaker, convergence);
+    }
+
+    /// The agent's pods that its cluster is known to have no more.
+    fn gone(&self, id: &SpiffeId, issued: &Issued) -> HashSet<Uuid> {
+        let Some((clusters, caller)) = self.clusters.zip(Caller::from_peer(id, id.trust_domain()).ok()) else { return HashSet::new() };
+        // A pod that the ledger does not tell the UID of has none to look for.
+        let known = issued.pods_at(self.now).filter(|(uid, _)| !uid.is_nil());
+        known.filter(|(uid, newest)| clusters.is_gone(caller.cluster(), **uid, newest.time)).map(|(uid, _)| *uid).collect()
+    }
+
+    fn is_gone_sidecar(&self, id: &SpiffeId, svid: &Newest) -> bool {
+        let Some((clusters, caller)) = self.clusters.zip(Caller::from_peer(id, id.trust_domain()).ok()) else { return false };
+        matches!(caller.holder(), Holder::Sidecar { pod } if clusters.is_gone(caller.cluster(), pod, svid.time))
     }
 
     /// What the agent itself holds.
@@ -245,8 +265,9 @@ impl Asked {
         if reached {
             return;
         }
-        let behind: Vec<&ProxyLag> = report.lagging.iter().filter(|lag| self.is_behind(lag)).collect();
-        let named = behind.len() as u64;
+        let (gone, behind): (Vec<_>, Vec<_>) =
+            report.lagging.iter().filter(|lag| self.is_behind(lag)).partition(|lag| speaker.has_lost(lag));
+        let named = (gone.len() + behind.len()) as u64;
         for lag in behind {
             let reason = why_proxy(self.goal, lag);
             let one = MissingOne { kind: MissingKind::Proxy, nack: lag.nack.clone(), ..speaker.one(lag.pod.clone(), &reason) };
@@ -268,7 +289,7 @@ impl Asked {
 
     /// Pods whose certificates are too old, or that their agent does not speak for.
     fn pods_of(&mut self, speaker: &Speaker<'_>, issued: &Issued, record: &Record) {
-        for (uid, newest) in issued.pods_at(self.now) {
+        for (uid, newest) in issued.pods_at(self.now).filter(|(uid, _)| !speaker.gone.contains(uid)) {
             let reason = match self.outdated(newest) {
                 Some(reason) => reason,
                 None if record.pods.binary_search(uid).is_ok() => continue,
@@ -287,15 +308,17 @@ impl Asked {
     }
 
     fn unproven_of(&mut self, speaker: &Speaker<'_>, convergence: &Convergence) {
-        let named = convergence.unproven.len().min(MAX_NAMED - self.missing.unproven.len());
+        let gone = convergence.unproven.iter().filter(|lag| speaker.has_lost(lag)).count();
+        let there = convergence.unproven.iter().filter(|lag| !speaker.has_lost(lag));
+        let named = (convergence.unproven.len() - gone).min(MAX_NAMED - self.missing.unproven.len());
         let (node, agent) = (speaker.node, speaker.id.to_string());
-        self.missing.unproven.extend(convergence.unproven.iter().take(named).map(|lag| Unproven {
+        self.missing.unproven.extend(there.take(named).map(|lag| Unproven {
             name: lag.pod.clone(),
             proxy: lag.proxy.clone(),
             node: node.to_owned(),
             agent: agent.clone(),
         }));
-        let more = u64::from(convergence.unproven_total).saturating_sub(named as u64);
+        let more = u64::from(convergence.unproven_total).saturating_sub((named + gone) as u64);
         if more > 0 {
             self.missing.unproven_more.insert((agent, node.to_owned()), more);
         }
@@ -324,6 +347,11 @@ impl Asked {
 }
 
 impl Speaker<'_> {
+    /// Whether the proxy's pod is known to be gone.
+    fn has_lost(&self, lag: &ProxyLag) -> bool {
+        Uuid::from_slice(&lag.pod_uid).is_ok_and(|uid| self.gone.contains(&uid))
+    }
+
     /// The agent itself.
     fn missing(&self, what: &str) -> MissingOne {
         let away = self.away.as_ref().map(|away| format!(" ({away})")).unwrap_or_default();

@@ -161,7 +161,12 @@ impl Facts {
 }
 
 fn mend(refusal: &Refusal) -> String {
-    format!("{}. Once that is mended the agent tries again by itself", refusal.message)
+    let message = &refusal.message;
+    match &*refusal.reason {
+        "pod_gone" | "pod_finished" => format!("{message}. Nothing, unless the pod should be there: then see why it is not"),
+        "cluster_syncing" | "api_server_away" | "api_server_busy" => format!("{message}. `chancery doctor` says how the cluster stands"),
+        _ => format!("{message}. Once that is mended the agent tries again by itself"),
+    }
 }
 
 pub(super) fn moment(time: OffsetDateTime) -> String {
@@ -179,5 +184,31 @@ impl fmt::Display for Level {
             Self::Warn => "warn",
             Self::Bad => "bad",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_depends_on_whether_anything_can_be_mended() {
+        let step = |reason: &str| {
+            let refusal = Refusal {
+                time: OffsetDateTime::UNIX_EPOCH,
+                agent: String::new(),
+                reason: reason.into(),
+                message: "so it is".into(),
+                namespace: String::new(),
+                service_account: String::new(),
+                pod: String::new(),
+                pod_uid: None,
+                request_id: String::new(),
+            };
+            mend(&refusal)
+        };
+        assert!(step("pod_gone").starts_with("so it is. Nothing"));
+        assert!(step("api_server_away").contains("chancery doctor"));
+        assert!(step("token_other_node").contains("Once that is mended"));
     }
 }

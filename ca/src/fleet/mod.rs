@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::attestation::Clusters;
 use alive::Alive;
 use session::LineEnd;
 
@@ -123,6 +124,8 @@ pub struct Totals {
 #[derive(Debug)]
 pub struct Fleet {
     clock: Arc<dyn Clock>,
+    /// Which pods are gone.
+    clusters: Option<Arc<Clusters>>,
     agents: Mutex<Agents>,
     /// Who holds a certificate, by the ledger.
     alive: tokio::sync::Mutex<Alive>,
@@ -163,7 +166,12 @@ struct Line {
 impl Fleet {
     /// A fleet of nobody.
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { clock, agents: Mutex::default(), alive: tokio::sync::Mutex::default() })
+        Arc::new(Self { clock, clusters: None, agents: Mutex::default(), alive: tokio::sync::Mutex::default() })
+    }
+
+    /// Likewise; what a pod holds that `clusters` know to be gone does not count.
+    pub fn with_clusters(clock: Arc<dyn Clock>, clusters: Arc<Clusters>) -> Arc<Self> {
+        Arc::new(Self { clock, clusters: Some(clusters), agents: Mutex::default(), alive: tokio::sync::Mutex::default() })
     }
 
     /// Remembers an agent that has just joined; its session follows.

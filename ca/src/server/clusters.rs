@@ -141,7 +141,7 @@ mod tests {
             let Values::Each(_, values) = reading.values else { panic!("one for each cluster") };
             values[0].1
         };
-        assert_eq!([of(Standing::Synced), of(stale())], [0.0, 60.0]);
+        assert_eq!([of(Standing::Synced), of(stale())].map(|seconds| seconds.to_string()), ["0", "60"]);
         assert!(of(Standing::Syncing { problem: None }).is_infinite());
     }
 

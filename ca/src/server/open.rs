@@ -102,7 +102,7 @@ pub(super) async fn open(
         calls,
         Arc::clone(&clock),
     );
-    let fleet = Fleet::new(Arc::clone(&clock));
+    let fleet = Fleet::with_clusters(Arc::clone(&clock), Arc::clone(&clusters));
     let rotation = Rotation::new(ledger.clone(), Arc::clone(&authority), Arc::clone(&fleet), config.rotation.clone(), Arc::clone(&clock));
     Ok(Parts {
         started_at: clock.now(),

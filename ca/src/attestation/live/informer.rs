@@ -93,12 +93,11 @@ impl<T: Table> Informer<T> {
     /// Nothing is heard.
     pub(super) fn failed(&self, problem: &str) {
         let mut progress = self.progress();
-        match &mut progress.away {
-            Some(away) => problem.clone_into(&mut away.problem),
-            None => {
-                tracing::warn!(cluster = self.cluster, problem, "the cluster's {} cannot be watched; trying again", self.what);
-                progress.away = Some(Away { since: self.clock.now(), problem: problem.to_owned() });
-            }
+        if let Some(away) = &mut progress.away {
+            problem.clone_into(&mut away.problem);
+        } else {
+            tracing::warn!(cluster = self.cluster, problem, "the cluster's {} cannot be watched; trying again", self.what);
+            progress.away = Some(Away { since: self.clock.now(), problem: problem.to_owned() });
         }
     }
 
@@ -160,8 +159,7 @@ impl Standing {
     pub(super) fn or_worse(self, other: Self) -> Self {
         match (self, other) {
             (Self::Synced, other) => other,
-            (own, Self::Synced) => own,
-            (own @ Self::Syncing { problem: Some(_) }, _) => own,
+            (own, Self::Synced) | (own @ Self::Syncing { problem: Some(_) }, _) => own,
             (_, other @ Self::Syncing { .. }) => other,
             (own @ Self::Syncing { .. }, _) => own,
             (Self::Stale(own), Self::Stale(other)) => Self::Stale(if own.since <= other.since { own } else { other }),

@@ -157,6 +157,15 @@ impl Live {
         }
     }
 
+    /// As if a watch told this of the pods.
+    #[cfg(test)]
+    pub(super) async fn hear_pods(
+        &self,
+        events: impl futures_util::Stream<Item = Result<crate::kubernetes::Event<crate::kubernetes::WorkloadPod>, ApiError>>,
+    ) {
+        self.pods.follow(events).await;
+    }
+
     /// Holds a workload's token against the cluster.
     pub(super) async fn confirm(&self, text: &str, token: &VerifiedToken, audiences: &[String]) -> Result<(), Doubt> {
         match self.look(token) {

@@ -4,6 +4,7 @@ use chancery_proto::chancery::v1::{Convergence, IssueReason, Role};
 use rcgen::{CertificateParams, KeyPair, SanType, SerialNumber};
 
 use super::*;
+use crate::attestation::testing::watched;
 use crate::authority::testing::TestCa;
 use crate::fleet::explain::moment;
 use crate::ledger::{Issuance, Ledger, Provenance};
@@ -215,6 +216,29 @@ async fn a_pod_that_its_agent_does_not_speak_for_is_missing_until_its_certificat
     world.misses(Goal::Trust(7), &[("shop/cart-11", &words)]).await;
     world.place.clock.advance(LEAF + time::Duration::SECOND);
     assert!(world.missing(Goal::Trust(7)).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_pod_that_is_known_to_be_gone_no_longer_counts_nor_do_its_proxies() {
+    let mut world = World::new().await;
+    let own = world.joins(1).await;
+    for pod in [11, 12] {
+        world.issues(1, pod).await;
+    }
+    let behind = |pod: u128| ProxyLag { pod_uid: uid(pod).as_bytes().to_vec(), ..lag(&format!("shop/cart-{pod}"), 3) };
+    let lagging = Report { lagging: vec![behind(11), behind(12)], lagging_total: 2, ..report(7, converged(3, &[11, 12])) };
+    let goals = [Goal::Trust(7), Goal::Certificates { after_entry: own + 1 }];
+    let both = world.connects(1, lagging.clone());
+    world.misses(goals[0], &[("shop/cart-11", "not acknowledged"), ("shop/cart-12", "not acknowledged")]).await;
+    drop(both);
+
+    let clusters = watched(&[uid(11), uid(12)], &[uid(12)], world.place.clock.clone()).await;
+    world.fleet = Fleet::with_clusters(world.place.clock.clone(), clusters);
+    let _one = world.connects(1, lagging);
+    world.misses(goals[0], &[("shop/cart-12", "not acknowledged")]).await;
+    // Of the two certificates, that of the pod that is gone is the old one.
+    world.misses(goals[1], &[]).await;
+    assert_eq!(world.missing(goals[0]).await.counted, 2, "the agent and one pod");
 }
 
 #[tokio::test]

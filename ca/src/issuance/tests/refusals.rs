@@ -88,7 +88,7 @@ async fn bad_tokens_are_refused() {
             forged(&f, &json!({"alg": "RS256", "kid": key["kid"]}), |_| vec![0x5a; 256]),
             &["token_signature"],
         ),
-        ("without pod", changed(&f, |c| kubernetes(c, "pod")), &["token_missing_claim"]),
+        ("without pod", changed(&f, |c| kubernetes(c, "pod")), &["token_not_bound"]),
         ("without node", changed(&f, |c| kubernetes(c, "node")), &["token_missing_claim"]),
         ("for another node", f.issuer.sign(&other_node, now).unwrap(), &["token_other_node"]),
         ("for another's namespace", f.issuer.sign(&other_namespace, now).unwrap(), &["account_not_allowed"]),
