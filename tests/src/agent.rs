@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use chancery_ca::attestation::development::TokenRequest;
@@ -115,6 +115,13 @@ impl Agent {
         Ok(self.process.as_ref().ok_or("the agent is not running")?.id())
     }
 
+    /// What it has of the machine's memory.
+    pub fn resident_kib(&self) -> Result<usize> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()?))?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+        kib.ok_or_else(|| "the kernel does not say how much memory is resident".into())
+    }
+
     /// Waits until the agent would still know this identity after a crash.
     pub async fn kept(&self, spiffe_id: &str) -> Result<()> {
         wait::until(&format!("the agent's state holds {spiffe_id}"), READY_WITHIN, async || {
@@ -140,6 +147,11 @@ impl Agent {
     /// SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().map_or(Ok(()), Process::kill)
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self, within: Duration) -> Result<ExitStatus> {
+        self.process.take().ok_or("the agent is not running")?.ended(within).await
     }
 
     /// Runs `chancery-agent --output json` against this agent.

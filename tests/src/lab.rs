@@ -7,8 +7,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
-use crate::Result;
+use crate::{Result, tools};
 
 /// State that agents keep must lie in memory, and sockets want short paths.
 const MEMORY: &str = "/dev/shm";
@@ -21,13 +22,15 @@ pub struct Lab {
     directory: Option<tempfile::TempDir>,
     path: PathBuf,
     survives: bool,
+    /// What every command begins with.
+    inside: Mutex<Vec<OsString>>,
 }
 
 impl Lab {
     /// An empty directory.
     pub fn new() -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("chancery-").tempdir_in(MEMORY)?;
-        let lab = Self { path: directory.path().to_owned(), directory: Some(directory), survives: false };
+        let lab = Self { path: directory.path().to_owned(), directory: Some(directory), survives: false, inside: Mutex::default() };
         std::fs::create_dir(lab.at(LOGS))?;
         Ok(lab)
     }
@@ -54,11 +57,23 @@ impl Lab {
         self.path.join(name)
     }
 
+    /// From now on commands begin with these words, which take them to another place of this machine.
+    pub(crate) fn enter(&self, words: &[OsString]) {
+        *self.inside.lock().unwrap_or_else(PoisonError::into_inner) = words.to_vec();
+    }
+
     /// A command that the kernel kills when the thread that started it ends, however it ends; unless this is a surviving lab.
     pub fn command(&self, program: &Path) -> Command {
-        let search = std::env::var_os("PATH").unwrap_or_default();
-        let setpriv = std::env::split_paths(&search).map(|directory| directory.join("setpriv")).find(|path| path.is_file());
-        match setpriv {
+        let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((first, more)) = inside.split_first() else { return self.command_outside(program) };
+        let mut command = self.command_outside(Path::new(first));
+        command.args(more).arg(program);
+        command
+    }
+
+    /// The same, wherever other commands are taken.
+    pub(crate) fn command_outside(&self, program: &Path) -> Command {
+        match tools::on_path("setpriv") {
             Some(setpriv) if !self.survives => {
                 let mut command = Command::new(setpriv);
                 command.args([OsString::from("--pdeathsig"), "KILL".into(), "--".into(), program.into()]);

@@ -64,12 +64,17 @@ impl Process {
     }
 
     /// Asks the program to end and waits until it has.
-    pub async fn stop(mut self) -> Result<ExitStatus> {
+    pub async fn stop(self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
+        self.ended(STOPPED_WITHIN).await
+    }
+
+    /// Waits until the program has ended.
+    pub async fn ended(mut self, within: Duration) -> Result<ExitStatus> {
         let child = &mut self.child;
-        let ended = wait::until(&self.name, STOPPED_WITHIN, async || match child.try_wait() {
+        let ended = wait::until(&self.name, within, async || match child.try_wait() {
             Ok(Some(status)) => Ok(status),
-            Ok(None) => Err("still running after SIGTERM".to_owned()),
+            Ok(None) => Err("still running".to_owned()),
             Err(error) => Err(error.to_string()),
         });
         ended.await

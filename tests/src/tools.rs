@@ -24,8 +24,7 @@ pub fn pkilint() -> Option<PathBuf> {
 
 /// OpenSSL's command line; without it, the test that asks is counted as skipped.
 pub fn openssl() -> Option<PathBuf> {
-    let search = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&search).map(|directory| directory.join("openssl")).find(|path| path.is_file());
+    let found = on_path("openssl");
     if found.is_none() {
         skip("openssl is not installed: run `tests/setup`");
     }
@@ -49,8 +48,7 @@ pub fn faketime() -> Option<PathBuf> {
 /// The Go compiler; without it, the test that asks is counted as skipped.
 pub fn go() -> Option<PathBuf> {
     let named = std::env::var_os("CHANCERY_GO").map(PathBuf::from);
-    let search = std::env::var_os("PATH").unwrap_or_default();
-    let found = named.or_else(|| std::env::split_paths(&search).map(|directory| directory.join("go")).find(|path| path.is_file()));
+    let found = named.or_else(|| on_path("go"));
     if found.is_none() {
         skip("Go is not installed: run `tests/setup`, or name its compiler in CHANCERY_GO");
     }
@@ -77,6 +75,12 @@ pub fn kubernetes() -> Option<PathBuf> {
     }
     skip("etcd and kube-apiserver are not built: run `tests/setup kubernetes`, or name their directory in CHANCERY_KUBERNETES");
     None
+}
+
+/// A program of the system.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&search).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
 /// The root of the source tree.

@@ -72,15 +72,17 @@ pub struct Settings {
     pub state_dir: PathBuf,
 }
 
-/// Whether the kubelet knows the plugin.
+/// How far the plugin has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum Registration {
-    /// It has not said anything yet.
+enum Stage {
+    /// The pods that are there already are not all served again yet.
     #[default]
-    Awaited,
-    /// It does.
-    Done,
-    /// It refused, in these words.
+    Restoring,
+    /// The kubelet has not said anything yet.
+    Announced,
+    /// The kubelet knows it.
+    Registered,
+    /// The kubelet refused it, in these words.
     Refused(String),
 }
 
@@ -140,7 +142,7 @@ pub enum Health {
     Good,
     /// It has not registered it yet; a sentence.
     Unregistered(String),
-    /// It does not find its socket; a sentence.
+    /// It or the pods do not find their sockets; a sentence.
     Unreachable(String),
 }
 
@@ -153,7 +155,7 @@ struct Shared {
     settings: Settings,
     endpoint: OpenSocket,
     volumes: Arc<Volumes>,
-    registration: watch::Sender<Registration>,
+    stage: watch::Sender<Stage>,
 }
 
 impl Places {
@@ -175,7 +177,7 @@ impl Places {
     pub fn plugin(self, svids: Svids, sockets: Arc<dyn Sockets>, metrics: Metrics) -> (Plugin, UnixListener) {
         let Self { settings, endpoint, listener, kept } = self;
         let volumes = Arc::new(Volumes::new(&settings, kept, svids, sockets, metrics));
-        let shared = Shared { settings, endpoint, volumes, registration: watch::Sender::default() };
+        let shared = Shared { settings, endpoint, volumes, stage: watch::Sender::default() };
         (Plugin(Arc::new(shared)), listener)
     }
 }
@@ -189,6 +191,7 @@ impl Plugin {
         self.0.volumes.restore().await;
         let path = self.0.settings.registry_dir.join(format!("{}-reg.sock", self.0.settings.driver));
         let (announcement, announced) = OpenSocket::bind(path, SOCKET_MODE)?;
+        self.0.stage.send_replace(Stage::Announced);
         let patience = async {
             shutdown.cancelled().await;
             tokio::time::sleep(SHUTDOWN_GRACE).await;
@@ -207,14 +210,15 @@ impl Plugin {
 
     /// Whether the kubelet can use the plugin.
     pub fn health(&self) -> Health {
-        let Shared { settings, endpoint, registration, .. } = &*self.0;
+        let Shared { settings, endpoint, stage, .. } = &*self.0;
         if !endpoint.is_there() {
             let path = endpoint.path().display();
             return Health::Unreachable(format!("{path}: the CSI plugin's socket was removed or replaced; restart the agent"));
         }
-        match *registration.borrow() {
-            Registration::Awaited => Health::Unregistered(format!("the kubelet has not registered the CSI driver {} yet", settings.driver)),
-            Registration::Done | Registration::Refused(_) => Health::Good,
+        match *stage.borrow() {
+            Stage::Restoring => Health::Unreachable("the pods from before the restart are not served yet".to_owned()),
+            Stage::Announced => Health::Unregistered(format!("the kubelet has not registered the CSI driver {} yet", settings.driver)),
+            Stage::Registered | Stage::Refused(_) => Health::Good,
         }
     }
 
@@ -224,12 +228,12 @@ impl Plugin {
     }
 
     async fn refused(&self) -> PluginError {
-        let mut registration = self.0.registration.subscribe();
+        let mut stage = self.0.stage.subscribe();
         loop {
-            if let Registration::Refused(reason) = &*registration.borrow_and_update() {
+            if let Stage::Refused(reason) = &*stage.borrow_and_update() {
                 return PluginError::Refused { driver: self.0.settings.driver.clone(), reason: reason.clone() };
             }
-            if registration.changed().await.is_err() {
+            if stage.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }

@@ -3,60 +3,52 @@
 //! `/proc/self/mountinfo` says what is mounted where. A place that shows the directory already is left alone, so that a kubelet that asks again
 //! and again piles nothing up.
 
-use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
 use super::error::VolumeError;
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
-/// Nothing of ours is ever mounted over itself so often.
-const MOST_LAYERS: usize = 1024;
 
 /// What is mounted in this process's namespace.
 #[derive(Debug)]
-pub(super) struct Mounts(Vec<Mount>);
-
-#[derive(Debug)]
-struct Mount {
-    at: PathBuf,
-    read_only: bool,
-}
+pub(super) struct Mounts(Vec<u8>);
 
 impl Mounts {
     /// As it is now.
     pub(super) fn read() -> Result<Self, VolumeError> {
-        let text = std::fs::read(MOUNTINFO).map_err(VolumeError::io(Path::new(MOUNTINFO), "read"))?;
-        Ok(Self::parse(&text))
-    }
-
-    /// `proc_pid_mountinfo(5)`: the fifth field of a line is the mount point, the sixth its options.
-    fn parse(text: &[u8]) -> Self {
-        let mount = |line: &[u8]| {
-            let mut fields = line.split(|byte| *byte == b' ').skip(4);
-            let at = unescape(fields.next()?);
-            let read_only = fields.next()?.split(|byte| *byte == b',').any(|option| option == b"ro");
-            Some(Mount { at: PathBuf::from(at), read_only })
-        };
-        Self(text.split(|byte| *byte == b'\n').filter_map(mount).collect())
+        std::fs::read(MOUNTINFO).map(Self).map_err(VolumeError::io(Path::new(MOUNTINFO), "read"))
     }
 
     /// Whether something is mounted there.
     pub(super) fn has(&self, target: &Path) -> bool {
-        self.layers(target) > 0
+        self.options(target).next().is_some()
     }
 
     fn layers(&self, target: &Path) -> usize {
-        self.0.iter().filter(|mount| mount.at == target).count()
+        self.options(target).count()
     }
 
     /// Whether what is seen there cannot be written to.
     fn is_read_only(&self, target: &Path) -> bool {
-        self.0.iter().rfind(|mount| mount.at == target).is_some_and(|mount| mount.read_only)
+        self.options(target).last().is_some_and(|options| options.split(|byte| *byte == b',').any(|option| option == b"ro"))
+    }
+
+    /// Of each mount at `target`, the topmost last. `proc_pid_mountinfo(5)`: the fifth field of a line is the mount point, the sixth its
+    /// options.
+    fn options(&self, target: &Path) -> impl Iterator<Item = &[u8]> {
+        let target = target.as_os_str().as_bytes();
+        let lines = self.0.split(|byte| *byte == b'\n');
+        lines.filter_map(move |line| {
+            let mut fields = line.split(|byte| *byte == b' ').skip(4);
+            let at = fields.next()?;
+            let is_there = if at.contains(&b'\\') { unescaped(at) == target } else { at == target };
+            fields.next().filter(|_| is_there)
+        })
     }
 }
 
@@ -67,28 +59,28 @@ pub(super) fn show(directory: &Path, target: &Path) -> Result<(), VolumeError> {
         _ => {}
     }
     let mounts = Mounts::read()?;
-    if mounts.layers(target) == 1 && same(directory, target)? {
+    let layers = mounts.layers(target);
+    if layers == 1 && same(directory, target)? {
         return if mounts.is_read_only(target) { Ok(()) } else { make_read_only(target) };
     }
-    detach(target)?;
+    detach(target, layers)?;
     mount_bind(directory, target).map_err(|error| VolumeError::io(target, "mount a pod's directory at")(error.into()))?;
     make_read_only(target).inspect_err(|_| {
         // The next call finds it missing, and not writable.
-        let _ = detach(target);
+        let _ = detach(target, 1);
     })
 }
 
 /// Takes away whatever is mounted at `target`, and `target` itself. That there is nothing is as good. Blocks.
 pub(super) fn hide(target: &Path) -> Result<(), VolumeError> {
-    detach(target)?;
+    detach(target, Mounts::read()?.layers(target))?;
     match std::fs::remove_dir(target) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(VolumeError::io(target, "remove")(error)),
         _ => Ok(()),
     }
 }
 
-fn detach(target: &Path) -> Result<(), VolumeError> {
-    let layers = Mounts::read()?.layers(target).min(MOST_LAYERS);
+fn detach(target: &Path, layers: usize) -> Result<(), VolumeError> {
     for _ in 0..layers {
         // Detached even where it is in use: its pod is gone, or is about to get the right one.
         unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|error| VolumeError::io(target, "unmount")(error.into()))?;
@@ -111,7 +103,7 @@ fn same(directory: &Path, target: &Path) -> Result<bool, VolumeError> {
 }
 
 /// Blank, tab, newline and backslash are written as a backslash and three octal digits.
-fn unescape(field: &[u8]) -> OsString {
+fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, after)) = rest.split_first() {
@@ -122,7 +114,7 @@ fn unescape(field: &[u8]) -> OsString {
         plain.push(octal.unwrap_or(*first));
         rest = if octal.is_some() { &after[3..] } else { after };
     }
-    OsString::from_vec(plain)
+    plain
 }
 
 #[cfg(test)]
@@ -135,7 +127,7 @@ mod tests {
 
     #[test]
     fn mount_points_are_found_with_their_blanks_and_the_topmost_decides() {
-        let mounts = Mounts::parse(TABLE.as_bytes());
+        let mounts = Mounts(TABLE.into());
         let target = Path::new("/var/lib/kubelet/pods/a b/mount");
         assert_eq!((mounts.layers(target), mounts.is_read_only(target)), (2, true));
         assert!(mounts.has(Path::new("/")) && !mounts.is_read_only(Path::new("/")));
@@ -145,7 +137,7 @@ mod tests {
     #[test]
     fn only_octal_escapes_are_undone() {
         for (field, plain) in [("a\\040b", "a b"), ("a\\134", "a\\"), ("a\\9", "a\\9"), ("\\", "\\"), ("a\\0401", "a 1")] {
-            assert_eq!(unescape(field.as_bytes()), OsString::from(plain), "{field}");
+            assert_eq!(unescaped(field.as_bytes()), plain.as_bytes(), "{field}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use chancery_proto::csi::v1 as wire;
 use chancery_proto::csi::v1::identity_server::{Identity, IdentityServer};
 use chancery_proto::csi::v1::node_server::{Node, NodeServer};
-use chancery_proto::pluginregistration::registration_server::{Registration as Registrations, RegistrationServer};
+use chancery_proto::pluginregistration::registration_server::{Registration, RegistrationServer};
 use chancery_proto::pluginregistration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use futures_util::stream::{self, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,7 +21,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
 use super::authority::AnyAuthority;
-use super::{Plugin, Registration};
+use super::{Plugin, Stage};
 
 /// As the kubelet names it.
 const PLUGIN_TYPE: &str = "CSIPlugin";
@@ -52,7 +52,7 @@ fn server() -> Server {
 }
 
 #[tonic::async_trait]
-impl Registrations for Plugin {
+impl Registration for Plugin {
     async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
         let endpoint = self.0.endpoint.path();
         let endpoint = endpoint.to_str().ok_or_else(|| Status::internal(format!("{} is not UTF-8", endpoint.display())))?;
@@ -71,9 +71,9 @@ impl Registrations for Plugin {
         let RegistrationStatus { plugin_registered, error } = request.into_inner();
         if plugin_registered {
             tracing::info!(driver = self.0.settings.driver, "the kubelet has registered the CSI driver");
-            self.0.registration.send_replace(Registration::Done);
+            self.0.stage.send_replace(Stage::Registered);
         } else {
-            self.0.registration.send_replace(Registration::Refused(error));
+            self.0.stage.send_replace(Stage::Refused(error));
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }

@@ -6,6 +6,7 @@
 
 mod agents;
 mod bare;
+mod csi;
 mod fleet;
 mod issue;
 mod ledger;
@@ -33,7 +34,7 @@ struct Size {
 const FULL: Size = Size { first_svids: 1000, batched: 1_000_000, unary: 50_000, ledger_entries: 10_000_000 };
 const QUICK: Size = Size { first_svids: 300, batched: 60_000, unary: 10_000, ledger_entries: 300_000 };
 
-const PARTS: [&str; 6] = ["memory", "svid", "fleet", "agents", "issue", "ledger"];
+const PARTS: [&str; 7] = ["memory", "svid", "csi", "fleet", "agents", "issue", "ledger"];
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -62,6 +63,9 @@ async fn measure() -> Result<bool> {
     }
     if wanted("svid") {
         svid::measure(&directory, size.first_svids, &mut report).await?;
+    }
+    if wanted("csi") {
+        csi::measure(&directory, &mut report).await?;
     }
     if wanted("fleet") {
         fleet::measure(&directory, &mut report).await?;

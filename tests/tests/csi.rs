@@ -1,0 +1,291 @@
+//! The CSI plugin on a node of its own, with a kubelet that is played: real registration, real calls, real bind mounts, a real Envoy.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chancery_tests::agent::Agent;
+use chancery_tests::ca::{Ca, TRUST_DOMAIN};
+use chancery_tests::envoy::{Envoy, Plan, Protocol};
+use chancery_tests::kubelet::{DRIVER, Handing, Kubelet, Pod};
+use chancery_tests::lab::Lab;
+use chancery_tests::mesh::NODE;
+use chancery_tests::node::{Container, Node};
+use chancery_tests::{http, secrets, soak, tools, wait};
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Code;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const SOON: Duration = Duration::from_secs(10);
+const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
+const PODS: usize = 250;
+
+/// A CA, a node with an agent that is a registered plugin, and its kubelet.
+struct Cluster {
+    node: Option<Node>,
+    agent: Agent,
+    kubelet: Arc<Kubelet>,
+    ca: Ca,
+    lab: Lab,
+}
+
+impl Cluster {
+    async fn start(lifetime: Duration) -> Option<Self> {
+        let cluster = Self::unregistered(lifetime).await?;
+        cluster.kubelet.register().await.unwrap();
+        Some(cluster)
+    }
+
+    async fn unregistered(lifetime: Duration) -> Option<Self> {
+        let lab = Lab::new().unwrap();
+        let ca = Ca::start(&lab, lifetime).await.unwrap();
+        let node = Node::boot(&lab).await.unwrap()?;
+        let kubelet = Kubelet::new(&lab, ca.issuer().unwrap()).unwrap();
+        let mut agent = Agent::configure(&lab, &ca, NODE).unwrap();
+        agent.append(&kubelet.section(&lab)).unwrap();
+        agent.run(&lab).await.unwrap();
+        Some(Self { node: Some(node), agent, kubelet: Arc::new(kubelet), ca, lab })
+    }
+
+    fn node(&self) -> &Node {
+        self.node.as_ref().unwrap()
+    }
+
+    /// What a container of the pod sees.
+    fn container(&self, pod: &Pod) -> Container {
+        self.node().container(&self.kubelet.target(pod)).unwrap()
+    }
+
+    fn mounts(&self, pod: &Pod) -> usize {
+        self.node().mounts(&self.kubelet.target(pod)).unwrap()
+    }
+
+    fn status(&self) -> Value {
+        self.agent.ask(&["status"]).unwrap()
+    }
+
+    /// The plugin ends without a word, and comes back.
+    async fn restart_plugin(&mut self) {
+        self.agent.kill().unwrap();
+        self.agent.run(&self.lab).await.unwrap();
+    }
+
+    /// The pods' directories as the node's own file system has them.
+    fn directories(&self) -> usize {
+        std::fs::read_dir(self.kubelet.socket_root(&self.lab)).map_or(0, Iterator::count)
+    }
+}
+
+/// With a token that lives for this long.
+async fn publish(kubelet: &Kubelet, pod: &Pod, lifetime: Duration) {
+    let token = kubelet.token(pod, lifetime).unwrap();
+    kubelet.publish_with(pod, &Handing::InSecrets(token)).await.unwrap();
+}
+
+async fn fetch(container: &Container, socket: &str) -> chancery_tests::Result<String> {
+    let secrets = secrets::fetch(&container.at(socket), None, SOON).await?;
+    Ok(secrets.svid.id().to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_envoy_on_its_pods_socket_renews_with_the_kubelets_tokens_through_a_restart_of_the_plugin() {
+    let Some(binary) = tools::envoy() else { return };
+    let (lifetime, token_lifetime) = (Duration::from_secs(10), Duration::from_secs(6));
+    let Some(mut cluster) = Cluster::start(lifetime).await else { return };
+    let pod = Pod::new("cart", 0);
+    let kubelet = cluster.kubelet.clone();
+    publish(&kubelet, &pod, token_lifetime).await;
+
+    // As a container runtime does: the volume's directory is mounted where the pod asks for it.
+    let volume = cluster.lab.at("cart");
+    std::fs::create_dir(&volume).unwrap();
+    cluster.node().run("mount", &["--rbind".as_ref(), &kubelet.target(&pod), &volume]).unwrap();
+    let plan = Plan {
+        name: "cart".into(),
+        sds_socket: volume.join("sds.sock"),
+        protocol: Protocol::Delta,
+        token: None,
+        peer_prefix: format!("spiffe://{TRUST_DOMAIN}/"),
+        upstream: None,
+    };
+    let mut envoy = Envoy::start(&cluster.lab, &binary, &plan).unwrap();
+    envoy.ready().await.unwrap();
+    let first = envoy.certificate().await.unwrap();
+    assert_eq!(first.spiffe_id, CART);
+    let streams = || {
+        let streams = cluster.agent.ask(&["streams"]).unwrap();
+        streams.as_array().unwrap().iter().map(|stream| (stream["own_socket"].clone(), stream["stream"].clone())).collect::<Vec<_>>()
+    };
+    let opened = streams();
+    assert!(opened.len() == 2 && opened.iter().all(|(own, _)| own == true), "{opened:?}");
+
+    // The kubelet asks again and again, and refreshes its token at 80 % of that one's life.
+    let republishing = {
+        let (kubelet, pod) = (kubelet.clone(), pod.clone());
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                publish(&kubelet, &pod, token_lifetime).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }))
+    };
+    let second = envoy.next_certificate(&first, lifetime).await.unwrap();
+    let third = envoy.next_certificate(&second, lifetime).await.unwrap();
+    assert_eq!(streams(), opened, "no stream was ended for a fresh token");
+    republishing.abort();
+
+    let (_, metrics) = http::get(cluster.agent.http, "/metrics").await.unwrap();
+    assert!(metrics.contains("chancery_agent_csi_volumes 1\n"), "{metrics}");
+    assert!(metrics.contains("chancery_agent_csi_publishes_total{outcome=\"published\"} 1\n"), "{metrics}");
+    assert_eq!(cluster.mounts(&pod), 1);
+
+    cluster.restart_plugin().await;
+    wait::until("Envoy is back on the socket", SOON, async || {
+        let count = cluster.agent.ask(&["streams"]).unwrap().as_array().unwrap().len();
+        if count == 2 { Ok(()) } else { Err(count) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(envoy.certificate().await.unwrap().spiffe_id, CART);
+    cluster.kubelet.register().await.unwrap();
+    publish(&cluster.kubelet, &pod, token_lifetime).await;
+    envoy.next_certificate(&third, lifetime).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_250_pods_lives_through_storms_of_calls_a_killed_plugin_and_a_reboot() {
+    let Some(mut cluster) = Cluster::start(HOUR).await else { return };
+    let pods: Vec<_> = (0..PODS).map(|number| Pod::new("cart", number)).collect();
+    let before = (cluster.node().all_mounts().unwrap(), cluster.agent.resident_kib().unwrap());
+
+    let (slowest, streams) = cluster.kubelet.start_pods(cluster.node(), &pods).await.unwrap();
+    // In a debug build, on a machine that does other things. `make bench` holds it to one second.
+    assert!(slowest < 5 * Duration::from_secs(1), "{slowest:?}");
+    let each = (cluster.agent.resident_kib().unwrap() - before.1) / PODS;
+    assert!(each < 128, "{each} KiB");
+    assert_eq!(cluster.node().all_mounts().unwrap(), before.0 + PODS);
+    assert_eq!(cluster.status()["volumes"].as_array().unwrap().len(), PODS);
+
+    // A storm: every volume at once, several times.
+    for _ in 0..soak(3) {
+        republish(&cluster, &pods).await;
+    }
+    assert_eq!(cluster.node().all_mounts().unwrap(), before.0 + PODS, "nothing is mounted twice");
+    assert_eq!(cluster.status()["streams"], PODS, "and no stream is lost");
+    drop(streams);
+
+    // Killed, together with the CA: whoever was served before is served again, before the kubelet has said anything.
+    let containers: Vec<_> = pods.iter().map(|pod| cluster.container(pod)).collect();
+    cluster.ca.kill().unwrap();
+    cluster.restart_plugin().await;
+    let mut fetching = JoinSet::new();
+    for container in containers {
+        fetching.spawn(async move { fetch(&container, "sds.sock").await.unwrap() });
+    }
+    assert!(fetching.join_all().await.iter().all(|id| id == CART));
+    cluster.ca.run(&cluster.lab).await.unwrap();
+    cluster.kubelet.register().await.unwrap();
+    republish(&cluster, &pods).await;
+    assert_eq!(cluster.node().all_mounts().unwrap(), before.0 + PODS);
+
+    // The node goes down: mounts, sockets and the agent's state are gone, the kubelet's directories are not.
+    cluster.agent.kill().unwrap();
+    cluster.node.take().unwrap().crash().unwrap();
+    std::fs::remove_dir_all(cluster.kubelet.socket_root(&cluster.lab)).unwrap();
+    std::fs::remove_dir_all(cluster.lab.at("agent-state")).unwrap();
+    cluster.node = Node::boot(&cluster.lab).await.unwrap();
+    cluster.agent.run(&cluster.lab).await.unwrap();
+    cluster.kubelet.register().await.unwrap();
+    cluster.kubelet.start_pods(cluster.node(), &pods).await.unwrap();
+    assert_eq!(cluster.node().all_mounts().unwrap(), before.0 + PODS);
+
+    let mut unpublishing = JoinSet::new();
+    for pod in pods {
+        let kubelet = cluster.kubelet.clone();
+        unpublishing.spawn(async move { kubelet.unpublish(&pod).await.unwrap() });
+    }
+    unpublishing.join_all().await;
+    assert_eq!((cluster.node().all_mounts().unwrap(), cluster.directories()), (before.0, 0));
+    assert!(cluster.status()["volumes"].as_array().unwrap().is_empty());
+}
+
+async fn republish(cluster: &Cluster, pods: &[Pod]) {
+    let mut calls = JoinSet::new();
+    for pod in pods {
+        let (kubelet, pod) = (cluster.kubelet.clone(), pod.clone());
+        calls.spawn(async move { kubelet.publish(&pod).await.unwrap() });
+    }
+    calls.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refused_for_good() {
+    let Some(cluster) = Cluster::start(HOUR).await else { return };
+    let kubelet = &cluster.kubelet;
+    let (cart, other) = (Pod::new("cart", 0), Pod::new("checkout", 0));
+    let code = async |pod: &Pod, handing: Handing| kubelet.publish_with(pod, &handing).await.map_err(|status| status.code());
+    let token = |pod: &Pod| kubelet.token(pod, HOUR).unwrap();
+
+    // Before the first success: what only people can mend is said for good, what time mends is not.
+    assert_eq!(code(&cart, Handing::None).await, Err(Code::Unavailable));
+    assert_eq!(code(&cart, Handing::InSecrets("no.token.at.all".into())).await, Err(Code::Unauthenticated));
+    assert_eq!(code(&cart, Handing::InSecrets(token(&other))).await, Err(Code::PermissionDenied));
+    let mut writable = kubelet.request(&cart, &Handing::InSecrets(token(&cart)));
+    writable.readonly = false;
+    assert_eq!(kubelet.call_publish(writable).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!((cluster.mounts(&cart), cluster.directories()), (0, 0), "nothing is left of what was refused");
+
+    // As before Kubernetes 1.35, and at Istio's name.
+    assert_eq!(code(&cart, Handing::InContext(token(&cart))).await, Ok(()));
+    let istio = Pod { attributes: [("socketName".to_owned(), "socket".to_owned())].into(), ..Pod::new("cart", 1) };
+    assert_eq!(code(&istio, Handing::InSecrets(token(&istio))).await, Ok(()));
+    let (in_cart, in_istio) = (cluster.container(&cart), cluster.container(&istio));
+    assert_eq!(fetch(&in_cart, "sds.sock").await.unwrap(), CART);
+    assert_eq!(fetch(&in_istio, "socket").await.unwrap(), CART);
+    assert!(std::fs::write(in_cart.at("file"), "").is_err(), "the pod can write nothing there");
+
+    for handing in [Handing::None, Handing::InSecrets("no.token.at.all".into()), Handing::InSecrets(token(&other))] {
+        assert_eq!(code(&cart, handing.clone()).await, Err(Code::Unavailable), "{handing:?}");
+    }
+    let problems = cluster.status()["problems"].to_string();
+    assert!(problems.contains("shop/cart-0: its volume: the kubelet says"), "{problems}");
+    assert_eq!(fetch(&in_cart, "sds.sock").await.unwrap(), CART);
+    assert_eq!(code(&cart, Handing::InSecrets(token(&cart))).await, Ok(()));
+    assert!(!cluster.status()["problems"].to_string().contains("its volume"));
+
+    // What somebody removed is made again, and the containers that are there see it.
+    let socket = cluster.status()["volumes"][0]["socket"].as_str().unwrap().to_owned();
+    std::fs::remove_file(&socket).unwrap();
+    assert_eq!(code(&cart, Handing::InSecrets(token(&cart))).await, Ok(()));
+    assert_eq!(fetch(&in_cart, "sds.sock").await.unwrap(), CART);
+    cluster.node().run("umount", &["--lazy".as_ref(), &kubelet.target(&cart)]).unwrap();
+    assert_eq!(code(&cart, Handing::InSecrets(token(&cart))).await, Ok(()));
+    assert_eq!(cluster.mounts(&cart), 1);
+
+    // Gone, and gone again. The other pod of the same service account is not concerned.
+    let mut stream = secrets::hold(&in_cart.at("sds.sock"), None, None, SOON).await.unwrap();
+    kubelet.unpublish(&cart).await.unwrap();
+    kubelet.unpublish(&cart).await.unwrap();
+    assert!(stream.answer(None, SOON).await.is_err(), "the pod's streams end");
+    assert!(fetch(&in_cart, "sds.sock").await.is_err());
+    assert_eq!(fetch(&in_istio, "socket").await.unwrap(), CART);
+    assert_eq!((cluster.mounts(&cart), cluster.mounts(&istio), cluster.directories()), (0, 1, 1));
+
+    let log = cluster.agent.log().unwrap();
+    assert!(log.contains("a volume was published") && !log.contains("eyJ"), "a token begins like this");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_that_the_kubelet_refuses_ends_and_says_why() {
+    let Some(mut cluster) = Cluster::unregistered(HOUR).await else { return };
+    let (code, reasons) = http::get(cluster.agent.http, "/readyz").await.unwrap();
+    assert!(code == 200 && reasons.contains(DRIVER) && reasons.contains("not registered"), "{reasons}");
+    cluster.kubelet.refuse("no such driver").await.unwrap();
+    let ended = cluster.agent.ended(SOON).await.unwrap();
+    assert_eq!(ended.code(), Some(1));
+    let log = cluster.agent.log().unwrap();
+    assert!(log.contains(DRIVER) && log.contains("no such driver"), "{log}");
+}
