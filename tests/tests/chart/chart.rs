@@ -1,6 +1,6 @@
 //! Renders the chart with helm.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use chancery_tests::lab::Lab;
@@ -41,16 +41,24 @@ impl<'a> Chart<'a> {
 
     /// Runs helm on the chart with these values (YAML).
     pub(crate) fn helm(&self, arguments: &[&str], values: &str) -> Output {
+        // Never the cluster that the person who runs the tests is connected to.
+        self.helm_in(Path::new("/dev/null"), arguments, values)
+    }
+
+    /// The same in the cluster of this kubeconfig. Arguments that need no chart get none.
+    pub(crate) fn helm_in(&self, kubeconfig: &Path, arguments: &[&str], values: &str) -> Output {
         let path = self.lab.at("values.yaml");
         std::fs::write(&path, values).unwrap();
         let mut command = Command::new(&self.helm);
-        // Whatever cluster the person who runs the tests is connected to.
-        command.env("KUBECONFIG", "/dev/null").env("HELM_CACHE_HOME", self.lab.at("helm"));
-        command.args(arguments);
+        command.env("KUBECONFIG", kubeconfig).env("HELM_CACHE_HOME", self.lab.at("helm"));
+        command.args(arguments).args(["--namespace", NAMESPACE]);
         if arguments[0] == "template" {
             command.arg("chancery");
         }
-        command.arg(Self::directory()).args(["--namespace", NAMESPACE, "--values"]).arg(path).output().unwrap()
+        if arguments[0] != "uninstall" {
+            command.arg(Self::directory()).arg("--values").arg(path);
+        }
+        command.output().unwrap()
     }
 
     /// Everything that is rendered with these values.
@@ -62,8 +70,12 @@ impl<'a> Chart<'a> {
 /// The objects that helm has printed.
 pub(crate) fn parse(output: &Output) -> Vec<Value> {
     assert!(output.status.success(), "{}", said(output));
-    let text = String::from_utf8(output.stdout.clone()).unwrap();
-    let documents = serde_yaml_ng::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap());
+    objects(&String::from_utf8(output.stdout.clone()).unwrap())
+}
+
+/// The objects in a file.
+pub(crate) fn objects(text: &str) -> Vec<Value> {
+    let documents = serde_yaml_ng::Deserializer::from_str(text).map(|document| Value::deserialize(document).unwrap());
     documents.filter(|object| !object.is_null()).collect()
 }
 

@@ -20,10 +20,16 @@ root_fingerprint = {{ .Values.agent.rootFingerprint | toJson }}
 bundle_file = "/etc/chancery/trust/trust-bundle.pem"
 {{- end }}
 
+# Pods have sockets of their own. This one is for root on the node.
+[sds]
+socket = "/run/chancery/sds.sock"
+socket_mode = 0o600
+
 [csi]
 driver = "csi.chancery.dev"
 plugin_dir = {{ printf "%s/plugins/csi.chancery.dev" .Values.agent.kubeletDir | toJson }}
 registry_dir = {{ printf "%s/plugins_registry" .Values.agent.kubeletDir | toJson }}
 socket_root = "/run/chancery/pods"
+audience = "chancery"
 {{- include "chancery.toml.sections" (omit $config "key_type") }}
 {{- end }}

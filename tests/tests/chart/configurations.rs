@@ -1,0 +1,108 @@
+//! The configurations that the chart renders, given to the real programs.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use age::secrecy::ExposeSecret;
+use chancery_tests::ca::Ca;
+use chancery_tests::lab::Lab;
+use chancery_tests::tools;
+use serde_json::Value;
+
+use crate::chart::{self, COMBINATIONS, Chart, find, pod, said};
+
+const KUBECONFIG: &str = "{apiVersion: v1, kind: Config, current-context: west, contexts: [{name: west, context: {cluster: west, user: ca}}, \
+    {name: admin@west, context: {cluster: west, user: ca}}], clusters: [{name: west, cluster: {server: 'https://192.0.2.1'}}], \
+    users: [{name: ca, user: {token: secret}}]}";
+
+/// With the trust domain of the bundles that the CAs of tests have.
+fn render(chart: &Chart<'_>, values: &str) -> Vec<Value> {
+    chart::parse(&chart.helm(&["template", "--kube-version", "1.37.0", "--set", "trustDomain=mesh.test"], values))
+}
+
+/// Runs `check` on a file of a ConfigMap, in which each path that occurs is replaced by one in the lab.
+fn check(lab: &Lab, rendered: &[Value], component: &str, file: &str, paths: &[(&str, &Path)]) -> Output {
+    let text = find(rendered, "ConfigMap", component)["data"][file].as_str().unwrap().to_owned();
+    let placed = paths.iter().fold(text, |text, (from, to)| text.replace(from, to.to_str().unwrap()));
+    std::fs::write(lab.at(file), placed).unwrap();
+    Command::new(tools::chancery(component).unwrap()).args(["check", "--config"]).arg(lab.at(file)).output().unwrap()
+}
+
+fn write_private(path: &Path, text: &str) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn the_ca_accepts_its_rendered_configuration() {
+    let lab = Lab::new().unwrap();
+    let Some(chart) = Chart::new(&lab) else { return };
+    write_private(&lab.at("seal/passphrase"), "a passphrase");
+    write_private(&lab.at("seal/key.txt"), age::x25519::Identity::generate().to_string().expose_secret());
+    for cluster in ["west", "north"] {
+        write_private(&lab.at(&format!("clusters/{cluster}/kubeconfig")), KUBECONFIG);
+    }
+    let (seal, clusters) = (lab.at("seal"), lab.at("clusters"));
+    let paths: [(&str, &Path); 2] = [("/etc/chancery/seal", &seal), ("/etc/chancery/clusters", &clusters)];
+    for (name, values) in COMBINATIONS {
+        let rendered = render(&chart, values);
+        if !rendered.iter().any(|object| object["kind"] == "StatefulSet") {
+            continue;
+        }
+        let output = check(&lab, &rendered, "chancery-ca", "ca.toml", &paths);
+        assert!(output.status.success(), "{name}: {}", said(&output));
+    }
+    // It is the rendered file that was read.
+    let rendered = render(&chart, "ca: {config: {log: {level: \"!\"}}}");
+    assert!(!check(&lab, &rendered, "chancery-ca", "ca.toml", &paths).status.success());
+}
+
+#[tokio::test]
+async fn the_agent_accepts_its_rendered_configuration() {
+    let lab = Lab::new().unwrap();
+    let Some(chart) = Chart::new(&lab) else { return };
+    let ca = Ca::start(&lab, Duration::from_secs(3600)).await.unwrap();
+    std::fs::write(lab.at("token"), "a token").unwrap();
+    let (token, state, bundle) = (lab.at("token"), lab.at("state"), ca.bundle());
+    let paths: [(&str, &Path); 3] =
+        [("/var/run/secrets/chancery/token", &token), ("/run/chancery/state", &state), ("/etc/chancery/trust/trust-bundle.pem", &bundle)];
+    for (name, values) in COMBINATIONS {
+        let output = check(&lab, &render(&chart, values), "chancery-agent", "agent.toml", &paths);
+        assert!(output.status.success(), "{name}: {}", said(&output));
+    }
+    let rendered = render(&chart, "agent: {config: {log: {level: \"!\"}}}");
+    assert!(!check(&lab, &rendered, "chancery-agent", "agent.toml", &paths).status.success());
+}
+
+#[test]
+fn every_path_in_a_rendered_configuration_is_on_a_volume() {
+    let lab = Lab::new().unwrap();
+    let Some(chart) = Chart::new(&lab) else { return };
+    for (name, values) in COMBINATIONS {
+        let rendered = chart.render(values);
+        for workload in rendered.iter().filter(|object| object["kind"] == "StatefulSet" || object["kind"] == "DaemonSet") {
+            let component = workload["metadata"]["name"].as_str().unwrap();
+            let files = find(&rendered, "ConfigMap", component)["data"].as_object().unwrap();
+            let text = files.values().next().unwrap().as_str().unwrap();
+            let mounts = pod(workload)["containers"][0]["volumeMounts"].as_array().unwrap();
+            let mounted: Vec<&str> = mounts.iter().map(|mount| mount["mountPath"].as_str().unwrap()).collect();
+            // What has a brace is the template of SPIFFE IDs.
+            let paths: Vec<&str> = text.split('"').skip(1).step_by(2).filter(|text| text.starts_with('/') && !text.contains('{')).collect();
+            assert!(paths.len() >= 3, "{component}");
+            for path in paths {
+                assert!(mounted.iter().any(|mount| Path::new(path).starts_with(mount)), "{name}: {component} finds {path} nowhere");
+            }
+            // Nothing is mounted from nowhere, and no volume is there for nothing.
+            let volumes = pod(workload)["volumes"].as_array().unwrap().iter().map(|volume| volume["name"].as_str().unwrap());
+            let claims = workload["spec"]["volumeClaimTemplates"].as_array().into_iter().flatten();
+            let mut volumes: Vec<&str> = volumes.chain(claims.map(|claim| claim["metadata"]["name"].as_str().unwrap())).collect();
+            let mut used: Vec<&str> = mounts.iter().map(|mount| mount["name"].as_str().unwrap()).collect();
+            volumes.sort_unstable();
+            used.sort_unstable();
+            assert_eq!(volumes, used, "{name}: {component}");
+        }
+    }
+}
