@@ -9,7 +9,7 @@ use age::secrecy::ExposeSecret;
 use chancery_tests::ca::Ca;
 use chancery_tests::lab::Lab;
 use chancery_tests::tools;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::chart::{self, COMBINATIONS, Chart, find, pod, said};
 
@@ -22,7 +22,7 @@ fn render(chart: &Chart<'_>, values: &str) -> Vec<Value> {
     chart::parse(&chart.helm(&["template", "--kube-version", "1.37.0", "--set", "trustDomain=mesh.test"], values))
 }
 
-/// Runs `check` on a file of a ConfigMap, in which each path that occurs is replaced by one in the lab.
+/// Runs `check` on a file of a `ConfigMap`, in which each path that occurs is replaced by one in the lab.
 fn check(lab: &Lab, rendered: &[Value], component: &str, file: &str, paths: &[(&str, &Path)]) -> Output {
     let text = find(rendered, "ConfigMap", component)["data"][file].as_str().unwrap().to_owned();
     let placed = paths.iter().fold(text, |text, (from, to)| text.replace(from, to.to_str().unwrap()));
@@ -105,4 +105,20 @@ fn every_path_in_a_rendered_configuration_is_on_a_volume() {
             assert_eq!(volumes, used, "{name}: {component}");
         }
     }
+}
+
+#[test]
+fn envoy_accepts_its_configuration_in_the_example() {
+    let Some(envoy) = tools::envoy() else { return };
+    let lab = Lab::new().unwrap();
+    let example = std::fs::read_to_string(tools::source().join("deploy/examples/workload.yaml")).unwrap();
+    let example = chart::objects(&example);
+    let config = lab.at("envoy.yaml");
+    std::fs::write(&config, find(&example, "ConfigMap", "cart-envoy")["data"]["envoy.yaml"].as_str().unwrap()).unwrap();
+    let mut command = Command::new(envoy);
+    let output = command.args(["--mode", "validate", "--disable-hot-restart", "--config-path"]).arg(config).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    // The socket that it connects to is in the volume, as the agent calls it by default.
+    let volume = &pod(find(&example, "Deployment", "cart"))["volumes"][1];
+    assert_eq!(*volume, json!({"name": "chancery", "csi": {"driver": "csi.chancery.dev", "readOnly": true}}));
 }
