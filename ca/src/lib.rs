@@ -3,7 +3,7 @@
 //! Each folder is one idea, and imports run one way (`tests/` fails on one against the arrows):
 //!
 //! ```text
-//! api -> rotation -> { issuance, fleet } -> { attestation, authority } -> ledger -> store        backup, config, keys, kubernetes, telemetry, server: at the edge
+//! api -> rotation -> { issuance, fleet, publication } -> { attestation, authority } -> ledger -> store        backup, config, keys, kubernetes, telemetry, server: at the edge
 //! ```
 
 pub mod api;
@@ -16,6 +16,7 @@ pub mod issuance;
 pub mod keys;
 pub mod kubernetes;
 pub mod ledger;
+pub mod publication;
 pub mod rotation;
 pub mod server;
 pub mod store;

@@ -39,6 +39,7 @@ pub use keys::{ClusterStatus, check_keys};
 pub use live::{Away, LiveStatus, Mismatch, Obstacle, ReviewCounts, Standing};
 pub use settings::{ClusterSettings, ClusterSettingsError, JwksSource, check as check_clusters};
 
+use crate::kubernetes::{ApiError, ApiServer, PublishSettings, TrustCopy};
 use keys::Cluster;
 use live::{Doubt, Live};
 
@@ -236,6 +237,26 @@ impl Clusters {
     /// Whether the configuration (still) has this cluster.
     pub fn contains(&self, cluster: &str) -> bool {
         self.by_name.load().contains_key(cluster)
+    }
+
+    /// Every copy of the trust bundle that the settings want, by cluster.
+    pub fn copies(&self) -> Vec<(String, TrustCopy)> {
+        let clusters = self.by_name.load();
+        let of = |cluster: &ClusterSettings| {
+            let copies = cluster.publish.as_ref().map(PublishSettings::copies).unwrap_or_default();
+            copies.into_iter().map(|copy| (cluster.name.clone(), copy)).collect::<Vec<_>>()
+        };
+        clusters.values().flat_map(|cluster| of(&cluster.settings)).collect()
+    }
+
+    /// A cluster's API server.
+    ///
+    /// # Errors
+    /// If the settings do not say how it is reached, or lead nowhere.
+    pub async fn api_server(&self, cluster: &str) -> Result<ApiServer, ApiError> {
+        let live = self.by_name.load().get(cluster).and_then(|cluster| cluster.live.clone());
+        let live = live.ok_or_else(|| ApiError::Away(format!("`kubernetes` does not say how cluster {cluster} is reached")))?;
+        live.server().await
     }
 
     /// Whether the cluster is known to have a pod no more that existed at `seen`. Always false where its API server is not watched.

@@ -8,7 +8,7 @@ use http::Uri;
 use serde::{Deserialize, Serialize};
 
 use super::AccountPattern;
-use crate::kubernetes::KubernetesSettings;
+use crate::kubernetes::{KubernetesSettings, PublishSettings};
 
 /// A cluster whose workloads and agents may get identities, as a `[[cluster]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct ClusterSettings {
     /// How its API server is reached, which is then asked whether a token's pod exists. Without it, tokens are verified offline alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesSettings>,
+    /// Which copies of the trust bundle are kept up to date in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<PublishSettings>,
     /// Where its public keys are; at its API server unless told otherwise.
     #[serde(default, skip_serializing_if = "JwksSource::is_api_server")]
     pub jwks: JwksSource,
@@ -115,6 +118,10 @@ fn problem_of(cluster: &ClusterSettings, twice: bool) -> Option<String> {
         Some("`agent_audience` must be set and none of `audiences`, or a workload's token would make an agent".into())
     } else if cluster.jwks.is_api_server() && cluster.kubernetes.is_none() {
         Some("give `jwks`, where its public keys are, or `kubernetes`, how its API server is reached, which has them".into())
+    } else if cluster.publish.is_some() && cluster.kubernetes.is_none() {
+        Some("`publish` needs `kubernetes`, how its API server is reached".into())
+    } else if let Some(problem) = cluster.publish.as_ref().and_then(PublishSettings::problem) {
+        Some(problem)
     } else if cluster.service_accounts.is_empty() {
         Some("`service_accounts` is empty, so it could speak for nobody; name some (`*` for all)".into())
     } else {
@@ -216,6 +223,7 @@ mod tests {
         refused(|c| c.audiences.clear());
         refused(|c| c.agent_audience = "chancery".into());
         refused(|c| c.service_accounts.clear());
+        refused(|c| c.publish = Some(PublishSettings { namespaces: vec!["shop".into()], signer_name: None }));
         refused(|c| c.agent_accounts = vec!["kube-system/*".parse().unwrap()]);
         assert!(check(&[good.clone(), good.clone()]).unwrap_err().problem.contains("twice"));
     }

@@ -37,6 +37,7 @@ fn settings(name: &str, jwks: PathBuf, accounts: &str) -> ClusterSettings {
         agent_accounts: vec!["kube-system/chancery-agent".parse().unwrap()],
         service_accounts: vec![accounts.parse().unwrap()],
         kubernetes: None,
+        publish: None,
         jwks: JwksSource::File(jwks),
         shared_identities: false,
     }

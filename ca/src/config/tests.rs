@@ -32,7 +32,7 @@ fn the_example_says_the_defaults() {
 
 #[test]
 fn the_example_of_a_cluster_says_the_defaults() {
-    let required = ["name", "issuer", "service_accounts", "jwks", "kubernetes", "agent_accounts", "shared_identities"];
+    let required = ["name", "issuer", "service_accounts", "jwks", "kubernetes", "publish", "agent_accounts", "shared_identities"];
     let document: toml::Table = example_with_cluster().parse().unwrap();
     let mut cluster = document["cluster"][0].as_table().unwrap().clone();
     let example: ClusterSettings = cluster.clone().try_into().unwrap();

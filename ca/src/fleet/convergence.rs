@@ -67,16 +67,16 @@ pub struct MissingOne {
     pub nack: String,
 }
 
-/// A proxy that cannot prove anything, since it has no validation context from us.
+/// One that cannot prove anything: a proxy without a validation context from us, or a copy of the bundle whose readers nobody knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unproven {
-    /// `namespace/name` of its pod.
+    /// `namespace/name` of its pod, or what the copy is.
     pub name: String,
-    /// Its node ID.
+    /// Its node ID, or which cluster the copy is in.
     pub proxy: String,
-    /// The name of its node.
+    /// The name of its node; empty for a copy.
     pub node: String,
-    /// The SPIFFE ID of the agent that speaks for it.
+    /// The SPIFFE ID of the agent that speaks for it; empty for a copy.
     pub agent: String,
 }
 
@@ -113,6 +113,7 @@ pub async fn missing(ledger: &Ledger, fleet: &Fleet, goal: Goal) -> Result<Missi
         asked.agent(id, issued, fleet.lock().by_id.get(id));
     }
     drop(alive);
+    asked.copies();
     asked.named(ledger).await
 }
 
@@ -322,6 +323,14 @@ impl Asked<'_> {
         if more > 0 {
             self.missing.unproven_more.insert((agent, node.to_owned()), more);
         }
+    }
+
+    /// Whoever reads a copy of the bundle from its cluster does not say so.
+    fn copies(&mut self) {
+        let Some(clusters) = self.clusters else { return };
+        self.missing.unproven.extend(clusters.copies().into_iter().take(MAX_NAMED - self.missing.unproven.len()).map(|(cluster, copy)| {
+            Unproven { name: copy.to_string(), proxy: format!("of cluster {cluster}"), node: String::new(), agent: String::new() }
+        }));
     }
 
     /// Why a certificate is one of those that must go.

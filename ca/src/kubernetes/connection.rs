@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::{Request, Response};
-use kube::client::Body;
+use http::{HeaderValue, Request, Response, header};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use tower::BoxError;
+use tower::{BoxError, ServiceBuilder};
 
 use super::error::{ConnectError, with_causes};
 use super::{ApiError, KubernetesSettings};
@@ -19,10 +21,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a page of a long list, which the API server may have to read from its store.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the API server keeps one watch open. A connection that died unnoticed is found when it is over.
-pub(super) const WATCH: Duration = Duration::from_secs(60);
-/// A connection on which nothing came for so long is dead.
-const READ_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long the API server keeps one watch open.
+pub(super) const WATCH: Duration = Duration::from_secs(290);
+/// A watch may be silent for long, so the system is to find a connection that died: asked after so long, so often, and so many times.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(20), Duration::from_secs(5), 3);
+const USER_AGENT: &str = concat!("chancery-ca/", env!("CARGO_PKG_VERSION"));
 
 /// A cluster's API server. Cheap to clone.
 #[derive(Clone)]
@@ -39,14 +42,9 @@ impl ApiServer {
     /// If the settings lead nowhere, or to where nobody can be believed.
     pub async fn connect(settings: &KubernetesSettings, calls: Arc<AtomicU64>) -> Result<Self, ConnectError> {
         let failed = |problem: String| ConnectError { settings: settings.clone(), problem };
-        let mut config = read(settings).await.map_err(failed)?;
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
-        config.read_timeout = Some(READ_TIMEOUT);
-        config.reset_reader_on_write = true;
-        // Whoever asks decides about trying again.
-        config.default_retry = false;
+        let config = read(settings).await.map_err(failed)?;
         let address = config.cluster_url.to_string();
-        let client = Client::try_from(config).map_err(|error| failed(with_causes(&error)))?;
+        let client = client(config).map_err(|error| failed(with_causes(&error)))?;
         Ok(Self { client, address, calls })
     }
 
@@ -89,6 +87,26 @@ impl fmt::Debug for ApiServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiServer").field("address", &self.address).finish_non_exhaustive()
     }
+}
+
+/// kube's own stack would try again by itself, log every failure, and not notice that a silent connection has died.
+fn client(mut config: Config) -> Result<Client, kube::Error> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let (after, every, times) = KEEPALIVE;
+    connector.set_keepalive(Some(after));
+    connector.set_keepalive_interval(Some(every));
+    connector.set_keepalive_retries(Some(times));
+    config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
+    let https = config.rustls_https_connector_with_connector(connector)?;
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https));
+    Ok(Client::new(service, config.default_namespace))
 }
 
 /// Looks at what [`ApiServer::connect`] would need, without asking anybody. What a pod finds in its cluster is not looked at, since it is

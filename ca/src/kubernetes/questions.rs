@@ -87,7 +87,7 @@ impl ApiServer {
     }
 
     /// The answer to a question; nothing if what it asks about does not exist.
-    async fn ask(&self, request: http::Result<Request<Vec<u8>>>) -> Result<Option<Vec<u8>>, ApiError> {
+    pub(super) async fn ask(&self, request: http::Result<Request<Vec<u8>>>) -> Result<Option<Vec<u8>>, ApiError> {
         let request = request.map_err(|error| ApiError::Refused(error.to_string()))?.map(Body::from);
         let answer = async {
             let response = self.send(request, ANSWER_TIMEOUT).await?;

@@ -1,8 +1,11 @@
-//! How the clusters stand whose tokens count: their keys, and the watch of their pods.
+//! How the clusters stand whose tokens count: their keys, the watch of their pods, and the copies of the trust bundle in them.
+
+use std::collections::BTreeMap;
 
 use time::OffsetDateTime;
 
 use crate::attestation::{Away, ClusterStatus, LiveStatus, Standing};
+use crate::publication::CopyStatus;
 use crate::telemetry::Reading;
 
 const UNHEARD: &str = "For how long nothing was heard from the cluster's API server; 0 while it is heard";
@@ -24,7 +27,7 @@ pub(super) fn obstacles(clusters: &[ClusterStatus]) -> Vec<String> {
 }
 
 /// What somebody should look at although it issues.
-pub(super) fn flaws(clusters: &[ClusterStatus]) -> Vec<String> {
+pub(super) fn flaws(clusters: &[ClusterStatus], copies: &[CopyStatus]) -> Vec<String> {
     let mut flaws = Vec::new();
     for ClusterStatus { name, keys, error, live, .. } in clusters {
         if let Some(error) = error.as_ref().filter(|_| *keys > 0) {
@@ -35,11 +38,16 @@ pub(super) fn flaws(clusters: &[ClusterStatus]) -> Vec<String> {
             flaws.push(format!("the API server of cluster {name} has not been heard since {since}: {what} ({problem})"));
         }
     }
+    for CopyStatus { cluster, copy, failure, .. } in copies {
+        if let Some((since, problem)) = failure {
+            flaws.push(format!("the {copy} of cluster {cluster} could not be written since {since}: {problem}"));
+        }
+    }
     flaws
 }
 
 /// The gauges.
-pub(super) fn readings(clusters: &[ClusterStatus], now: OffsetDateTime) -> Vec<Reading> {
+pub(super) fn readings(clusters: &[ClusterStatus], copies: &[CopyStatus], now: OffsetDateTime) -> Vec<Reading> {
     let of_live = |read: &dyn Fn(&LiveStatus) -> f64| {
         clusters.iter().filter_map(|cluster| Some((cluster.name.clone(), read(cluster.live.as_ref()?)))).collect()
     };
@@ -50,6 +58,10 @@ pub(super) fn readings(clusters: &[ClusterStatus], now: OffsetDateTime) -> Vec<R
         // Nothing was ever heard in full.
         Standing::Syncing { .. } => f64::INFINITY,
     };
+    let mut behind: BTreeMap<String, u64> = BTreeMap::new();
+    for copy in copies {
+        *behind.entry(copy.cluster.clone()).or_default() += u64::from(!copy.is_current);
+    }
     vec![
         Reading::each("chancery_cluster_keys", "Public keys loaded", "cluster", keys),
         Reading::each("chancery_cluster_pods", "Pods known by watching the cluster", "cluster", of_live(&|live| number(live.pods as u64))),
@@ -84,6 +96,12 @@ pub(super) fn readings(clusters: &[ClusterStatus], now: OffsetDateTime) -> Vec<R
             "cluster",
             of_live(&|live| number(live.calls)),
         ),
+        Reading::each(
+            "chancery_cluster_trust_copies_behind",
+            "Copies of the trust bundle in the cluster that do not hold the newest",
+            "cluster",
+            behind.into_iter().map(|(cluster, copies)| (cluster, number(copies))).collect(),
+        ),
     ]
 }
 
@@ -97,6 +115,7 @@ fn number(count: u64) -> f64 {
 mod tests {
     use super::*;
     use crate::attestation::ReviewCounts;
+    use crate::kubernetes::TrustCopy;
     use crate::telemetry::Values;
 
     const NOW: OffsetDateTime = time::macros::datetime!(2027-01-15 08:00 UTC);
@@ -117,26 +136,41 @@ mod tests {
         assert_eq!(obstacles(&listing), ["the pods of cluster east are not known yet: they are being listed"]);
         let denied = [cluster(Standing::Syncing { problem: Some("denied".into()) })];
         assert_eq!(obstacles(&denied), ["the pods of cluster east are not known yet: denied"]);
-        assert!(flaws(&listing).is_empty());
+        assert!(flaws(&listing, &[]).is_empty());
     }
 
     #[test]
     fn a_cluster_whose_api_server_has_gone_is_a_flaw_and_no_obstacle() {
         assert!(obstacles(&[cluster(stale())]).is_empty());
-        let flaws = flaws(&[cluster(stale())]);
+        let flaws = flaws(&[cluster(stale())], &[]);
         assert!(flaws.len() == 1 && flaws[0].contains("east") && flaws[0].contains("7:59") && flaws[0].contains("refused"), "{flaws:?}");
     }
 
     #[test]
     fn a_cluster_that_is_heard_is_neither() {
         let synced = [cluster(Standing::Synced)];
-        assert!(obstacles(&synced).is_empty() && flaws(&synced).is_empty());
+        assert!(obstacles(&synced).is_empty() && flaws(&synced, &[]).is_empty());
+    }
+
+    #[test]
+    fn a_copy_of_the_bundle_that_cannot_be_written_is_a_flaw_and_counted() {
+        let copy = |is_current: bool| CopyStatus {
+            cluster: "east".into(),
+            copy: TrustCopy::ConfigMap { namespace: "shop".into() },
+            is_current,
+            failure: (!is_current).then(|| (NOW, "denied".to_owned())),
+        };
+        let copies = [copy(true), copy(false)];
+        let flaws = flaws(&[], &copies);
+        assert!(flaws.len() == 1 && flaws[0].contains("ConfigMap shop/chancery-trust-bundle of cluster east"), "{flaws:?}");
+        let behind = readings(&[], &copies, NOW).pop().unwrap();
+        assert_eq!(behind.values, Values::Each("cluster", vec![("east".to_owned(), 1.0)]));
     }
 
     #[test]
     fn how_long_nothing_was_heard_is_measured() {
         let of = |standing| {
-            let readings = readings(&[cluster(standing)], NOW);
+            let readings = readings(&[cluster(standing)], &[], NOW);
             let reading = readings.into_iter().find(|reading| reading.name == "chancery_cluster_unheard_seconds").unwrap();
             let Values::Each(_, values) = reading.values else { panic!("one for each cluster") };
             values[0].1
@@ -148,8 +182,8 @@ mod tests {
     #[test]
     fn a_cluster_whose_api_server_is_not_watched_has_no_gauges_of_a_watch() {
         let offline = ClusterStatus { live: None, ..cluster(Standing::Synced) };
-        let readings = readings(&[offline], NOW);
+        let readings = readings(&[offline], &[], NOW);
         let counts: Vec<_> = readings.iter().map(|reading| matches!(&reading.values, Values::Each(_, of) if of.len() == 1)).collect();
-        assert_eq!(counts, [true, false, false, false, false, false, false, false]);
+        assert_eq!(counts, [true, false, false, false, false, false, false, false, false]);
     }
 }

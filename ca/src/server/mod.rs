@@ -172,6 +172,8 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     let (refused_acts, stop_refused) = (Arc::clone(parts.people.refused_acts()), stop.clone());
     tasks.spawn(async move { refused_acts.run(stop_refused).await });
     tasks.spawn(async move { authority.run(stop_authority).await });
+    let (publication, stop_publication) = (Arc::clone(&parts.publication), stop.clone());
+    tasks.spawn(async move { publication.run(stop_publication).await });
     let (rotation, stop_rotation) = (Arc::clone(&parts.rotation), stop.clone());
     tasks.spawn(async move { rotation.run(stop_rotation).await });
     let (checkpoints, stop_checkpoints) = (Arc::clone(&parts.checkpoints), stop.clone());

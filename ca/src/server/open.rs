@@ -21,6 +21,7 @@ use crate::issuance::Issuance;
 use crate::issuance::policy::Policy;
 use crate::keys::{FileKeyManager, KeyManager};
 use crate::ledger::{Body, Checkpoints, DICTIONARY_DIMENSIONS, EntryTerms, Ledger, LedgerOptions, Refusals};
+use crate::publication::Publication;
 use crate::rotation::Rotation;
 use crate::server::ServeError;
 use crate::server::growth::Growth;
@@ -104,7 +105,9 @@ pub(super) async fn open(
     );
     let fleet = Fleet::with_clusters(Arc::clone(&clock), Arc::clone(&clusters));
     let rotation = Rotation::new(ledger.clone(), Arc::clone(&authority), Arc::clone(&fleet), config.rotation.clone(), Arc::clone(&clock));
+    let publication = Publication::new(authority.trust(), Arc::clone(&clusters), Arc::clone(&clock));
     Ok(Parts {
+        publication: Arc::new(publication),
         started_at: clock.now(),
         fleet,
         rotation: Arc::new(rotation),

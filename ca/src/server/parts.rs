@@ -19,6 +19,7 @@ use crate::issuance::Issuance;
 use crate::keys::SealSettings;
 use crate::ledger::acts::RootState;
 use crate::ledger::{Checkpoints, Ledger, LedgerHealth, RefusalFilter, Refusals};
+use crate::publication::Publication;
 use crate::rotation::Rotation;
 use crate::server::clusters;
 use crate::server::doctor::Facts;
@@ -42,6 +43,7 @@ pub(super) struct Parts {
     pub(super) refusals: Arc<Refusals>,
     pub(super) authority: Arc<Authority>,
     pub(super) clusters: Arc<Clusters>,
+    pub(super) publication: Arc<Publication>,
     pub(super) issuance: Arc<Issuance>,
     pub(super) fleet: Arc<Fleet>,
     pub(super) rotation: Arc<Rotation>,
@@ -79,7 +81,7 @@ impl Parts {
 
     /// What somebody should look at although it issues.
     fn flaws(&self) -> Vec<String> {
-        let of_clusters = clusters::flaws(&self.clusters.status());
+        let of_clusters = clusters::flaws(&self.clusters.status(), &self.publication.status());
         let refused = self.configuration_error().map(|error| format!("the configuration on disk is not in force: {error}"));
         let unpublished = self.checkpoints.problem().map(|problem| format!("no newer checkpoint of the ledger is published: {problem}"));
         let latency = self.ledger.stats().commit_latency;
@@ -268,7 +270,7 @@ impl Parts {
             Reading::one("chancery_backup_age_seconds", "Since the newest backup was made; infinite if there is none", backup_age),
             Reading::one("chancery_ledger_queue", "Requests that wait for a durable write", count(ledger.queued_requests)),
         ];
-        readings.extend(clusters::readings(&self.clusters.status(), now));
+        readings.extend(clusters::readings(&self.clusters.status(), &self.publication.status(), now));
         readings
     }
 }

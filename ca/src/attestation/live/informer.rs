@@ -77,7 +77,7 @@ impl<T: Table> Informer<T> {
         }
     }
 
-    /// Whether what is not in the table is not in the cluster either, but for what came within the last two minutes.
+    /// Whether what is not in the table is not in the cluster either, but for what came within the last minutes.
     pub(super) fn is_complete(&self) -> bool {
         let progress = self.progress();
         progress.synced && !progress.listing && progress.away.is_none()

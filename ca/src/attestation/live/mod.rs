@@ -36,8 +36,8 @@ use verdict::{judge_account, judge_pod, judge_review};
 
 /// Before settings that lead to no API server are tried again.
 const RECONNECT: Duration = Duration::from_secs(5);
-/// How old what a watch tells can be without anybody noticing: a connection that died is found when its watch should have ended.
-const UNNOTICED: time::Duration = time::Duration::minutes(2);
+/// How old what a watch tells can be without anybody noticing: a watch that died in silence is found when it should have ended.
+const UNNOTICED: time::Duration = time::Duration::minutes(6);
 
 /// Why a token could not be held against the cluster. Each passes by itself, and has a stable word, [`Obstacle::reason`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -282,7 +282,7 @@ impl Live {
         Ok(reviewed.map_err(Mismatch::NotAccepted))
     }
 
-    async fn server(&self) -> Result<ApiServer, ApiError> {
+    pub(super) async fn server(&self) -> Result<ApiServer, ApiError> {
         if let Some(connected) = self.server.load_full() {
             return Ok(connected.server.clone());
         }

@@ -1,0 +1,115 @@
+//! Copies of the trust bundle in a cluster, on the real API server, with the rights that the CA needs for it and no others.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+use std::process::Command;
+use std::time::Duration;
+
+use chancery_tests::ca::{CLUSTER, Ca};
+use chancery_tests::kubernetes::{Admin, ApiServer, ISSUER, shared};
+use chancery_tests::lab::Lab;
+use chancery_tests::{tools, wait};
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use serde_json::{Value, json};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const SOON: Duration = Duration::from_secs(30);
+const SIGNER: &str = "chancery.dev/mesh";
+const BUNDLE: &str = "chancery.dev:mesh:trust-bundle";
+const CONFIG_MAP: &str = "chancery-trust-bundle";
+
+/// A cluster with a CA that publishes to one of its namespaces.
+struct Place {
+    admin: Admin,
+    namespace: String,
+    ca: Ca,
+    _lab: Lab,
+}
+
+impl Place {
+    async fn new(server: &ApiServer, more_rules: &[Value]) -> Self {
+        let admin = server.admin().await.unwrap();
+        let namespace = admin.namespace("system").await.unwrap();
+        admin.account(&namespace, "ca").await.unwrap();
+        let mut rules = vec![json!({"apiGroups": [""], "resources": ["pods", "serviceaccounts"], "verbs": ["get", "list", "watch"]})];
+        rules.extend_from_slice(more_rules);
+        admin.allow(&namespace, "ca", &json!(rules)).await.unwrap();
+        let token = admin.unbound_token(&namespace, "ca", ISSUER, HOUR).await.unwrap();
+        let kubeconfig = server.kubeconfig_for_token(&token).unwrap();
+        let cluster = format!(
+            "\n[[cluster]]\nname = \"{CLUSTER}\"\nissuer = \"{ISSUER}\"\nservice_accounts = [\"*\"]\n\
+             kubernetes = {{ kubeconfig = \"{}\" }}\npublish = {{ namespaces = [\"{namespace}\"], signer_name = \"{SIGNER}\" }}\n",
+            kubeconfig.display()
+        );
+        let lab = Lab::new().unwrap();
+        let ca = Ca::start_in(&lab, &lab.at("ca"), HOUR, &cluster).await.unwrap();
+        Self { admin, namespace, ca, _lab: lab }
+    }
+
+    /// Waits until every copy is the bundle, which has so many roots.
+    async fn copies_are_the_bundle(&self, roots: usize) {
+        let config_maps = Api::<ConfigMap>::namespaced(self.admin.client().clone(), &self.namespace);
+        let bundles = Api::<ClusterTrustBundle>::all(self.admin.client().clone());
+        wait::until("every copy is the bundle", SOON, async || {
+            let bundle = std::fs::read_to_string(self.ca.bundle()).map_err(|error| error.to_string())?;
+            let config_map = config_maps.get(CONFIG_MAP).await.map_err(|error| error.to_string())?;
+            let trust_bundle = bundles.get(BUNDLE).await.map_err(|error| error.to_string())?;
+            let (_, pem) = bundle.split_once('\n').ok_or("no line with the sequence")?;
+            let copies = (config_map.data.unwrap_or_default().remove("trust-bundle.pem"), trust_bundle.spec);
+            let is_same = copies.0.as_deref() == Some(&*bundle) && copies.1.trust_bundle == pem;
+            if is_same && copies.1.signer_name.as_deref() == Some(SIGNER) && pem.matches("BEGIN CERTIFICATE").count() == roots {
+                return Ok(());
+            }
+            Err(format!("{copies:#?} for {roots} roots in {bundle}"))
+        })
+        .await
+        .unwrap();
+    }
+
+    fn root(&self, arguments: &[&str]) -> Result<String, String> {
+        self.ca.chancery(&[&["root"], arguments].concat()).map_err(|error| error.to_string())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_copy_is_the_bundle_before_during_and_after_a_change_of_the_root() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let rules = [
+        json!({"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [CONFIG_MAP], "verbs": ["get", "create", "patch"]}),
+        json!({"apiGroups": ["certificates.k8s.io"], "resources": ["clustertrustbundles"], "resourceNames": [BUNDLE],
+            "verbs": ["get", "create", "patch"]}),
+        json!({"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [SIGNER], "verbs": ["attest"]}),
+    ];
+    let place = Place::new(&server, &rules).await;
+    place.copies_are_the_bundle(1).await;
+
+    place.root(&["prepare", "--reason", "a test"]).unwrap();
+    place.root(&["publish", "--reason", "a test"]).unwrap();
+    place.copies_are_the_bundle(2).await;
+    let mut gate = Command::new(tools::chancery("chancery").unwrap());
+    gate.arg("--socket").arg(place.ca.admin_socket()).args(["-o", "json", "root", "activate", "--dry-run"]);
+    let gate: Value = serde_json::from_slice(&gate.output().unwrap().stdout).unwrap();
+    let unproven = gate["unproven"].to_string();
+    assert_eq!((&gate["open"], &gate["unproven_total"]), (&json!(false), &json!(2)), "{gate}");
+    assert!(unproven.contains(BUNDLE) && unproven.contains(&format!("{}/{CONFIG_MAP}", place.namespace)), "{gate}");
+
+    place.root(&["activate", "--reason", "a test", "--accept-unproven"]).unwrap();
+    place.copies_are_the_bundle(2).await;
+    let retire = async || place.root(&["retire", "--reason", "a test"]);
+    wait::until("nothing is left under the old root", SOON, retire).await.unwrap();
+    place.copies_are_the_bundle(1).await;
+}
+
+#[tokio::test]
+async fn a_ca_that_may_not_publish_says_what_it_must_be_allowed() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server, &[]).await;
+    let findings = async || {
+        let findings = place.ca.chancery(&["doctor"]).unwrap_or_else(|error| error.to_string());
+        let expected = ["get, create and patch on the ConfigMap chancery-trust-bundle", "attest on the signer chancery.dev/mesh"];
+        if expected.iter().all(|words| findings.contains(words)) { Ok(()) } else { Err(findings) }
+    };
+    wait::until("the doctor says it", SOON, findings).await.unwrap();
+}
