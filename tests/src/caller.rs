@@ -23,7 +23,7 @@ use crate::lab::Lab;
 use crate::mesh::{NODE, token_request};
 use crate::{Result, wait};
 
-const JOINED_WITHIN: Duration = Duration::from_secs(20);
+const JOINED_WITHIN: Duration = Duration::from_secs(60);
 const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// An agent's certificate and connection, without an agent.

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use chancery_proto::chancery::v1::WorkloadRequest;
+use chancery_proto::chancery::v1::{Refusal, WorkloadRequest};
 use chancery_tests::agent::Agent;
 use chancery_tests::ca::{CLUSTER, Ca, TRUST_DOMAIN};
 use chancery_tests::caller::Caller;
@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(120);
 const WORKLOADS: &str = "chancery";
 const AGENTS: &str = "chancery-agent";
 
@@ -66,32 +67,33 @@ impl Place {
         self.admin.token(pod, WORKLOADS, HOUR).await.unwrap()
     }
 
-    /// What the agent of this node joins with.
-    async fn join_token(&self) -> String {
-        let pod = self.admin.pod(&self.system, "agent-0", "agent", &self.node.name).await.unwrap();
-        self.admin.token(&pod, AGENTS, HOUR).await.unwrap()
+    /// What the agent of a node joins with.
+    async fn join_token(&self, admin: &Admin, node: &Node) -> String {
+        let pod = admin.pod(&self.system, &format!("agent-{}", node.name), "agent", &node.name).await.unwrap();
+        admin.token(&pod, AGENTS, HOUR).await.unwrap()
     }
 
     /// The node's agent, running, with these lines in its configuration.
     async fn agent(&self, more: &str) -> Agent {
         let volume = TokenVolume::create(&self.lab.at("agent-token")).unwrap();
-        volume.replace(&self.join_token().await).unwrap();
+        volume.replace(&self.join_token(&self.admin, &self.node).await).unwrap();
         let mut agent = Agent::configure_with_token(&self.lab, &self.ca, &volume).unwrap();
         agent.append(more).unwrap();
         agent.run(&self.lab).await.unwrap();
         agent
     }
 
-    /// Somebody who has the agent's identity and sends what a test makes up.
-    async fn caller(&self) -> Caller {
-        Caller::join_with_token(&self.lab, &self.ca, &self.node.name, &self.join_token().await).await.unwrap()
+    /// Somebody who has the identity of a node's agent and sends what a test makes up.
+    async fn caller(&self, node: &Node) -> Caller {
+        let token = self.join_token(&self.admin, node).await;
+        Caller::join_with_token(&self.lab, &self.ca, &node.name, &token).await.unwrap()
     }
 
     /// Waits until the CA refuses this token for this reason, and tells what it says about it to people.
     async fn refused(&self, caller: &Caller, token: &str, reason: &str) -> Value {
         wait::until(&format!("refused as {reason}"), SOON, async || match ask(caller, token).await {
-            Err(refusal) if refusal == reason => Ok(()),
-            Err(refusal) => Err(format!("refused as {refusal}")),
+            Err(refusal) if refusal.reason == reason && !refusal.retryable => Ok(()),
+            Err(refusal) => Err(format!("refused: {refusal:?}")),
             Ok(_) => Err("granted".to_owned()),
         })
         .await
@@ -115,14 +117,14 @@ impl Place {
     }
 }
 
-/// Where the ledger has the new certificate, or the word for why there is none.
-async fn ask(caller: &Caller, token: &str) -> Result<u64, String> {
+/// Where the ledger has the new certificate, or why there is none.
+async fn ask(caller: &Caller, token: &str) -> Result<u64, Refusal> {
     let request = WorkloadRequest { token: token.to_owned(), ..caller.request().unwrap() };
-    caller.issue(request).await.unwrap().map(|issued| issued.entry).map_err(|refusal| refusal.reason)
+    caller.issue(request).await.unwrap().map(|issued| issued.entry)
 }
 
 async fn granted(caller: &Caller, token: &str) {
-    wait::until("granted", SOON, || ask(caller, token)).await.unwrap();
+    wait::until("granted", SOON, async || ask(caller, token).await.map_err(|refusal| refusal.message)).await.unwrap();
 }
 
 #[tokio::test]
@@ -144,7 +146,7 @@ async fn a_token_whose_pod_or_account_is_not_what_it_was_is_refused_each_with_it
     let Some(server) = shared().await.unwrap() else { return };
     let place = Place::new(&server, HOUR).await;
     let (admin, shop) = (&place.admin, &place.shop);
-    let caller = place.caller().await;
+    let caller = place.caller(&place.node).await;
     let mut reasons = BTreeSet::new();
     let mut refused = async |case: &str, token: &str, reason: &str, says: &str| {
         let listed = place.refused(&caller, token, reason).await;
@@ -187,45 +189,47 @@ async fn a_token_whose_pod_or_account_is_not_what_it_was_is_refused_each_with_it
 }
 
 #[tokio::test]
-async fn without_the_api_server_known_pods_renew_and_a_new_one_waits_until_it_is_back() {
+async fn without_the_api_server_known_pods_renew_and_who_is_new_waits_until_it_is_back() {
     let lifetime = Duration::from_secs(20);
     let Some(mut server) = ApiServer::start().await.unwrap() else { return };
     let place = Place::new(&server, lifetime).await;
     let agent = place.agent("").await;
+    let (second, third) = (place.admin.node("node").await.unwrap(), place.admin.node("node").await.unwrap());
+    let caller = place.caller(&second).await;
     let known = place.pod("known").await;
     let mut proxy = secrets::hold(&agent.sds_socket, Some(&place.token(&known).await), None, SOON).await.unwrap();
     let home = server.address();
 
-    // Where the CA does not look, so that it learns nothing of the new pod.
+    // Where the CA does not look, so that it learns nothing of who is new.
     server.kill().unwrap();
     server.run_at(free_address().unwrap()).await.unwrap();
     let admin = server.admin().await.unwrap();
-    let new = admin.pod(&place.shop, "new", "cart", &place.node.name).await.unwrap();
-    let token = admin.token(&new, WORKLOADS, HOUR).await.unwrap();
+    let (mut new, mut tokens) = (Vec::new(), Vec::new());
+    for (name, node) in [("new-0", &place.node), ("new-1", &second)] {
+        let pod = admin.pod(&place.shop, name, "cart", &node.name).await.unwrap();
+        tokens.push(admin.token(&pod, WORKLOADS, HOUR).await.unwrap());
+        new.push(pod);
+    }
+    let join_token = place.join_token(&admin, &third).await;
     server.kill().unwrap();
     let issued = place.issued(&known).unwrap();
 
-    let waiting = {
-        let (socket, token) = (agent.sds_socket.clone(), token.clone());
-        tokio::spawn(
-            async move { secrets::fetch(&socket, Some(&token), Duration::from_secs(120)).await.map_err(|error| error.to_string()) },
-        )
-    };
+    let (socket, token) = (agent.sds_socket.clone(), tokens[0].clone());
+    let waiting = tokio::spawn(async move { secrets::fetch(&socket, Some(&token), LONG).await.map_err(|error| error.to_string()) });
     proxy.answer(None, lifetime).await.unwrap();
     assert!(place.issued(&known).unwrap() > issued, "renewed without the API server");
-    let refused = wait::until("the new pod's request is answered", SOON, async || {
-        let refusals = place.ca.ask(&["identity", "refusals", "--limit", "10"]).map_err(|error| error.to_string())?;
-        let own = refusals.as_array().into_iter().flatten().find(|refusal| refusal["pod"] == "new").cloned();
-        own.ok_or_else(|| refusals.to_string())
-    });
-    let refused = refused.await.unwrap();
-    assert_eq!(refused["reason"], "api_server_away", "{refused}");
-    assert!(!waiting.is_finished(), "the agent tries again");
+    let refusal = ask(&caller, &tokens[1]).await.unwrap_err();
+    assert_eq!((refusal.reason.as_str(), refusal.retryable), ("api_server_away", true), "{}", refusal.message);
+    assert!(!waiting.is_finished(), "the agent goes on asking");
 
-    server.run_at(home).await.unwrap();
+    let joining = Caller::join_with_token(&place.lab, &place.ca, &third.name, &join_token);
+    let (joined, back) = tokio::join!(joining, server.run_at(home));
+    back.unwrap();
+    joined.unwrap();
+    granted(&caller, &tokens[1]).await;
     let secrets = waiting.await.unwrap().unwrap();
     assert_eq!(secrets.svid.id().to_string(), format!("spiffe://{TRUST_DOMAIN}/ns/{}/sa/cart", place.shop));
-    assert_eq!(place.issued(&new).unwrap(), 1);
+    assert_eq!([place.issued(&new[0]).unwrap(), place.issued(&new[1]).unwrap()], [1, 1]);
     proxy.answer(None, lifetime).await.unwrap();
 }
 
