@@ -19,9 +19,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(10);
 
 /// An API server with the chart's namespace, for one test at a time.
-struct Cluster {
+pub(crate) struct Cluster {
     server: Arc<SharedApiServer>,
-    admin: Admin,
+    pub(crate) admin: Admin,
     kubectl: PathBuf,
     kubeconfig: PathBuf,
     _alone: MutexGuard<'static, ()>,
@@ -29,7 +29,7 @@ struct Cluster {
 
 impl Cluster {
     /// Nothing where there are no tools: then the test is counted as skipped.
-    async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         let kubectl = tools::chart("kubectl")?;
         let server = shared().await.unwrap()?;
         let alone = INSTALLATION.lock().await;
@@ -49,7 +49,7 @@ impl Cluster {
     }
 
     /// The same, which has to succeed; returns what it printed.
-    fn done(&self, arguments: &[&str], input: Option<&str>) -> String {
+    pub(crate) fn done(&self, arguments: &[&str], input: Option<&str>) -> String {
         let output = self.kubectl(arguments, input);
         assert!(output.status.success(), "kubectl {arguments:?}: {}", said(&output));
         String::from_utf8(output.stdout).unwrap()
@@ -67,22 +67,22 @@ impl Cluster {
     }
 
     /// Runs helm against this cluster, which has to succeed.
-    fn helm(&self, chart: &Chart<'_>, arguments: &[&str], values: &str) {
+    pub(crate) fn helm(&self, chart: &Chart<'_>, arguments: &[&str], values: &str) {
         let output = chart.helm_in(&self.kubeconfig, arguments, values);
         assert!(output.status.success(), "helm {arguments:?}: {}", said(&output));
     }
 
-    fn uninstall(&self, chart: &Chart<'_>) {
+    pub(crate) fn uninstall(&self, chart: &Chart<'_>) {
         self.helm(chart, &["uninstall", "chancery"], "");
     }
 
     /// The kubeconfig of one of the chart's service accounts.
-    async fn account(&self, name: &str) -> PathBuf {
+    pub(crate) async fn account(&self, name: &str) -> PathBuf {
         let token = self.admin.unbound_token(NAMESPACE, name, ISSUER, HOUR).await.unwrap();
         self.server.kubeconfig_for_token(&token).unwrap()
     }
 
-    fn passphrase(&self) -> String {
+    pub(crate) fn passphrase(&self) -> String {
         self.done(&["--namespace", NAMESPACE, "get", "secret", "chancery-ca-seal", "--output", "jsonpath={.data.passphrase}"], None)
     }
 
@@ -140,7 +140,7 @@ type Call = (&'static [&'static str], Option<Value>);
 
 /// What the CA does in a cluster.
 fn work_of_the_ca() -> Vec<Call> {
-    let apply: &[&str] = &["apply", "--server-side", "--field-manager=chancery", "--filename", "-"];
+    let apply: &[&str] = &["apply", "--server-side", "--field-manager=chancery-ca", "--force-conflicts", "--filename", "-"];
     vec![
         (&["get", "pods", "--all-namespaces"], None),
         (&["get", "serviceaccounts", "--all-namespaces"], None),
@@ -162,7 +162,7 @@ fn work_of_the_ca() -> Vec<Call> {
 
 /// What nobody here has any business with.
 fn work_of_nobody() -> Vec<Call> {
-    let apply: &[&str] = &["apply", "--server-side", "--field-manager=chancery", "--filename", "-"];
+    let apply: &[&str] = &["apply", "--server-side", "--field-manager=chancery-ca", "--force-conflicts", "--filename", "-"];
     vec![
         (&["get", "secrets", "--all-namespaces"], None),
         (&["--namespace", NAMESPACE, "get", "secret", "chancery-ca-seal"], None),

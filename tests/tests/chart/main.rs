@@ -7,6 +7,7 @@ mod cluster;
 mod configurations;
 mod containers;
 mod monitoring;
+mod running;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -202,6 +203,15 @@ fn an_older_cluster_is_not_asked_for_what_it_does_not_know() {
     for (version, in_secrets) in [("1.34.9", Value::Null), ("1.35.0", json!(true)), ("1.37.1-gke.100", json!(true))] {
         let rendered = chart::parse(&chart.helm(&["template", "--kube-version", version], ""));
         assert_eq!(find(&rendered, "CSIDriver", "csi.chancery.dev")["spec"]["serviceAccountTokenInSecrets"], in_secrets, "{version}");
+    }
+    // Without the API, a CA that tried to publish there would report that for ever.
+    for (version, values, published) in [("1.36.2", "", false), ("1.37.0", "", true), ("1.37.0", "trustBundle: {signerName: \"\"}", false)]
+    {
+        let rendered = chart::parse(&chart.helm(&["template", "--kube-version", version], values));
+        let config = find(&rendered, "ConfigMap", "chancery-ca")["data"]["ca.toml"].as_str().unwrap();
+        assert_eq!(config.contains("signer_name = \"chancery.dev/mesh\""), published, "{version}");
+        let rules = find(&rendered, "ClusterRole", "chancery-ca")["rules"].to_string();
+        assert_eq!(rules.contains("clustertrustbundles"), published, "{version}");
     }
     let output = chart.helm(&["template", "--kube-version", "1.31.9"], "");
     assert!(!output.status.success() && said(&output).contains("1.32"), "{}", said(&output));

@@ -63,6 +63,17 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{ .Values.ca.seal.existingSecret | default "chancery-ca-seal" }}
 {{- end }}
 
+{{/* The signer of the ClusterTrustBundle; empty where there is none. */}}
+{{- define "chancery.trustBundle.signer" -}}
+{{- $is_there := or (semverCompare ">=1.37.0-0" .Capabilities.KubeVersion.Version) (.Capabilities.APIVersions.Has "certificates.k8s.io/v1beta1/ClusterTrustBundle") -}}
+{{- if $is_there }}{{ .Values.trustBundle.signerName }}{{ end -}}
+{{- end }}
+
+{{/* What the CA publishes in a cluster, as TOML; the argument is a dict of namespaces (a JSON list) and signer. */}}
+{{- define "chancery.publish" -}}
+publish = { namespaces = {{ .namespaces }}{{ with .signer }}, signer_name = {{ toJson . }}{{ end }} }
+{{- end }}
+
 {{/* Namespaces that get the ConfigMap with the trust bundle, as a JSON list. */}}
 {{- define "chancery.trustBundle.namespaces" -}}
 {{ prepend .Values.trustBundle.namespaces .Release.Namespace | uniq | toJson }}

@@ -22,7 +22,7 @@ issuer = {{ .Values.cluster.issuer | toJson }}
 agent_accounts = [{{ printf "%s/chancery-agent" .Release.Namespace | toJson }}]
 service_accounts = {{ include "chancery.toml.value" .Values.cluster.serviceAccounts }}
 kubernetes = { in_cluster = true }
-publish = { namespaces = {{ include "chancery.trustBundle.namespaces" . }}, signer_name = {{ .Values.trustBundle.signerName | toJson }} }
+{{ include "chancery.publish" (dict "namespaces" (include "chancery.trustBundle.namespaces" .) "signer" (include "chancery.trustBundle.signer" .)) }}
 {{- range .Values.ca.clusters }}
 
 [[cluster]]
@@ -32,7 +32,8 @@ agent_accounts = [{{ printf "%s/chancery-agent" $.Release.Namespace | toJson }}]
 service_accounts = {{ include "chancery.toml.value" .serviceAccounts }}
 shared_identities = {{ .sharedIdentities | default false }}
 kubernetes = { kubeconfig = {{ printf "/etc/chancery/clusters/%s/kubeconfig" .name | toJson }}{{ with .context }}, context = {{ toJson . }}{{ end }} }
-publish = { namespaces = {{ include "chancery.trustBundle.namespaces" $ }}, signer_name = {{ $.Values.trustBundle.signerName | toJson }} }
+{{- $bundle := .trustBundle | default dict }}
+{{ include "chancery.publish" (dict "namespaces" ($bundle.namespaces | default (list $.Release.Namespace) | toJson) "signer" $bundle.signerName) }}
 {{- end }}
 {{- end }}
 
