@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use chancery_tests::lab::{Lab, free_address};
@@ -47,10 +47,10 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn write(path: PathBuf, content: &str) -> String {
-    std::fs::write(&path, content).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    text(&path)
+fn write(path: &Path, content: &str) -> String {
+    std::fs::write(path, content).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    text(path)
 }
 
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn what_is_installed_gives_a_pod_its_certificate_with_the_rights_of_the_ch
         ("0.0.0.0:8443", tls.to_string()),
         ("0.0.0.0:9464", ca_http.to_string()),
         ("/run/chancery/ca-admin.sock", text(&lab.at("ca-admin.sock"))),
-        ("/etc/chancery/seal/passphrase", write(lab.at("passphrase"), &passphrase)),
+        ("/etc/chancery/seal/passphrase", write(&lab.at("passphrase"), &passphrase)),
         ("in_cluster = true", format!("kubeconfig = \"{}\"", kubeconfig.display())),
     ];
     let mut ca = start(&lab, &cluster, "chancery-ca", "serve", &replaced);
@@ -92,8 +92,8 @@ async fn what_is_installed_gives_a_pod_its_certificate_with_the_rights_of_the_ch
     }
     let replaced = [
         ("chancery-ca.chancery-system.svc:8443", tls.to_string()),
-        ("/var/run/secrets/chancery/token", write(lab.at("join-token"), &join)),
-        ("/etc/chancery/trust/trust-bundle.pem", write(lab.at("bundle.pem"), &bundle)),
+        ("/var/run/secrets/chancery/token", write(&lab.at("join-token"), &join)),
+        ("/etc/chancery/trust/trust-bundle.pem", write(&lab.at("bundle.pem"), &bundle)),
         ("0.0.0.0:9465", agent_http.to_string()),
         ("/run/chancery", text(&lab.at("run"))),
         ("/var/lib/kubelet", text(&lab.at("kubelet"))),
