@@ -154,6 +154,10 @@ async fn a_token_whose_pod_or_account_is_not_what_it_was_is_refused_each_with_it
         assert!(reasons.insert(reason.to_owned()), "{case}: {reason} has another cause already");
     };
 
+    let ending = place.pod("ending").await;
+    let ending_token = place.token(&ending).await;
+    admin.terminate_pod(&ending, SOON).await.unwrap();
+
     let pod = place.pod("deleted").await;
     let token = place.token(&pod).await;
     granted(&caller, &token).await;
@@ -184,6 +188,8 @@ async fn a_token_whose_pod_or_account_is_not_what_it_was_is_refused_each_with_it
     let unbound = admin.unbound_token(shop, "cart", WORKLOADS, HOUR).await.unwrap();
     refused("bound to no pod", &unbound, "token_not_bound", "kubernetes.io.pod").await;
 
+    // The CA has been told of it before it was told of all these.
+    ask(&caller, &ending_token).await.expect("a pod that is ending still runs");
     let pod = place.pod("cart-0").await;
     granted(&caller, &place.token(&pod).await).await;
 }

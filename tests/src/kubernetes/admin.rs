@@ -72,11 +72,6 @@ impl Admin {
         Ok(Node { name, uid: uid_of(&node)? })
     }
 
-    /// Deletes a node; its pods stay.
-    pub async fn delete_node(&self, node: &Node) -> Result<()> {
-        delete(&Api::<v1::Node>::all(self.client.clone()), &node.name, 0).await
-    }
-
     /// Creates a service account and returns its UID.
     pub async fn account(&self, namespace: &str, name: &str) -> Result<Uuid> {
         uid_of(&create(&self.accounts(namespace), &json!({"metadata": {"name": name}})).await?)
