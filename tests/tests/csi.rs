@@ -223,8 +223,8 @@ async fn republish(cluster: &Cluster, pods: &[Pod]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refused_for_good() {
-    let Some(cluster) = Cluster::start(HOUR).await else { return };
-    let kubelet = &cluster.kubelet;
+    let Some(mut cluster) = Cluster::start(HOUR).await else { return };
+    let kubelet = &cluster.kubelet.clone();
     let (cart, other) = (Pod::new("cart", 0), Pod::new("checkout", 0));
     let code = async |pod: &Pod, handing: Handing| kubelet.publish_with(pod, &handing).await.map_err(|status| status.code());
     let token = |pod: &Pod| kubelet.token(pod, HOUR).unwrap();
@@ -267,12 +267,23 @@ async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refus
 
     // Gone, and gone again. The other pod of the same service account is not concerned.
     let mut stream = secrets::hold(&in_cart.at("sds.sock"), None, None, SOON).await.unwrap();
+    let channel = secrets::connect(&in_cart.at("sds.sock")).await.unwrap();
+    secrets::fetch_over(channel.clone(), None, SOON).await.unwrap();
     kubelet.unpublish(&cart).await.unwrap();
     kubelet.unpublish(&cart).await.unwrap();
     assert!(stream.answer(None, SOON).await.is_err(), "the pod's streams end");
     assert!(fetch(&in_cart, "sds.sock").await.is_err());
+    assert!(secrets::fetch_over(channel, None, SOON).await.is_err(), "nor does a connection that was open get any more");
     assert_eq!(fetch(&in_istio, "socket").await.unwrap(), CART);
     assert_eq!((cluster.mounts(&cart), cluster.mounts(&istio), cluster.directories()), (0, 1, 1));
+
+    // A volume whose mount went while the plugin was away is forgotten; the kubelet will ask for it if its pod is still there.
+    cluster.agent.kill().unwrap();
+    cluster.node().run("umount", &["--lazy".as_ref(), &kubelet.target(&istio)]).unwrap();
+    cluster.agent.run(&cluster.lab).await.unwrap();
+    assert_eq!((cluster.status()["volumes"].as_array().unwrap().len(), cluster.directories()), (0, 0));
+    assert_eq!(code(&istio, Handing::InSecrets(token(&istio))).await, Ok(()));
+    assert_eq!(fetch(&cluster.container(&istio), "socket").await.unwrap(), CART);
 
     let log = cluster.agent.log().unwrap();
     assert!(log.contains("a volume was published") && !log.contains("eyJ"), "a token begins like this");

@@ -93,6 +93,11 @@ impl Connection {
         }
     }
 
+    /// Whether the pod no longer has the socket.
+    pub fn has_ended(&self) -> bool {
+        matches!(&self.0.origin, Origin::Pod { stop, .. } if stop.is_cancelled())
+    }
+
     /// Comes back when the pod no longer has the socket; never for the shared one.
     pub async fn ended(&self) {
         match &self.0.origin {

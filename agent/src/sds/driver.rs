@@ -21,7 +21,7 @@ use super::tokens::EndPlan;
 use crate::svids::{Subscription, SvidState};
 
 pub(super) const SHUTTING_DOWN: &str = "the agent is shutting down; connect again";
-const NO_LONGER_ITS_SOCKET: &str = "the pod no longer has the volume that this socket is in";
+pub(super) const NO_LONGER_ITS_SOCKET: &str = "the pod no longer has the volume that this socket is in";
 
 /// One of the two protocols: its messages, and how they meet the shared state.
 pub(super) trait Protocol: Send + 'static {

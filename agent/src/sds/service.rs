@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use super::Context;
 use super::connection::Connection;
-use super::driver::{Driver, Protocol, SHUTTING_DOWN};
+use super::driver::{Driver, NO_LONGER_ITS_SOCKET, Protocol, SHUTTING_DOWN};
 use super::frames::{Lean, Requests, Unread};
 use super::secret::SECRET_TYPE_URL;
 use super::stream::{Answer, ProtocolError, Push, StreamState, Variant};
@@ -103,6 +103,9 @@ async fn open<P: Protocol>(context: Arc<Context>, request: &Request<Streaming<Un
             "too_many_connections",
             Status::resource_exhausted(format!("this socket has {limit} connections already, as many as it takes")),
         ));
+    }
+    if connection.has_ended() {
+        return Err(refused(&context, "volume_gone", Status::unavailable(NO_LONGER_ITS_SOCKET)));
     }
     let attached = match connection.tenant() {
         Some(tenant) => tenant.attach().await,
