@@ -58,6 +58,8 @@ pub(crate) enum Commits {
 pub(crate) struct MemoryStore {
     entries: Mutex<Vec<Bytes>>,
     epoch: Mutex<u64>,
+    /// How many there were when the newest act was among them.
+    up_to_acts: Mutex<usize>,
     cells: Mutex<BTreeMap<String, Bytes>>,
     commits: Mutex<Commits>,
     /// After so many more commits they do that.
@@ -100,6 +102,11 @@ impl MemoryStore {
         *self.epoch.lock().unwrap() = 0;
     }
 
+    /// Forgets what was recorded behind the newest act.
+    pub(crate) fn cut_behind_acts(&self) {
+        self.entries.lock().unwrap().truncate(*self.up_to_acts.lock().unwrap());
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.entries.lock().unwrap().len()
     }
@@ -137,6 +144,9 @@ impl Store for MemoryStore {
             return Err(StoreError::HeadMoved(head));
         }
         self.entries.lock().unwrap().extend(group.entries);
+        if group.raises_epoch {
+            *self.up_to_acts.lock().unwrap() = self.len();
+        }
         *self.epoch.lock().unwrap() += u64::from(group.raises_epoch);
         self.head().await
     }

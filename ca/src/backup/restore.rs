@@ -159,7 +159,7 @@ fn note(restore: &Restore<'_>, contents: &Contents, staging: &Path) -> Result<St
     let until = restoration.restored_at + longest_lifetime;
     Ok(format!(
         "what was issued after the backup's newest checkpoint is not in the ledger; agents tell what they have of it. No root is activated or \
-         retired before {until} (`chancery root distrust` works)"
+         retired before {until}, but by `chancery root distrust`"
     ))
 }
 

@@ -60,8 +60,9 @@ impl Rotation {
                 (RootState::Active, _) => self.replace(root).await?,
                 (RootState::Draining, Some(leave_by)) => {
                     let missing = missing(&self.ledger, &self.fleet, Goal::Certificates { after_entry: there.entry }).await?;
-                    // By a clock that is wrong, whoever is missing may seem to have expired.
-                    if self.now() < leave_by && (!missing.is_empty() || self.clock_problem().await?.is_some()) {
+                    // By a clock that is wrong, whoever is missing may seem to have expired; and a restored ledger may not know them.
+                    let is_unsure = !missing.is_empty() || self.kept_until(&state).is_some() || self.clock_problem().await?.is_some();
+                    if self.now() < leave_by && is_unsure {
                         return Ok(());
                     }
                     let why = match missing.total() {

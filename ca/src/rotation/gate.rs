@@ -71,8 +71,7 @@ impl Rotation {
             // Harms nobody, or is not possible at all, which the ledger says.
             _ => return Ok(gate),
         }
-        let kept_until = state.roots_kept_until().filter(|until| self.now() < *until);
-        gate.obstacles.extend(kept_until.map(Obstacle::Restored));
+        gate.obstacles.extend(self.kept_until(state).map(Obstacle::Restored));
         let clock = self.clock_problem().await?;
         gate.obstacles.extend(clock.filter(|_| !overrides.confirm_clock).map(Obstacle::Clock));
         if overrides.force {
@@ -87,12 +86,22 @@ impl Rotation {
         Ok(gate)
     }
 
+    /// Until when certificates may be alive that the ledger lacks, since it was restored.
+    pub(super) fn kept_until(&self, state: &State) -> Option<OffsetDateTime> {
+        state.roots_kept_until().filter(|until| self.now() < *until)
+    }
+
     /// Why no gate is to be opened by this machine's clock.
     pub(super) async fn clock_problem(&self) -> Result<Option<String>, RotationError> {
         let agents = self.fleet.median_clock_offset();
         let problem = self.clocks.problem(self.now(), agents);
-        if problem.is_some() || agents.is_some() || self.clocks.is_confirmed() || !has_served(&self.ledger).await? {
+        if problem.is_some() || agents.is_some() || self.clocks.is_confirmed() {
             return Ok(problem);
+        }
+        // A ledger that was restored may lack that it has served.
+        let restored = self.ledger.current_state().roots_kept_until().is_some();
+        if !restored && !has_served(&self.ledger).await? {
+            return Ok(None);
         }
         Ok(Some("no agent has reported since the CA started, and so nothing confirms this machine's clock".to_owned()))
     }

@@ -216,11 +216,7 @@ impl Facts {
         let until = self.roots_kept_until.filter(|until| self.now < *until)?;
         let text =
             format!("the ledger was restored from a backup and may lack certificates: until {until} no root is activated or retired");
-        Some((
-            Level::Warn,
-            text,
-            "if the old machine may be in somebody's hands, `chancery root distrust` the active root, which does not wait",
-        ))
+        Some((Level::Warn, text, "if the old machine may be in somebody's hands, `chancery root distrust` the active root: that goes on"))
     }
 
     fn on_keys(&self) -> Option<(Level, String, &'static str)> {

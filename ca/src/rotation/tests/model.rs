@@ -1,7 +1,7 @@
 //! A check of the whole: whatever happens in whatever order, nobody who counts is left without the root of a certificate that is in use.
 //!
 //! Rotation, authority, fleet and ledger are the real ones. What the test adds is what agents and proxies [hold in reality](mesh), and
-//! [what may happen](play): transitions, kills at any commit, a full disk, lost keys, agents that come, go and forget, proxies that
+//! [what may happen](play): transitions, kills at any commit, restorations, a full disk, lost keys, agents that come, go and forget, proxies that
 //! acknowledge late or never, pods that come and go, certificates that expire, a clock that is wrong. That the check is worth something show
 //! the tests that take one obstacle out of the gates: for each, a sequence is found that does harm.
 
@@ -45,6 +45,7 @@ fn op() -> impl Strategy<Value = Op> {
         30 => fault().prop_map(Op::Step),
         4 => fault().prop_map(Op::WalkOn),
         3 => Just(Op::Kill),
+        1 => Just(Op::Restore),
         3 => any::<bool>().prop_map(Op::DiskFull),
         1 => Just(Op::LoseKeys),
         6 => (at(), any::<bool>()).prop_map(|(agent, back)| Op::Connect(agent, back)),
@@ -200,6 +201,13 @@ fn without_the_wait_for_those_that_prove_nothing_one_is_left_behind() {
 #[test]
 fn without_the_doubt_about_the_clock_somebody_is_left_behind() {
     let harm = harm_without(without!(Obstacle::Clock(_)), false, any::<bool>().prop_map(Op::Clock));
+    assert!(!is_issuing(&harm), "{harm}");
+}
+
+#[test]
+fn without_the_wait_after_a_restoration_somebody_is_left_behind() {
+    let lost = (0..2_usize, any::<bool>()).prop_map(|(agent, issues)| if issues { Op::Issue(agent, Some(0), false) } else { Op::Restore });
+    let harm = harm_without(without!(Obstacle::Restored(_)), false, lost);
     assert!(!is_issuing(&harm), "{harm}");
 }
 

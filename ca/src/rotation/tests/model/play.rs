@@ -8,9 +8,9 @@ use x509_parser::asn1_rs::FromDer;
 use x509_parser::certificate::X509Certificate;
 
 use super::mesh::{Agent, Bundle, Pod, Proxy, is_alive};
-use crate::authority::testing::{Commits, TestCa};
+use crate::authority::testing::{Commits, MemoryStore, TestCa};
 use crate::keys::{FileKeyManager, KeyManager};
-use crate::ledger::acts::{Overrides, RootState};
+use crate::ledger::acts::{Change, Overrides, RootState};
 use crate::rotation::tests::world::{Certificate, Signed, WHY, World};
 use crate::rotation::{Gate, Order, Settings};
 
@@ -24,6 +24,8 @@ const ELSEWHERE: Span = Span::minutes(10);
 const FOR_EVER: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// How far a wrong clock is ahead.
 const AHEAD: Span = Span::DAY;
+/// No certificate lives longer; agents' own do so long.
+const LONGEST: Span = Span::DAY;
 
 /// Something that happens. Numbers are taken modulo what there is.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +38,8 @@ pub(super) enum Op {
     WalkOn(Fault),
     /// The CA is killed, and starts again.
     Kill,
+    /// It is restored from a backup that has all but what was recorded behind the newest act.
+    Restore,
     /// For a while there is room on the CA's disk for acts alone.
     DiskFull(bool),
     /// The keys of a root that is published are gone.
@@ -154,6 +158,7 @@ impl Play {
                 self.with_fault(fault, async |world| drop(world.rotation.walk_on().await)).await?;
             }
             Op::Kill => self.kill().await?,
+            Op::Restore => self.restore().await?,
             Op::DiskFull(full) => self.world().ca.store.set_commits(if full { Commits::ActsOnly } else { Commits::Work }),
             Op::LoseKeys => self.lose_keys().await?,
             Op::Connect(agent, back) => {
@@ -315,6 +320,18 @@ impl Play {
     }
 
     async fn kill(&mut self) -> Result<(), String> {
+        self.kill_and(|_| ()).await
+    }
+
+    async fn restore(&mut self) -> Result<(), String> {
+        self.kill_and(MemoryStore::cut_behind_acts).await?;
+        let world = self.world();
+        let restored = Change::Restored { entries: world.ca.store.len() as u64, roots_kept_until: world.ca.clock.now() + LONGEST };
+        world.run.ledger.act("local:uid=0", restored, WHY).await.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Between its end and its next start something happens to what it has recorded.
+    async fn kill_and(&mut self, happens: impl FnOnce(&MemoryStore)) -> Result<(), String> {
         let world = self.world.take().unwrap();
         world.ca.store.set_commits(Commits::Hang);
         // Whatever is under way comes as far as its next commit.
@@ -322,6 +339,7 @@ impl Play {
             tokio::task::yield_now().await;
         }
         world.ca.store.set_commits(Commits::Work);
+        happens(&world.ca.store);
         self.world = Some(world.try_restart().await.map_err(|error| format!("nothing can be issued: {error}"))?);
         self.prepare();
         self.signed = None;
