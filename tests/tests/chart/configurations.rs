@@ -1,5 +1,6 @@
 //! The configurations that the chart renders, given to the real programs.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -16,6 +17,22 @@ use crate::chart::{self, COMBINATIONS, Chart, find, pod, said};
 const KUBECONFIG: &str = "{apiVersion: v1, kind: Config, current-context: west, contexts: [{name: west, context: {cluster: west, user: ca}}, \
     {name: admin@west, context: {cluster: west, user: ca}}], clusters: [{name: west, cluster: {server: 'https://192.0.2.1'}}], \
     users: [{name: ca, user: {token: secret}}]}";
+
+/// What the chart decides for the agent.
+const AGENTS_OWN: [&str; 12] = [
+    "trust_domain",
+    "cluster",
+    "ca_address",
+    "mode",
+    "token_file",
+    "key_type",
+    "state_dir",
+    "allow_disk_state",
+    "http_listen",
+    "admin_socket",
+    "trust",
+    "sds",
+];
 
 /// With the trust domain of the bundles that the CAs of tests have.
 fn render(chart: &Chart<'_>, values: &str) -> Vec<Value> {
@@ -121,4 +138,58 @@ fn envoy_accepts_its_configuration_in_the_example() {
     // The socket that it connects to is in the volume, as the agent calls it by default.
     let volume = &pod(find(&example, "Deployment", "cart"))["volumes"][1];
     assert_eq!(*volume, json!({"name": "chancery", "csi": {"driver": "csi.chancery.dev", "readOnly": true}}));
+}
+
+/// The names of the keys that stand in the section of this name, below `config` in the chart's values, in its schema.
+fn properties(schema: &Value, component: &str, section: &str) -> BTreeSet<String> {
+    let properties = &schema["properties"][component]["properties"]["config"]["properties"][section]["properties"];
+    properties.as_object().unwrap_or_else(|| panic!("{component} has no {section}")).keys().cloned().collect()
+}
+
+#[test]
+fn every_key_of_the_programs_can_be_set() {
+    let schema: Value = serde_json::from_slice(&std::fs::read(Chart::directory().join("values.schema.json")).unwrap()).unwrap();
+    let programs = [
+        ("chancery-ca", "ca", &["log", "policy", "authority", "rotation", "roles", "limits"][..]),
+        ("chancery-agent", "agent", &["log", "renewal", "limits"]),
+    ];
+    for (program, component, sections) in programs {
+        let output = Command::new(tools::chancery(program).unwrap()).args(["config", "example"]).output().unwrap();
+        let example: toml::Table = String::from_utf8(output.stdout).unwrap().parse().unwrap();
+        for section in sections {
+            let keys: BTreeSet<String> = example[*section].as_table().unwrap().keys().cloned().collect();
+            assert_eq!(properties(&schema, component, section), keys, "{program}: [{section}]");
+        }
+        // What the chart decides by itself, and nothing that it has not heard of.
+        let others: BTreeSet<&str> = example.keys().map(String::as_str).filter(|key| !sections.contains(key)).collect();
+        let decided: BTreeSet<&str> = match component {
+            "ca" => ["trust_domain", "data_dir", "listen", "http_listen", "admin_socket", "keys"].into(),
+            _ => AGENTS_OWN.into(),
+        };
+        assert_eq!(others, decided, "{program}");
+    }
+}
+
+/// What every value may be is said with one that is not its default.
+#[test]
+fn the_fullest_values_set_everything_that_the_schema_knows() {
+    let schema: Value = serde_json::from_slice(&std::fs::read(Chart::directory().join("values.schema.json")).unwrap()).unwrap();
+    let fullest: Value = serde_yaml_ng::from_str(COMBINATIONS[1].1).unwrap();
+    let mut missing = Vec::new();
+    unset("", &schema, &fullest, &mut missing);
+    // An agent that starts from a fingerprint has no bundle to start from, and one that has its CA elsewhere has none here.
+    missing.retain(|path| {
+        !["agent.rootFingerprint", "ca.enabled", "ca.replicas", "roles.create", "networkPolicy.enabled", "global"].contains(&&path[1..])
+    });
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+fn unset(path: &str, schema: &Value, values: &Value, missing: &mut Vec<String>) {
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        match &values[name] {
+            Value::Null if name != "claims" => missing.push(path),
+            value => unset(&path, property, value, missing),
+        }
+    }
 }
