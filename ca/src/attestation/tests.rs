@@ -10,6 +10,7 @@ use chancery_process::files;
 
 use super::development::{DevelopmentIssuer, ISSUER, JWKS_FILE, TokenRequest, node_uid, pod_uid};
 use super::*;
+use crate::kubernetes::KubernetesSettings;
 
 #[derive(Debug)]
 struct TestClock(Mutex<OffsetDateTime>);
@@ -237,4 +238,19 @@ async fn a_url_that_does_not_answer_leaves_the_cluster_without_keys_and_says_so(
     assert_eq!((error.reason(), error.is_retryable()), ("cluster_keys_missing", true));
     assert!(f.clusters.status()[0].error.as_ref().unwrap().contains("https://127.0.0.1:1/jwks"));
     assert!(f.clusters.cluster_keys("far").is_none());
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_what_it_knows_of_its_pods_unless_its_api_server_is_another_one() {
+    let f = fixture();
+    let [before, now] = [1, 2].map(uuid::Uuid::from_u128);
+    let clusters = testing::watched(&[before], &[now], Arc::clone(&f.clock) as Arc<dyn Clock>).await;
+    let mut settings = clusters.settings();
+    assert!(clusters.is_gone("east", before, f.clock.now()) && !clusters.is_gone("east", now, f.clock.now()));
+    settings[0].service_accounts = vec!["shop/*".parse().unwrap()];
+    clusters.replace(settings.clone()).unwrap();
+    assert!(clusters.is_gone("east", before, f.clock.now()), "the watch goes on");
+    settings[0].kubernetes = Some(KubernetesSettings::Kubeconfig { path: "elsewhere".into(), context: None });
+    clusters.replace(settings).unwrap();
+    assert!(!clusters.is_gone("east", before, f.clock.now()), "of another API server's pods nothing is known");
 }

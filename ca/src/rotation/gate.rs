@@ -174,7 +174,7 @@ impl fmt::Display for Obstacle {
             Self::Unproven { total, until } => {
                 write!(
                     f,
-                    "{total} proxies cannot prove what they trust, and are waited for until {until} (`--accept-unproven` does not wait)"
+                    "{total} proxies or copies of the bundle cannot prove what is trusted, and are waited for until {until} (`--accept-unproven` does not wait)"
                 )
             }
             Self::Clock(problem) => write!(f, "{problem}: set it right, or confirm it (`--confirm-clock`)"),
