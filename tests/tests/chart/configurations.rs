@@ -193,3 +193,21 @@ fn unset(path: &str, schema: &Value, values: &Value, missing: &mut Vec<String>) 
         }
     }
 }
+
+#[test]
+fn the_commands_that_people_are_told_to_run_in_a_pod_exist() {
+    let notes = std::fs::read_to_string(Chart::directory().join("templates/NOTES.txt")).unwrap();
+    let guide = std::fs::read_to_string(tools::source().join("docs/kubernetes.md")).unwrap();
+    let mut tried = 0;
+    for line in notes.lines().chain(guide.lines()) {
+        for command in line.split(" -- ").skip(1).filter(|command| command.starts_with("chancery")) {
+            let command = command.split(['`', '|']).next().unwrap();
+            let words: Vec<&str> = command.split_whitespace().collect();
+            // With --help everything is parsed and nothing is done.
+            let output = Command::new(tools::chancery(words[0]).unwrap()).args(&words[1..]).arg("--help").output().unwrap();
+            assert!(output.status.success(), "{command}: {}", said(&output));
+            tried += 1;
+        }
+    }
+    assert!(tried > 6, "{tried}");
+}
