@@ -115,6 +115,11 @@ impl Kubelet {
         lab.at("pods")
     }
 
+    /// Where the plugin is called.
+    pub fn endpoint(&self) -> &Path {
+        &self.endpoint
+    }
+
     /// Waits for the plugin to announce itself, and registers it. The bytes are the kubelet's own.
     pub async fn register(&self) -> Result<PluginInfo> {
         let socket = self.announced().await?;

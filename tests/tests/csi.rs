@@ -256,6 +256,21 @@ async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refus
     assert_eq!(code(&cart, Handing::InSecrets(token(&cart))).await, Ok(()));
     assert!(!cluster.status()["problems"].to_string().contains("its volume"));
 
+    // One pod's proxies take nothing from another's: each socket has a limit of its own.
+    let mut held = Vec::new();
+    let full = loop {
+        match secrets::hold(&in_cart.at("sds.sock"), None, None, SOON).await {
+            Ok(stream) => held.push(stream),
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(held.len() == 16 && full.contains("16 connections"), "{} {full}", held.len());
+    assert_eq!(fetch(&in_istio, "socket").await.unwrap(), CART);
+    drop(held);
+
+    // A kubelet that was restarted finds the plugin, too.
+    kubelet.register().await.unwrap();
+
     // What somebody removed is made again, and the containers that are there see it.
     let socket = cluster.status()["volumes"][0]["socket"].as_str().unwrap().to_owned();
     std::fs::remove_file(&socket).unwrap();
@@ -294,6 +309,9 @@ async fn a_plugin_that_the_kubelet_refuses_ends_and_says_why() {
     let Some(mut cluster) = Cluster::unregistered(HOUR).await else { return };
     let (code, reasons) = http::get(cluster.agent.http, "/readyz").await.unwrap();
     assert!(code == 200 && reasons.contains(DRIVER) && reasons.contains("not registered"), "{reasons}");
+    std::fs::remove_file(cluster.kubelet.endpoint()).unwrap();
+    let (code, reasons) = http::get(cluster.agent.http, "/readyz").await.unwrap();
+    assert!(code == 503 && reasons.contains("csi.sock") && reasons.contains("removed"), "{code} {reasons}");
     cluster.kubelet.refuse("no such driver").await.unwrap();
     let ended = cluster.agent.ended(SOON).await.unwrap();
     assert_eq!(ended.code(), Some(1));
