@@ -1,6 +1,7 @@
 //! Makes trust roots and issuing certificates: a key, a certificate, its entry in the ledger, in this order. What is not recorded is not used.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chancery_identity::csr::KeyType;
 use chancery_identity::{Fingerprint, Serial, TrustDomain};
@@ -16,6 +17,9 @@ use crate::ledger::{Body, Ledger};
 
 /// What the CA's own certificates are signed with.
 const KEY_TYPE: KeyType = KeyType::EcdsaP256;
+/// So far a root reaches back, or by an eighth of its life: one that is made in an emergency while the clock is ahead signs all the same once the
+/// clock is right again.
+const ROOT_BACKDATE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What the CA's own certificates are made with.
 #[derive(Debug)]
@@ -29,7 +33,8 @@ pub(super) struct Maker {
 impl Maker {
     pub(super) async fn root(&self, settings: &Settings, now: OffsetDateTime) -> Result<Root, AuthorityError> {
         let (key, public) = self.generate(ROOT_KEY).await?;
-        let validity = validity(now, settings.root_lifetime, (OffsetDateTime::UNIX_EPOCH, now + settings.root_lifetime));
+        let (not_before, not_after) = validity(now, settings.root_lifetime, (OffsetDateTime::UNIX_EPOCH, now + settings.root_lifetime));
+        let validity = (not_before - ROOT_BACKDATE.min(settings.root_lifetime / 8), not_after);
         let params = profiles::root(&self.trust_domain, self.development, Serial::generate()?, validity)?;
         let signer = Signer::of_self(&params, Arc::clone(&self.keys), &key, &public)?;
         let certificate = signer.sign(&params, &SubjectKey::read(&public.spki, public.key_type)?).await?;

@@ -89,7 +89,7 @@ async fn what_cannot_prove_anything_is_waited_for_and_named() {
     };
     world.report_as(1, unproven);
     let words = refused(world.go(RootState::Active).await);
-    assert!(words.contains("1 proxies cannot prove"), "{words}");
+    assert!(words.contains("1 proxies or copies of the bundle cannot prove"), "{words}");
     let accepted = Overrides { accept_unproven: true, ..Overrides::default() };
     let gate = world.rotation.gate(None, RootState::Active, &accepted).await.unwrap();
     assert!(gate.is_open());
