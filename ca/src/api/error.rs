@@ -8,7 +8,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::api::Person;
-use crate::attestation::NotACaller;
+use crate::attestation::{NotACaller, OperatorError, Right};
 use crate::authority::AuthorityError;
 use crate::fleet::{FleetError, SessionEnd};
 use crate::issuance::Refusal;
@@ -29,11 +29,26 @@ pub enum ApiError {
     #[error("this call needs the certificate of an agent or sidecar: join first")]
     NoCertificate,
     /// Nobody is known at the other end of an operator's call.
-    #[error("this call is for operators and auditors: come through the CA's admin socket, or with an SVID that the configuration names")]
+    #[error(
+        "this call is for operators and auditors: come through the CA's admin socket, with an SVID that the configuration names, or with `chancery --kube`"
+    )]
     NobodyKnown,
     /// Somebody without a role.
     #[error("{0} is neither an admin nor an auditor of this CA; whoever configures it can name it under [roles]")]
     Stranger(SpiffeId),
+    /// Somebody whose cluster does not let them do this.
+    #[error(
+        "the cluster of {person} does not let it {right}: bind it to the ClusterRole chancery-auditor or chancery-admin (kubectl create clusterrolebinding)"
+    )]
+    NotBound {
+        /// Who.
+        person: Person,
+        /// What.
+        right: Right,
+    },
+    /// Nobody is known by a bearer token.
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
     /// An auditor who wants to act.
     #[error("{0} is an auditor, who may read everything and change nothing; ask an admin")]
     MayNotAct(Person),
@@ -139,7 +154,9 @@ impl ApiError {
             | Self::SlowReader { .. }
             | Self::Fleet(_)
             | Self::Ledger(LedgerError::Full(_)) => Code::ResourceExhausted,
+            Self::Operator(OperatorError::OtherAudience | OperatorError::NotAccepted { .. }) => Code::Unauthenticated,
             Self::Invalid(_)
+            | Self::Operator(OperatorError::WhichCluster { .. })
             | Self::ReasonMissing
             | Self::Filter(_)
             | Self::Session(SessionEnd::Protocol(_))
@@ -152,6 +169,8 @@ impl ApiError {
             | Self::NotACaller(_)
             | Self::NobodyKnown
             | Self::Stranger(_)
+            | Self::NotBound { .. }
+            | Self::Operator(OperatorError::NoCluster)
             | Self::MayNotAct(_)
             | Self::Session(SessionEnd::ClusterRemoved) => Code::PermissionDenied,
             Self::Ledger(LedgerError::Impossible(_))
@@ -160,7 +179,7 @@ impl ApiError {
             Self::Ledger(error) if error.is_retryable() => Code::Unavailable,
             Self::Ledger(_) => Code::Internal,
             Self::Session(SessionEnd::Replaced) => Code::Aborted,
-            Self::Session(_) | Self::Ending { .. } | Self::Authority(_) => Code::Unavailable,
+            Self::Session(_) | Self::Ending { .. } | Self::Authority(_) | Self::Operator(_) => Code::Unavailable,
         }
     }
 }

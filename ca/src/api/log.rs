@@ -194,8 +194,9 @@ pub fn auditors_ledger_routes(api: LogApi) -> Router {
     let admit = move |request: axum::extract::Request, next: Next| {
         let people = Arc::clone(&people);
         async move {
-            let asked = Request::from_parts(MetadataMap::new(), request.extensions().clone(), ());
-            match people.admit(&asked) {
+            let headers = MetadataMap::from_headers(request.headers().clone());
+            let asked = Request::from_parts(headers, request.extensions().clone(), ());
+            match people.admit("GetTile", &asked).await {
                 // Held until the answer is made, as every permit is.
                 Ok(_admitted) => next.run(request).await,
                 Err(error) => refused(&error.into()),

@@ -11,6 +11,7 @@ mod peer;
 mod people;
 mod policy;
 mod revocation;
+mod rights;
 mod root;
 mod tiles;
 mod unread;

@@ -1,8 +1,9 @@
-//! Who may ask, and who may act: people are told by the local socket that they came through, or by the SPIFFE ID that TLS verified.
+//! Who may ask, and who may act: people are told by the local socket that they came through, by the SPIFFE ID that TLS verified, or by a
+//! bearer token of a service account, of a cluster whose RBAC then says what they may do ([`crate::attestation::Clusters::operator`]).
 //!
 //! An `auditor` reads everything and changes nothing, an `admin` acts as well. Whoever can open the local admin socket (mode 0600) is an
-//! admin, recorded with the uid. Both lists come from the configuration and count from the next call on. A refused act of somebody who is
-//! named is an entry in the ledger ([`RefusedActs`]); strangers are logged alone, since they must not fill it.
+//! admin, recorded with the uid. Both lists come from the configuration and count from the next call on. A refused act of somebody who may
+//! read is an entry in the ledger ([`RefusedActs`]); strangers are logged alone, since they must not fill it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,18 +13,22 @@ use arc_swap::ArcSwap;
 use chancery_identity::{Clock, SpiffeId, TrustDomain};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
+use tonic::metadata::MetadataMap;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 use tracing::warn;
 
 use crate::api::error::ApiError;
+use crate::api::rights::right_for;
 use crate::api::{CallMetrics, Peer};
-use crate::attestation::RESERVED_SEGMENT;
+use crate::attestation::{Clusters, Operator, RESERVED_SEGMENT, Right, Verb};
 use crate::ledger::Ledger;
 use crate::ledger::acts::{Change, RefusedAct, RefusedActs};
 
 /// The longest reason, in bytes. It is a sentence, and an entry must hold it.
 const MAX_REASON_BYTES: usize = 1024;
+/// Names the cluster of a token's service account, where there are several.
+const CLUSTER_KEY: &str = "chancery-cluster";
 
 /// The `[roles]` of the configuration: SPIFFE IDs of people.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -64,6 +69,13 @@ pub enum Person {
     },
     /// Through the TLS port.
     Svid(SpiffeId),
+    /// Likewise, as a service account.
+    Kubernetes {
+        /// Of this cluster.
+        cluster: String,
+        /// As its API server names it: `system:serviceaccount:<namespace>:<name>`.
+        username: String,
+    },
 }
 
 /// A person who is let in, until it is dropped.
@@ -78,16 +90,17 @@ pub(super) struct Admitted {
 #[derive(Debug)]
 pub struct People {
     settings: ArcSwap<RoleSettings>,
+    clusters: Arc<Clusters>,
     ledger: Ledger,
     refused: Arc<RefusedActs>,
     clock: Arc<dyn Clock>,
 }
 
 impl People {
-    /// With these roles; refused acts go to `ledger`.
-    pub fn new(settings: RoleSettings, ledger: Ledger, clock: Arc<dyn Clock>) -> Self {
+    /// With these roles, and those that `clusters` give; refused acts go to `ledger`.
+    pub fn new(settings: RoleSettings, clusters: Arc<Clusters>, ledger: Ledger, clock: Arc<dyn Clock>) -> Self {
         let refused = Arc::new(RefusedActs::new(ledger.clone(), Arc::clone(&clock)));
-        Self { settings: ArcSwap::from_pointee(settings), ledger, refused, clock }
+        Self { settings: ArcSwap::from_pointee(settings), clusters, ledger, refused, clock }
     }
 
     /// These count from the next call on.
@@ -100,16 +113,23 @@ impl People {
         &self.refused
     }
 
-    /// Lets in somebody who may read.
+    /// Lets in somebody who may call `method`, or who may only read what it acts on.
     ///
     /// # Errors
-    /// If nobody, or somebody who is not named, is at the other end; or if there are too many calls of that peer.
-    pub(super) fn admit<Q>(&self, request: &Request<Q>) -> Result<Admitted, ApiError> {
+    /// If nobody, or somebody without a role, is at the other end; or if there are too many calls of that peer.
+    pub(super) async fn admit<Q>(&self, method: &'static str, request: &Request<Q>) -> Result<Admitted, ApiError> {
         if let Some(local) = request.extensions().get::<UdsConnectInfo>() {
             let uid = local.peer_cred.map(|peer| peer.uid()).ok_or(ApiError::NobodyKnown)?;
             return Ok(Admitted { person: Person::Local { uid }, may_act: true, _permit: None });
         }
         let peer = request.extensions().get::<Peer>().ok_or(ApiError::NobodyKnown)?;
+        match bearer_token(request.metadata()) {
+            Some(token) => self.admit_by_token(method, token, request.metadata(), peer).await,
+            None => self.admit_by_svid(peer),
+        }
+    }
+
+    fn admit_by_svid(&self, peer: &Peer) -> Result<Admitted, ApiError> {
         let svid = peer.svid.as_ref().ok_or(ApiError::NobodyKnown)?;
         if self.clock.now() >= svid.not_after {
             return Err(ApiError::SvidExpired { id: svid.id.clone(), at: svid.not_after });
@@ -123,6 +143,30 @@ impl People {
         Ok(Admitted { person: Person::Svid(svid.id.clone()), may_act, _permit: Some(peer.admit(0)?) })
     }
 
+    async fn admit_by_token(&self, method: &'static str, token: &str, metadata: &MetadataMap, peer: &Peer) -> Result<Admitted, ApiError> {
+        let permit = peer.admit(0)?;
+        let right = right_for(method)?;
+        let cluster = metadata.get(CLUSTER_KEY).and_then(|name| name.to_str().ok());
+        // Anybody can send a token, and each that is not known yet is a question to the API server.
+        let may_ask = || peer.admit(1).is_ok();
+        let operator = self.clusters.operator(cluster, token, right, may_ask).await?;
+        let (may_act, may_read) = match right.verb {
+            Verb::Get => (false, operator.allowed),
+            Verb::Update if operator.allowed => (true, true),
+            Verb::Update => {
+                let reading = Right { verb: Verb::Get, ..right };
+                (false, self.clusters.operator(cluster, token, reading, may_ask).await?.allowed)
+            }
+        };
+        let Operator { cluster, username, uid, .. } = operator;
+        let person = Person::Kubernetes { cluster, username };
+        if !may_read {
+            warn!(%person, uid, address = %peer.address, "a stranger asked as an operator, and was refused");
+            return Err(ApiError::NotBound { person, right });
+        }
+        Ok(Admitted { person, may_act, _permit: Some(permit) })
+    }
+
     /// Answers a call of somebody who may read with what `work` makes of it; the call is counted.
     pub(super) async fn answer<Q, A>(
         &self,
@@ -133,7 +177,7 @@ impl People {
     ) -> Result<Response<A>, Status> {
         let started = Instant::now();
         let answer = async {
-            let admitted = self.admit(&request)?;
+            let admitted = self.admit(method, &request).await?;
             tracing::debug!(method, person = %admitted.person, "somebody asks");
             work(&admitted, request.into_inner()).await
         };
@@ -193,11 +237,18 @@ impl Admitted {
     }
 }
 
+/// Of the header `authorization` (RFC 6750, section 2.1).
+fn bearer_token(metadata: &MetadataMap) -> Option<&str> {
+    let (scheme, token) = metadata.get("authorization")?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
 impl fmt::Display for Person {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local { uid } => write!(f, "local:uid={uid}"),
             Self::Svid(id) => write!(f, "{id}"),
+            Self::Kubernetes { cluster, username } => write!(f, "kubernetes:{cluster}/{username}"),
         }
     }
 }

@@ -12,6 +12,7 @@ mod caller;
 pub mod development;
 mod keys;
 mod live;
+mod operators;
 mod settings;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -37,11 +38,13 @@ pub use accounts::{AccountPattern, PatternError};
 pub use caller::{Caller, Holder, NotACaller, RESERVED_SEGMENT};
 pub use keys::{ClusterStatus, check_keys};
 pub use live::{Away, LiveStatus, Mismatch, Obstacle, ReviewCounts, Standing};
+pub use operators::{OPERATORS_AUDIENCE, Operator, OperatorError, Resource, Right, Verb};
 pub use settings::{ClusterSettings, ClusterSettingsError, JwksSource, check as check_clusters};
 
 use crate::kubernetes::{ApiError, ApiServer, PublishSettings, TrustCopy};
 use keys::Cluster;
 use live::{Doubt, Live};
+use operators::Verdicts;
 
 /// The claim that binds a token to a pod, and what is in it.
 const POD_CLAIM: &str = "kubernetes.io.pod";
@@ -137,6 +140,7 @@ pub struct Clusters {
     clock: Arc<dyn Clock>,
     by_name: ArcSwap<BTreeMap<String, Arc<Cluster>>>,
     changes: watch::Sender<u64>,
+    operators: Verdicts,
 }
 
 impl Clusters {
@@ -149,7 +153,8 @@ impl Clusters {
         settings: Vec<ClusterSettings>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, ClusterSettingsError> {
-        let clusters = Self { trust_domain, clock, by_name: ArcSwap::default(), changes: watch::Sender::new(0) };
+        let clusters =
+            Self { trust_domain, clock, by_name: ArcSwap::default(), changes: watch::Sender::new(0), operators: Verdicts::new() };
         clusters.replace(settings)?;
         Ok(Arc::new(clusters))
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
-use super::AccountPattern;
+use super::{AccountPattern, OPERATORS_AUDIENCE};
 use crate::kubernetes::{KubernetesSettings, PublishSettings};
 
 /// A cluster whose workloads and agents may get identities, as a `[[cluster]]` of the configuration.
@@ -32,6 +32,9 @@ pub struct ClusterSettings {
     /// How its API server is reached, which is then asked whether a token's pod exists. Without it, tokens are verified offline alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesSettings>,
+    /// Whether people may operate the CA by tokens of its service accounts, as its RBAC says ([`super::OPERATORS_AUDIENCE`]).
+    #[serde(default)]
+    pub operators: bool,
     /// Which copies of the trust bundle are kept up to date in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publish: Option<PublishSettings>,
@@ -118,6 +121,10 @@ fn problem_of(cluster: &ClusterSettings, twice: bool) -> Option<String> {
         Some("`agent_audience` must be set and none of `audiences`, or a workload's token would make an agent".into())
     } else if cluster.jwks.is_api_server() && cluster.kubernetes.is_none() {
         Some("give `jwks`, where its public keys are, or `kubernetes`, how its API server is reached, which has them".into())
+    } else if cluster.operators && cluster.kubernetes.is_none() {
+        Some("`operators` needs `kubernetes`, how its API server is reached, which is asked who may do what".into())
+    } else if cluster.operators && cluster.audiences.iter().chain([&cluster.agent_audience]).any(|one| one == OPERATORS_AUDIENCE) {
+        Some(format!("{OPERATORS_AUDIENCE:?} is the audience of people's tokens; give those of workloads and agents another"))
     } else if cluster.publish.is_some() && cluster.kubernetes.is_none() {
         Some("`publish` needs `kubernetes`, how its API server is reached".into())
     } else if let Some(problem) = cluster.publish.as_ref().and_then(PublishSettings::problem) {
@@ -223,6 +230,11 @@ mod tests {
         refused(|c| c.audiences.clear());
         refused(|c| c.agent_audience = "chancery".into());
         refused(|c| c.service_accounts.clear());
+        refused(|c| c.operators = true);
+        refused(|c| {
+            (c.operators, c.kubernetes) = (true, Some(KubernetesSettings::InCluster));
+            c.agent_audience = OPERATORS_AUDIENCE.into();
+        });
         refused(|c| c.publish = Some(PublishSettings { namespaces: vec!["shop".into()], signer_name: None }));
         refused(|c| c.agent_accounts = vec!["kube-system/*".parse().unwrap()]);
         assert!(check(&[good.clone(), good.clone()]).unwrap_err().problem.contains("twice"));

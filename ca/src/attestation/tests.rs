@@ -38,6 +38,7 @@ fn settings(name: &str, jwks: PathBuf, accounts: &str) -> ClusterSettings {
         agent_accounts: vec!["kube-system/chancery-agent".parse().unwrap()],
         service_accounts: vec![accounts.parse().unwrap()],
         kubernetes: None,
+        operators: false,
         publish: None,
         jwks: JwksSource::File(jwks),
         shared_identities: false,

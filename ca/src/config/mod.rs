@@ -351,6 +351,7 @@ fn development_cluster(data_dir: &Path) -> ClusterSettings {
         agent_accounts: DEVELOPMENT_AGENT.parse().into_iter().collect(),
         service_accounts: "*".parse().into_iter().collect(),
         kubernetes: None,
+        operators: false,
         publish: None,
         jwks: JwksSource::File(development_jwks(data_dir)),
         shared_identities: true,

@@ -66,6 +66,7 @@ async fn fixture_with(ca: TestCa, decorate: impl FnOnce(Arc<dyn KeyManager>, Led
         agent_accounts: vec!["kube-system/chancery-agent".parse().unwrap()],
         service_accounts: vec!["shop/*".parse().unwrap()],
         kubernetes: None,
+        operators: false,
         publish: None,
         jwks: JwksSource::File(development.join(JWKS_FILE)),
         shared_identities: false,

@@ -44,7 +44,7 @@ impl ApiServer {
         let failed = |problem: String| ConnectError { settings: settings.clone(), problem };
         let config = read(settings).await.map_err(failed)?;
         let address = config.cluster_url.to_string();
-        let client = client(config).map_err(|error| failed(with_causes(&error)))?;
+        let client = client(config, USER_AGENT).map_err(|error| failed(with_causes(&error)))?;
         Ok(Self { client, address, calls })
     }
 
@@ -90,7 +90,7 @@ impl fmt::Debug for ApiServer {
 }
 
 /// kube's own stack would try again by itself, log every failure, and not notice that a silent connection has died.
-fn client(mut config: Config) -> Result<Client, kube::Error> {
+pub(super) fn client(mut config: Config, user_agent: &'static str) -> Result<Client, kube::Error> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -98,7 +98,7 @@ fn client(mut config: Config) -> Result<Client, kube::Error> {
     connector.set_keepalive(Some(after));
     connector.set_keepalive_interval(Some(every));
     connector.set_keepalive_retries(Some(times));
-    config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
+    config.headers.push((header::USER_AGENT, HeaderValue::from_static(user_agent)));
     let https = config.rustls_https_connector_with_connector(connector)?;
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
@@ -131,19 +131,29 @@ pub fn check(settings: &KubernetesSettings) -> Result<(), String> {
 }
 
 async fn read(settings: &KubernetesSettings) -> Result<Config, String> {
-    let mut config = match settings {
+    let config = match settings {
         KubernetesSettings::InCluster => Config::incluster().map_err(|error| with_causes(&error))?,
         KubernetesSettings::Kubeconfig { path, context } => {
             let kubeconfig = Kubeconfig::read_from(path).map_err(|error| with_causes(&error))?;
-            let proxies: Vec<_> = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref()?.proxy_url.clone()).collect();
-            let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
-            let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| with_causes(&error))?;
-            if config.proxy_url.as_ref().is_some_and(|url| proxies.iter().any(|proxy| proxy.parse().ok().as_ref() == Some(url))) {
-                return Err("its cluster has a `proxy-url`, and API servers are only asked directly".into());
-            }
-            config
+            described(kubeconfig, context.clone()).await?
         }
     };
+    trustworthy(config)
+}
+
+/// What a kubeconfig says of its current context, or of this one.
+pub(super) async fn described(kubeconfig: Kubeconfig, context: Option<String>) -> Result<Config, String> {
+    let proxies: Vec<_> = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref()?.proxy_url.clone()).collect();
+    let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| with_causes(&error))?;
+    if config.proxy_url.as_ref().is_some_and(|url| proxies.iter().any(|proxy| proxy.parse().ok().as_ref() == Some(url))) {
+        return Err("its cluster has a `proxy-url`, and API servers are only asked directly".into());
+    }
+    Ok(config)
+}
+
+/// Only if it leads to an API server that can be believed.
+pub(super) fn trustworthy(mut config: Config) -> Result<Config, String> {
     // What the environment says of proxies is meant for other programs.
     config.proxy_url = None;
     if config.cluster_url.scheme_str() != Some("https") {

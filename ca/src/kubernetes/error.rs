@@ -8,7 +8,8 @@ use super::KubernetesSettings;
 /// What the CA's service account must be allowed in a cluster.
 pub const CLUSTER_ROLE: &str = "bind its account to a ClusterRole with the rules {apiGroups: [\"\"], resources: [pods, serviceaccounts], \
      verbs: [get, list, watch]}, {apiGroups: [authentication.k8s.io], resources: [tokenreviews], verbs: [create]} and \
-     {nonResourceURLs: [/openid/v1/jwks], verbs: [get]}";
+     {nonResourceURLs: [/openid/v1/jwks], verbs: [get]}; for `operators` also {apiGroups: [authorization.k8s.io], \
+     resources: [subjectaccessreviews], verbs: [create]}";
 /// How much of an API server's words is repeated.
 const MAX_MESSAGE: usize = 300;
 

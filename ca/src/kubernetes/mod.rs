@@ -6,14 +6,16 @@
 mod connection;
 mod error;
 mod objects;
+mod person;
 mod publish;
 mod questions;
 mod settings;
 
 pub use connection::{ApiServer, check};
 pub use error::{ApiError, CLUSTER_ROLE, ConnectError};
-pub use k8s_openapi::api::authentication::v1::TokenReviewStatus;
+pub use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
 pub use kube::runtime::watcher::Event;
 pub use objects::{ServiceAccountObject, WorkloadPod};
+pub use person::{OPERATOR_TOKEN_LIFETIME, OperatorToken, OperatorTokenError, request_operator_token};
 pub use publish::{CONFIG_MAP, CONFIG_MAP_KEY, PublishSettings, TrustCopy};
 pub use settings::KubernetesSettings;

@@ -1,12 +1,15 @@
-//! What an API server is asked: is this token good, what is this pod, what are your keys, and what changes among your pods and accounts?
+//! What an API server is asked: is this token good, may its owner do this, what is this pod, what are your keys, and what changes among your
+//! pods and accounts?
 
 use futures_util::{Stream, StreamExt};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::client::Body;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::connection::{ANSWER_TIMEOUT, WATCH};
@@ -27,14 +30,26 @@ impl ApiServer {
     /// If there is no answer.
     pub async fn review(&self, token: &str, audiences: &[String]) -> Result<TokenReviewStatus, ApiError> {
         let spec = TokenReviewSpec { audiences: Some(audiences.to_vec()), token: token.to_owned() };
-        let review = TokenReview { spec, ..TokenReview::default() };
-        let body = serde_json::to_vec(&review).map_err(|error| ApiError::Unreadable(error.to_string()))?;
-        let path = TokenReview::url_path(&(), None);
-        let request = Request::post(&path).header(header::CONTENT_TYPE, "application/json").body(body);
-        let answer = self.ask(request).await?.ok_or_else(|| ApiError::Refused(format!("404 for {path}")))?;
-        // Only this much is said of an answer that cannot be read: it repeats the token.
-        let review: TokenReview = serde_json::from_slice(&answer).map_err(|_| ApiError::Unreadable("it is no TokenReview".into()))?;
+        let review = self.create(&TokenReview { spec, ..TokenReview::default() }).await?;
         Ok(review.status.unwrap_or_default())
+    }
+
+    /// Whether the cluster lets somebody, as a [`TokenReviewStatus`] has them, do this to objects of an API group, in every namespace.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub async fn may(&self, user: UserInfo, verb: &str, group: &str, resource: &str) -> Result<bool, ApiError> {
+        let attributes = ResourceAttributes {
+            group: Some(group.to_owned()),
+            resource: Some(resource.to_owned()),
+            verb: Some(verb.to_owned()),
+            ..ResourceAttributes::default()
+        };
+        let UserInfo { extra, groups, uid, username } = user;
+        let spec =
+            SubjectAccessReviewSpec { extra, groups, uid, user: username, resource_attributes: Some(attributes), ..Default::default() };
+        let review = self.create(&SubjectAccessReview { spec, ..SubjectAccessReview::default() }).await?;
+        Ok(review.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
     }
 
     /// The pod that has this name now.
@@ -84,6 +99,16 @@ impl ApiServer {
         let path = format!("{}/{name}", K::url_path(&(), Some(namespace)));
         let Some(answer) = self.ask(Request::get(path).body(Vec::new())).await? else { return Ok(None) };
         serde_json::from_slice(&answer).map(Some).map_err(|error| ApiError::Unreadable(error.to_string()))
+    }
+
+    /// Reviews are created, and nothing of them is kept.
+    async fn create<K: Resource<DynamicType = ()> + Serialize + DeserializeOwned>(&self, review: &K) -> Result<K, ApiError> {
+        let body = serde_json::to_vec(review).map_err(|error| ApiError::Unreadable(error.to_string()))?;
+        let path = K::url_path(&(), None);
+        let request = Request::post(&path).header(header::CONTENT_TYPE, "application/json").body(body);
+        let answer = self.ask(request).await?.ok_or_else(|| ApiError::Refused(format!("404 for {path}")))?;
+        // Only this much is said of an answer that cannot be read: it may repeat a token.
+        serde_json::from_slice(&answer).map_err(|_| ApiError::Unreadable(format!("it is no {}", K::kind(&()))))
     }
 
     /// The answer to a question; nothing if what it asks about does not exist.

@@ -1,5 +1,6 @@
 //! The way to a running CA: its admin socket, or its TLS port.
 
+mod kubernetes;
 mod remote;
 
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use clap::Args;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{self, Endpoint};
 
 /// Where a CA that was installed has its socket.
 const INSTALLED: &str = "/run/chancery/ca-admin.sock";
@@ -26,7 +28,8 @@ pub(crate) struct Way {
     /// The CA's admin socket. Without it: `/run/chancery/ca-admin.sock`, or the one of a development CA in `./chancery-dev`.
     #[arg(long, global = true, env = "CHANCERY_ADMIN_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// The CA's TLS port, in place of its socket, for those whom its configuration names under `[roles]`. Needs the three options below.
+    /// The CA's TLS port, in place of its socket, for those whom its configuration names under `[roles]`. Needs the three options below, or
+    /// `--kube`.
     #[arg(long, global = true, env = "CHANCERY_SERVER", value_name = "HOST:PORT")]
     server: Option<String>,
     /// The trust bundle that the CA is verified by, PEM.
@@ -38,7 +41,12 @@ pub(crate) struct Way {
     /// The SVID's private key, PEM, PKCS#8; readable by you alone.
     #[arg(long, global = true, env = "CHANCERY_KEY", value_name = "FILE")]
     key: Option<PathBuf>,
+    #[command(flatten)]
+    kube: kubernetes::Options,
 }
+
+/// A connection, with what every call on it shows.
+pub(crate) type Channel = InterceptedService<transport::Channel, kubernetes::Bearer>;
 
 /// A CA to ask.
 pub(crate) type Operator = OperatorServiceClient<Channel>;
@@ -95,13 +103,16 @@ pub(crate) async fn connect_both(way: &Way) -> Result<(Operator, Log), CliError>
 
 /// A connection to the CA, for any of its services.
 pub(crate) async fn channel(way: &Way) -> Result<Channel, CliError> {
-    match &way.server {
-        Some(address) => remote::channel(address, way).await,
-        None => local(way.socket.clone().unwrap_or_else(usual_socket)).await,
-    }
+    let (channel, bearer) = match &way.server {
+        Some(address) if way.kube.is_wanted() => remote::channel_by_token(address, way).await?,
+        Some(address) => (remote::channel(address, way).await?, kubernetes::Bearer::none()),
+        None if way.kube.is_wanted() => return Err(CliError::Usage("--kube goes over the CA's TLS port: name it with --server".into())),
+        None => (local(way.socket.clone().unwrap_or_else(usual_socket)).await?, kubernetes::Bearer::none()),
+    };
+    Ok(InterceptedService::new(channel, bearer))
 }
 
-async fn local(socket: PathBuf) -> Result<Channel, CliError> {
+async fn local(socket: PathBuf) -> Result<transport::Channel, CliError> {
     let path = socket.clone();
     let connector = tower::service_fn(move |_| {
         let path = path.clone();

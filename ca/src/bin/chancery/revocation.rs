@@ -9,7 +9,6 @@ use chancery_proto::chancery::v1::{CheckReachRequest, CheckReachResponse};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tonic::transport::Channel;
 
 use crate::client::{self, CliError, Way};
 use crate::output::remark;
@@ -20,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const NAMED: usize = 20;
 
 /// A CA that is to revoke something.
-pub(crate) type Revocations = RevocationServiceClient<Channel>;
+pub(crate) type Revocations = RevocationServiceClient<client::Channel>;
 
 #[derive(Debug, Args)]
 pub(crate) struct WaitArgs {

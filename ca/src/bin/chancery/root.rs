@@ -13,12 +13,11 @@ use chancery_process::output::Format;
 use chancery_proto::chancery::v1::RootState;
 use chancery_proto::chancery::v1::root_service_client::RootServiceClient;
 use clap::{Args, Subcommand};
-use tonic::transport::Channel;
 
 use crate::client::{self, CliError, Way};
 
 /// A CA whose roots are asked for.
-type Roots = RootServiceClient<Channel>;
+type Roots = RootServiceClient<client::Channel>;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

@@ -12,6 +12,7 @@ fn cluster(name: &str, accounts: &str) -> ClusterSettings {
         agent_accounts: Vec::new(),
         service_accounts: vec![accounts.parse().unwrap()],
         kubernetes: None,
+        operators: false,
         publish: None,
         jwks: JwksSource::File("jwks.json".into()),
         shared_identities: false,

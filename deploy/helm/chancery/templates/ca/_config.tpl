@@ -22,6 +22,7 @@ issuer = {{ .Values.cluster.issuer | toJson }}
 agent_accounts = [{{ printf "%s/chancery-agent" .Release.Namespace | toJson }}]
 service_accounts = {{ include "chancery.toml.value" .Values.cluster.serviceAccounts }}
 kubernetes = { in_cluster = true }
+operators = {{ .Values.roles.create }}
 {{ include "chancery.publish" (dict "namespaces" (include "chancery.trustBundle.namespaces" .) "signer" (include "chancery.trustBundle.signer" .)) }}
 {{- range .Values.ca.clusters }}
 

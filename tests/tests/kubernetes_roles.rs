@@ -1,0 +1,277 @@
+//! Who operates the CA by Kubernetes: `chancery --kube` with a person's own kubeconfig, the real API server's tokens, reviews and RBAC.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chancery_identity::tls::{ServerTrust, client_config, trust_from};
+use chancery_identity::{SystemClock, TrustBundle, TrustDomain, TrustState};
+use chancery_proto::chancery::v1::StatusRequest;
+use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
+use chancery_tests::ca::{CLUSTER, Ca, TRUST_DOMAIN};
+use chancery_tests::kubernetes::{Admin, ApiServer, ISSUER, shared};
+use chancery_tests::lab::Lab;
+use chancery_tests::{tools, wait};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams};
+use rustls_pki_types::ServerName;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::Endpoint;
+use tonic::{Code, Request, Status};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const SOON: Duration = Duration::from_secs(30);
+/// How long the CA keeps to what the API server said.
+const REMEMBERED: Duration = Duration::from_secs(10);
+const OPERATORS: &str = "chancery-admin";
+const AGENT: &str = "spiffe://mesh.test/chancery/agent/dev/cb3e2c0e-4d2f-4b5c-9c0e-6a5b8f3d2a11";
+
+/// A cluster with a CA that it may have operators of, and a person, who may create tokens for service accounts and do nothing else.
+struct Place {
+    admin: Admin,
+    system: String,
+    person: PathBuf,
+    ca: Ca,
+    _lab: Lab,
+}
+
+impl Place {
+    async fn new(server: &ApiServer) -> Self {
+        Self::with(server, "operators = true").await
+    }
+
+    async fn with(server: &ApiServer, more: &str) -> Self {
+        let admin = server.admin().await.unwrap();
+        let system = admin.namespace("system").await.unwrap();
+        for account in ["ca", "person", "operator"] {
+            admin.account(&system, account).await.unwrap();
+        }
+        let rules = json!([
+            {"apiGroups": [""], "resources": ["pods", "serviceaccounts"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+            {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+        ]);
+        admin.allow(&system, "ca", &rules).await.unwrap();
+        let tokens = json!([{"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]}]);
+        admin.allow(&system, "person", &tokens).await.unwrap();
+        let kubeconfig = async |account: &str| {
+            let token = admin.unbound_token(&system, account, ISSUER, HOUR).await.unwrap();
+            server.kubeconfig_for_token(&token).unwrap()
+        };
+        let (own, person) = (kubeconfig("ca").await, kubeconfig("person").await);
+        let cluster = format!(
+            "\n[[cluster]]\nname = \"{CLUSTER}\"\nissuer = \"{ISSUER}\"\nservice_accounts = [\"*\"]\n\
+             kubernetes = {{ kubeconfig = \"{}\" }}\n{more}\n",
+            own.display()
+        );
+        let lab = Lab::new().unwrap();
+        let ca = Ca::start_in(&lab, &lab.at("ca"), HOUR, &cluster).await.unwrap();
+        Self { admin, system, person, ca, _lab: lab }
+    }
+
+    /// Lets the operators' service account do this, as a `ClusterRoleBinding` does.
+    async fn bind(&self, resources: &[&str], verbs: &[&str]) {
+        let rules = json!([{"apiGroups": ["chancery.dev"], "resources": resources, "verbs": verbs}]);
+        self.admin.allow(&self.system, "operator", &rules).await.unwrap();
+    }
+
+    /// What the cluster roles `chancery-auditor` and `chancery-admin` have.
+    async fn bind_all(&self, verbs: &[&str]) {
+        self.bind(&["trustroots", "identities", "agents", "log"], verbs).await;
+    }
+
+    /// Takes away whatever the service account was allowed.
+    async fn unbind(&self) {
+        let bindings: Api<ClusterRoleBinding> = Api::all(self.admin.client().clone());
+        for binding in bindings.list(&ListParams::default()).await.unwrap() {
+            let subjects = binding.subjects.unwrap_or_default();
+            if subjects.iter().any(|subject| subject.name == "operator" && subject.namespace.as_ref() == Some(&self.system)) {
+                bindings.delete(&binding.metadata.name.unwrap(), &DeleteParams::default()).await.unwrap();
+            }
+        }
+    }
+
+    /// Runs `chancery --kube` as the person; what it printed, or what it complained about.
+    fn chancery(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(tools::chancery("chancery").unwrap());
+        command.env("KUBECONFIG", &self.person).arg("--kube").args(["--trust-domain", TRUST_DOMAIN]);
+        command.args(["--server", &self.ca.address.to_string(), "--ca-bundle"]).arg(self.ca.bundle());
+        let account = format!("{}/operator", self.system);
+        let output = command.args(["--kube-service-account", &account]).args(arguments).output().unwrap();
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(said(&output.stdout)) } else { Err(said(&output.stderr)) }
+    }
+
+    /// Waits until the API server knows of a binding, since RBAC follows its own objects.
+    async fn may(&self, arguments: &[&str]) {
+        wait::until("the binding counts", SOON, async || self.chancery(arguments)).await.unwrap();
+    }
+
+    /// As the ledger names it.
+    fn actor(&self) -> String {
+        format!("kubernetes:{CLUSTER}/system:serviceaccount:{}:operator", self.system)
+    }
+
+    /// What the ledger has of the service account, newest first.
+    fn acts(&self) -> Vec<Value> {
+        self.ca.ask(&["log", "acts", "--actor", &self.actor()]).unwrap().as_array().unwrap().clone()
+    }
+
+    /// Calls the CA over TLS with this token.
+    async fn status(&self, token: &str) -> Result<(), Status> {
+        let trust_domain: TrustDomain = TRUST_DOMAIN.parse().unwrap();
+        let bundle = TrustBundle::from_pem(trust_domain.clone(), &std::fs::read(self.ca.bundle()).unwrap()).unwrap();
+        let ca = trust_domain.member(["chancery", "ca"]).unwrap();
+        let trust = trust_from(TrustState::new(0, trust_domain, [bundle]).unwrap());
+        let tls = client_config(ServerTrust::Bundle(trust), ca, None, Arc::new(SystemClock)).unwrap();
+        let tcp = TcpStream::connect(self.ca.address).await.unwrap();
+        let name = ServerName::IpAddress(self.ca.address.ip().into());
+        let mut stream = Some(TokioIo::new(TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.unwrap()));
+        let connector =
+            tower::service_fn(move |_| std::future::ready(stream.take().ok_or(std::io::Error::from(std::io::ErrorKind::NotConnected))));
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap();
+        let mut request = Request::new(StatusRequest {});
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        OperatorServiceClient::new(channel).status(request).await.map(drop)
+    }
+
+    /// How often the CA has asked about a token or a right.
+    fn reviews(&self, server: &ApiServer) -> usize {
+        let own = format!("system:serviceaccount:{}:ca", self.system);
+        let calls = server.calls().unwrap();
+        calls.iter().filter(|call| call.user == own && call.resource.ends_with("reviews")).count()
+    }
+}
+
+#[tokio::test]
+async fn without_a_binding_nothing_works_and_nothing_is_recorded() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server).await;
+    for command in [&["status"][..], &["identity", "list"], &["agent", "ban", AGENT, "--reason", "I like to"]] {
+        let complaint = place.chancery(command).unwrap_err();
+        assert!(complaint.contains(&place.actor()) && complaint.contains("clusterrolebinding"), "{command:?}: {complaint}");
+    }
+    assert_eq!(place.acts(), Vec::<Value>::new(), "a stranger fills no ledger");
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_not_said_to_have_operators_has_none() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::with(&server, "").await;
+    place.bind_all(&["get", "update"]).await;
+    assert!(place.chancery(&["status"]).unwrap_err().contains("operators = true"));
+    assert_eq!(place.reviews(&server), 0);
+}
+
+#[tokio::test]
+async fn a_binding_makes_an_auditor_who_reads_and_whose_act_is_refused_and_recorded() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server).await;
+    place.bind_all(&["get", "list", "watch"]).await;
+    place.may(&["status"]).await;
+    for command in [&["doctor"][..], &["identity", "list"], &["agent", "list"], &["root", "list"], &["log", "acts"], &["log", "checkpoint"]]
+    {
+        wait::until("read", SOON, async || match place.chancery(command) {
+            // It judges the CA as well.
+            Err(complaint) if command == ["doctor"] && complaint.contains("keep certificates") => Ok(()),
+            other => other.map(drop),
+        })
+        .await
+        .unwrap();
+    }
+    let complaint = place.chancery(&["agent", "ban", AGENT, "--reason", "I like to"]).unwrap_err();
+    assert!(complaint.contains("is an auditor") && complaint.contains(&place.actor()), "{complaint}");
+    place.chancery(&["log", "rotate-key", "--reason", "I like to"]).unwrap_err();
+    let acts = place.acts();
+    assert_eq!(acts.len(), 1, "{acts:?}");
+    let recorded = ["action", "target", "why"].map(|key| acts[0][key].as_str().unwrap());
+    assert_eq!(recorded, ["act.refused", &format!("agent.ban {AGENT}"), "I like to"]);
+    assert!(acts[0]["outcome"].as_str().unwrap().contains("is an auditor"), "{acts:?}");
+}
+
+#[tokio::test]
+async fn an_admin_acts_and_is_recorded_and_each_resource_is_a_right_of_its_own() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server).await;
+    place.bind(&["log"], &["get", "update"]).await;
+    place.may(&["log", "acts"]).await;
+    place.may(&["log", "rotate-key", "--reason", "the yearly change"]).await;
+    let acts = place.acts();
+    assert_eq!((&acts[0]["outcome"], &acts[0]["why"]), (&json!("done"), &json!("the yearly change")), "{acts:?}");
+    let complaint = place.chancery(&["identity", "list"]).unwrap_err();
+    assert!(complaint.contains("get identities.chancery.dev"), "{complaint}");
+}
+
+#[tokio::test]
+async fn a_token_that_is_good_for_anything_else_is_refused_and_sent_nowhere() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server).await;
+    place.bind_all(&["get", "update"]).await;
+    let token = async |audience: &str| place.admin.unbound_token(&place.system, "operator", audience, HOUR).await.unwrap();
+    let before = place.reviews(&server);
+    for audience in [ISSUER, "chancery", "chancery-agent"] {
+        let error = place.status(&token(audience).await).await.unwrap_err();
+        assert_eq!((error.code(), error.message().contains(OPERATORS)), (Code::Unauthenticated, true), "{audience}: {error}");
+    }
+    place.status("not.a.token").await.unwrap_err();
+    assert_eq!(place.reviews(&server), before);
+
+    // So that it is seen that the rest of this would have worked.
+    let good = token(OPERATORS).await;
+    wait::until("let in", SOON, async || place.status(&good).await).await.unwrap();
+    assert!(place.reviews(&server) > before);
+    let (rest, _) = good.rsplit_once('.').unwrap();
+    let error = place.status(&format!("{rest}.{}", "A".repeat(342))).await.unwrap_err();
+    assert_eq!((error.code(), error.message().contains("does not accept")), (Code::Unauthenticated, true), "{error}");
+}
+
+#[tokio::test]
+async fn a_binding_that_is_removed_counts_no_more_within_seconds_and_few_calls_are_made_until_then() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server).await;
+    place.bind_all(&["get"]).await;
+    let token = place.admin.unbound_token(&place.system, "operator", OPERATORS, HOUR).await.unwrap();
+    wait::until("let in", SOON, async || place.status(&token).await).await.unwrap();
+    let (before, since) = (place.reviews(&server), Instant::now());
+    for _ in 0..20 {
+        place.status(&token).await.unwrap();
+    }
+    // The answer may have been remembered for nearly as long as it is.
+    let made = place.reviews(&server) - before;
+    assert!(made <= 2, "{made} reviews for 20 calls within {:?}", since.elapsed());
+
+    place.unbind().await;
+    let removed = Instant::now();
+    wait::until("refused", SOON, async || match place.status(&token).await {
+        Err(error) if error.code() == Code::PermissionDenied => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await
+    .unwrap();
+    assert!(removed.elapsed() < REMEMBERED + Duration::from_secs(3), "{:?}", removed.elapsed());
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_away_nobody_is_let_in_by_it_and_it_is_said_what_to_do() {
+    let Some(mut server) = ApiServer::start().await.unwrap() else { return };
+    let place = Place::new(&server).await;
+    place.bind_all(&["get"]).await;
+    let tokens = [
+        place.admin.unbound_token(&place.system, "operator", OPERATORS, HOUR).await.unwrap(),
+        place.admin.unbound_token(&place.system, "operator", OPERATORS, 2 * HOUR).await.unwrap(),
+    ];
+    wait::until("let in", SOON, async || place.status(&tokens[0]).await).await.unwrap();
+    server.kill().unwrap();
+    let error = place.status(&tokens[1]).await.unwrap_err();
+    assert_eq!((error.code(), error.message().contains("admin socket")), (Code::Unavailable, true), "{error}");
+    place.ca.chancery(&["status"]).unwrap();
+    server.run().await.unwrap();
+    wait::until("let in again", SOON, async || place.status(&tokens[1]).await).await.unwrap();
+}
