@@ -10,7 +10,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::Builder;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,8 +28,6 @@ const TABLE_BYTES: u64 = 8 << 20;
 const OPEN_FILES: usize = 256;
 /// With more than one, one spins while another compacts.
 const WORKERS: usize = 1;
-/// Of the threads that merge tables: against one that is busy they get a tenth of a core.
-const NICENESS: i32 = 10;
 /// So many new tables are merged into the others …
 const NEW_TABLES: u8 = 8;
 /// … and no more are written while so many wait for that.
@@ -77,7 +74,7 @@ impl Tree {
     /// Opens the tree in `dir`, creating it if there is none.
     pub(super) fn open(dir: &Path) -> Result<Self, Failure> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| Failure::Io(error.to_string()))?;
-        let database = open_in_background(dir)?;
+        let database = Database::builder(dir).cache_size(CACHE_BYTES).worker_threads(WORKERS).max_cached_files(Some(OPEN_FILES)).open()?;
         let keys = database.keyspace("index", options)?;
         let indexed = match keys.get(INDEXED_KEY)? {
             None => 0,
@@ -170,22 +167,6 @@ impl Tree {
         }
         Ok(values)
     }
-}
-
-/// Opens the database such that its own threads merge tables behind whatever else there is to do: a burst of issuances does not wait for them.
-fn open_in_background(dir: &Path) -> Result<Database, Failure> {
-    // Threads have the priority of the one that starts them, which it cannot raise again.
-    let open = || {
-        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-            tracing::warn!(%error, "the ledger's index is merged with the priority of everything else");
-        }
-        Database::builder(dir).cache_size(CACHE_BYTES).worker_threads(WORKERS).max_cached_files(Some(OPEN_FILES)).open()
-    };
-    let opened = std::thread::scope(|scope| {
-        let thread = Builder::new().name("index-open".into()).spawn_scoped(scope, open).map_err(|error| Failure::Io(error.to_string()))?;
-        thread.join().map_err(|_| Failure::Stopped)
-    })?;
-    Ok(opened?)
 }
 
 /// Every question is a scan, which filters would not help. Merging eight new tables at once, and small ones, halves what compaction costs.
