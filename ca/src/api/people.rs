@@ -21,14 +21,12 @@ use tracing::warn;
 use crate::api::error::ApiError;
 use crate::api::rights::right_for;
 use crate::api::{CallMetrics, Peer};
-use crate::attestation::{Clusters, Operator, RESERVED_SEGMENT, Right, Verb};
+use crate::attestation::{Clusters, OPERATORS_CLUSTER_KEY, Operator, RESERVED_SEGMENT, Right, Verb};
 use crate::ledger::Ledger;
 use crate::ledger::acts::{Change, RefusedAct, RefusedActs};
 
 /// The longest reason, in bytes. It is a sentence, and an entry must hold it.
 const MAX_REASON_BYTES: usize = 1024;
-/// Names the cluster of a token's service account, where there are several.
-const CLUSTER_KEY: &str = "chancery-cluster";
 
 /// The `[roles]` of the configuration: SPIFFE IDs of people.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -146,7 +144,7 @@ impl People {
     async fn admit_by_token(&self, method: &'static str, token: &str, metadata: &MetadataMap, peer: &Peer) -> Result<Admitted, ApiError> {
         let permit = peer.admit(0)?;
         let right = right_for(method)?;
-        let cluster = metadata.get(CLUSTER_KEY).and_then(|name| name.to_str().ok());
+        let cluster = metadata.get(OPERATORS_CLUSTER_KEY).and_then(|name| name.to_str().ok());
         // Anybody can send a token, and each that is not known yet is a question to the API server.
         let may_ask = || peer.admit(1).is_ok();
         let operator = self.clusters.operator(cluster, token, right, may_ask).await?;

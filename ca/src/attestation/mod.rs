@@ -8,6 +8,7 @@
 //! that a token was verified.
 
 mod accounts;
+mod answers;
 mod caller;
 pub mod development;
 mod keys;
@@ -38,7 +39,7 @@ pub use accounts::{AccountPattern, PatternError};
 pub use caller::{Caller, Holder, NotACaller, RESERVED_SEGMENT};
 pub use keys::{ClusterStatus, check_keys};
 pub use live::{Away, LiveStatus, Mismatch, Obstacle, ReviewCounts, Standing};
-pub use operators::{OPERATORS_AUDIENCE, Operator, OperatorError, Resource, Right, Verb};
+pub use operators::{OPERATORS_AUDIENCE, OPERATORS_CLUSTER_KEY, Operator, OperatorError, Resource, Right, Verb};
 pub use settings::{ClusterSettings, ClusterSettingsError, JwksSource, check as check_clusters};
 
 use crate::kubernetes::{ApiError, ApiServer, PublishSettings, TrustCopy};

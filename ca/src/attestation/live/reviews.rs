@@ -1,38 +1,30 @@
 //! `TokenReview`s: how many at once, which verdicts are remembered, and when not to ask at all.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aws_lc_rs::digest::{Context, SHA256};
 use time::OffsetDateTime;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use super::informer::Away;
+use crate::attestation::answers::{self, Key, Recent, Turns};
 
 /// How many tokens an API server is asked about at the same time.
 pub(super) const AT_ONCE: usize = 8;
-/// How long one waits for its turn.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// How long after a failure the API server is not asked again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a token that was accepted is not asked about again: as long as the API server itself would not look again.
-const REMEMBERED: time::Duration = time::Duration::seconds(10);
 const MAX_REMEMBERED: usize = 8192;
 
 /// One cluster's reviews.
 #[derive(Debug)]
 pub(super) struct Reviews {
-    permits: Semaphore,
-    accepted: Mutex<HashMap<Key, OffsetDateTime>>,
+    turns: Turns,
+    accepted: Recent<()>,
     failure: Mutex<Option<Failure>>,
     counts: Counts,
 }
-
-/// The hash of a token and the audiences that it was asked about for.
-pub(super) type Key = [u8; 32];
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -67,12 +59,12 @@ struct Failure {
 
 impl Reviews {
     pub(super) fn new() -> Self {
-        Self { permits: Semaphore::new(AT_ONCE), accepted: Mutex::default(), failure: Mutex::default(), counts: Counts::default() }
+        Self { turns: Turns::new(AT_ONCE), accepted: Recent::new(MAX_REMEMBERED), failure: Mutex::default(), counts: Counts::default() }
     }
 
     /// Waits a little for a turn; nothing if there is none.
     pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        tokio::time::timeout(PATIENCE, self.permits.acquire()).await.ok()?.ok()
+        self.turns.take().await
     }
 
     /// Why the API server should not be asked right now: it has just failed to answer.
@@ -102,18 +94,11 @@ impl Reviews {
 
     /// Whether this token was accepted a moment ago.
     pub(super) fn remembers(&self, key: &Key, now: OffsetDateTime) -> bool {
-        self.accepted().get(key).is_some_and(|at| is_fresh(*at, now))
+        self.accepted.recall(key, now).is_some()
     }
 
     pub(super) fn remember(&self, key: Key, now: OffsetDateTime) {
-        let mut accepted = self.accepted();
-        if accepted.len() >= MAX_REMEMBERED {
-            accepted.retain(|_, at| is_fresh(*at, now));
-        }
-        // What is not remembered is only asked again.
-        if accepted.len() < MAX_REMEMBERED {
-            accepted.insert(key, now);
-        }
+        self.accepted.remember(key, (), now);
     }
 
     pub(super) fn counts(&self) -> ReviewCounts {
@@ -122,27 +107,12 @@ impl Reviews {
         ReviewCounts { accepted: read(accepted), refused: read(refused), failed: read(failed) }
     }
 
-    fn accepted(&self) -> MutexGuard<'_, HashMap<Key, OffsetDateTime>> {
-        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn failure(&self) -> MutexGuard<'_, Option<Failure>> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// Of a token and the audiences that it is asked about for.
 pub(super) fn key(token: &str, audiences: &[String]) -> Key {
-    let mut context = Context::new(&SHA256);
-    for part in audiences.iter().map(String::as_str).chain([token]) {
-        context.update(&part.len().to_be_bytes());
-        context.update(part.as_bytes());
-    }
-    let mut key = [0; 32];
-    key.copy_from_slice(context.finish().as_ref());
-    key
-}
-
-/// A clock that went back makes nothing fresh for longer.
-fn is_fresh(at: OffsetDateTime, now: OffsetDateTime) -> bool {
-    (time::Duration::ZERO..REMEMBERED).contains(&(now - at))
+    answers::key(audiences.iter().map(String::as_str).chain([token]))
 }

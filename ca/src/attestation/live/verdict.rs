@@ -5,6 +5,7 @@ use chancery_identity::token::VerifiedToken;
 use time::{Duration, OffsetDateTime};
 
 use super::records::{Account, Pod, account_name};
+use crate::attestation::answers::{check_authenticated, is_for};
 use crate::kubernetes::TokenReviewStatus;
 
 /// How long after its deletion a pod or account still counts, as for the API server itself (`jwt.DefaultLeeway` of its token authenticator).
@@ -86,12 +87,8 @@ pub(super) fn judge_account(account: Option<&Account>, token: &VerifiedToken, no
 /// What speaks against a token in the API server's own judgement of it: it must be authenticated, for one of our audiences, and bound to the pod that
 /// it was verified to be bound to.
 pub(super) fn judge_review(review: &TokenReviewStatus, token: &VerifiedToken, audiences: &[String]) -> Result<(), String> {
-    if review.authenticated != Some(true) {
-        let error = review.error.as_deref().unwrap_or_default();
-        return Err(if error.is_empty() { "it is not authenticated".to_owned() } else { error.chars().take(200).collect() });
-    }
-    // An API server that does not know about audiences answers with none, and has not looked at them.
-    if !review.audiences.iter().flatten().any(|audience| audiences.contains(audience)) {
+    check_authenticated(review)?;
+    if !is_for(review, audiences) {
         return Err(format!("it is authenticated for none of the audiences {audiences:?}"));
     }
     let extra = review.user.as_ref().and_then(|user| user.extra.as_ref()?.get(POD_UID)?.first());

@@ -16,11 +16,14 @@ use serde::Deserialize;
 pub(super) use verdicts::Verdicts;
 
 use super::Clusters;
+use super::answers::{check_authenticated, is_for};
 use super::live::Live;
 use crate::kubernetes::{ApiError, ApiServer, TokenReviewStatus, UserInfo};
 
 /// What people's tokens are for.
 pub const OPERATORS_AUDIENCE: &str = "chancery-admin";
+/// The metadata that names a token's cluster, where several have operators.
+pub const OPERATORS_CLUSTER_KEY: &str = "chancery-cluster";
 /// The API group of the resources that RBAC names. Nothing is stored there.
 const GROUP: &str = "chancery.dev";
 /// How the API server names service accounts.
@@ -168,12 +171,8 @@ async fn review(server: &ApiServer, token: &str) -> Result<TokenReviewStatus, Ap
 
 /// The service account that a review is about, if it speaks for it.
 fn believed(review: &TokenReviewStatus) -> Result<UserInfo, String> {
-    if review.authenticated != Some(true) {
-        let error = review.error.as_deref().unwrap_or_default();
-        return Err(if error.is_empty() { "it is not authenticated".to_owned() } else { error.chars().take(200).collect() });
-    }
-    // An API server that does not know about audiences answers with none, and has not looked at them.
-    if !review.audiences.iter().flatten().any(|audience| audience == OPERATORS_AUDIENCE) {
+    check_authenticated(review)?;
+    if !is_for(review, &[OPERATORS_AUDIENCE]) {
         return Err(format!("it is not authenticated for {OPERATORS_AUDIENCE}"));
     }
     let user = review.user.clone().unwrap_or_default();

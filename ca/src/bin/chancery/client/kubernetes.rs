@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use chancery_ca::attestation::OPERATORS_AUDIENCE;
+use chancery_ca::attestation::{OPERATORS_AUDIENCE, OPERATORS_CLUSTER_KEY};
 use chancery_ca::kubernetes::{OPERATOR_TOKEN_LIFETIME, request_operator_token};
 use chancery_identity::TrustDomain;
 use clap::Args;
@@ -18,8 +18,6 @@ use zeroize::Zeroizing;
 
 use super::CliError;
 
-/// The metadata that names the token's cluster.
-const CLUSTER_KEY: &str = "chancery-cluster";
 /// After a failure to replace the token.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -122,7 +120,7 @@ impl Interceptor for Bearer {
             request.metadata_mut().insert("authorization", MetadataValue::clone(header));
         }
         if let Some(cluster) = &self.cluster {
-            request.metadata_mut().insert(CLUSTER_KEY, cluster.clone());
+            request.metadata_mut().insert(OPERATORS_CLUSTER_KEY, cluster.clone());
         }
         Ok(request)
     }
@@ -160,7 +158,7 @@ mod tests {
         let mut bearer = Bearer { header, cluster: Some("east".parse().unwrap()) };
         let request = bearer.call(Request::new(())).unwrap();
         assert_eq!(request.metadata().get("authorization").unwrap(), "Bearer secret");
-        assert_eq!(request.metadata().get(CLUSTER_KEY).unwrap(), "east");
+        assert_eq!(request.metadata().get(OPERATORS_CLUSTER_KEY).unwrap(), "east");
         assert!(!format!("{request:?}").contains("secret"), "{request:?}");
         assert!(Bearer::none().call(Request::new(())).unwrap().metadata().is_empty());
     }
