@@ -55,11 +55,12 @@ impl Staged {
         self.runs.iter().map(Vec::len).sum::<usize>() >= MAX_POSTINGS || self.entries.end - self.entries.start >= MAX_ENTRIES
     }
 
-    /// By hash, then ascending.
-    pub(super) fn postings(&self) -> impl Iterator<Item = (TermHash, u64)> + use<> {
-        let mut all = self.runs.concat();
-        merge(&mut all);
-        all.into_iter()
+    /// Those of `entries`, by hash, then ascending.
+    pub(super) fn postings(&self, entries: &Range<u64>) -> impl Iterator<Item = (TermHash, u64)> + use<> {
+        let of_entries = self.runs.iter().flatten().filter(|(_, index)| entries.contains(index));
+        let mut postings: Vec<_> = of_entries.copied().collect();
+        merge(&mut postings);
+        postings.into_iter()
     }
 
     /// By dimension, then ascending.

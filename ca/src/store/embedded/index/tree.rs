@@ -42,7 +42,7 @@ const POSTING: u8 = 2;
 /// Under this key: format (one byte) and how many entries are indexed.
 const INDEXED_KEY: [u8; 1] = [STATE];
 /// Raised when keys, values or the meaning of terms change; a tree of another format is built anew.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 
 /// Why the tree did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -101,16 +101,18 @@ impl Tree {
         for (dimension, value) in staged.values() {
             table.write([&[VALUE, *dimension], &value[..]].concat(), [])?;
         }
-        let mut indexes = Vec::new();
-        let mut postings = staged.postings().peekable();
-        while let Some((hash, index)) = postings.next() {
-            indexes.push(index);
-            if postings.peek().is_none_or(|(next, _)| *next != hash) {
-                // Newest first, as the keys have it.
-                for posting in indexes.rchunks(postings::MAX_ENTRIES) {
-                    table.write(postings::key(POSTING, hash, posting[0]), postings::value(posting.iter().copied()))?;
+        for entries in postings::partitions(staged.entries()) {
+            let mut indexes = Vec::new();
+            let mut postings = staged.postings(&entries).peekable();
+            while let Some((hash, index)) = postings.next() {
+                indexes.push(index);
+                if postings.peek().is_none_or(|(next, _)| *next != hash) {
+                    // Newest first, as the keys have it.
+                    for posting in indexes.rchunks(postings::MAX_ENTRIES) {
+                        table.write(postings::key(POSTING, hash, posting[0]), postings::value(posting.iter().copied()))?;
+                    }
+                    indexes.clear();
                 }
-                indexes.clear();
             }
         }
         table.finish()?;
@@ -134,11 +136,11 @@ impl Tree {
     /// Indexes under `hash` that are smaller than `before`, newest first, at most `limit`.
     pub(super) fn look_up(&self, hash: TermHash, before: u64, limit: usize) -> Result<Vec<u64>, Failure> {
         let mut found = Vec::new();
-        if before == 0 || limit == 0 {
+        if limit == 0 {
             return Ok(found);
         }
-        let range = postings::key(POSTING, hash, before - 1)..=postings::key(POSTING, hash, 0);
-        for posting in self.keys.range(range) {
+        let partitions = postings::partitions(0..before.min(self.indexed()));
+        for posting in partitions.flat_map(|entries| self.keys.range(postings::keys(POSTING, hash, &entries))) {
             let (key, value) = posting.into_inner()?;
             let indexes = postings::read(&key, &value).ok_or_else(|| Failure::Damaged("a posting cannot be read".into()))?;
             found.extend(indexes.into_iter().rev().filter(|index| *index < before));
