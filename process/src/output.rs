@@ -18,7 +18,7 @@ pub enum Format {
     /// Aligned columns.
     #[default]
     Table,
-    /// One document.
+    /// One document; where something is waited for, a line for each event.
     Json,
     /// A header and a line per row.
     Csv,

@@ -24,6 +24,7 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// Where the CA is, and who asks. Without any of it: the first usual place of a socket where there is one.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Connection")]
 pub(crate) struct Way {
     /// The CA's admin socket. Without it: `/run/chancery/ca-admin.sock`, or the one of a development CA in `./chancery-dev`.
     #[arg(long, global = true, env = "CHANCERY_ADMIN_SOCKET", value_name = "PATH")]

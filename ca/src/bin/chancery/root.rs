@@ -46,11 +46,12 @@ pub(crate) enum Command {
 
 /// What of a gate does not count; all of it is recorded.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Gates")]
 pub(crate) struct OverrideArgs {
-    /// Take one out of the count: an agent's SPIFFE ID, a node's name, or a pod as `namespace/name`; may be repeated.
+    /// Take one out of the count: an agent's SPIFFE ID, a node's name, or a pod as `namespace/name`; may be repeated. Recorded, as all of these.
     #[arg(long, value_name = "NAME")]
     except: Vec<String>,
-    /// Whatever is in the way.
+    /// Override whatever is in the way. Whoever is missing may lose connections.
     #[arg(long)]
     force: bool,
     /// Do not wait for proxies that cannot prove what they trust.

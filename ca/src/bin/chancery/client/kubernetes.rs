@@ -23,6 +23,7 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// Whose token, and where from.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Connection")]
 pub(crate) struct Options {
     /// Come as a service account that you may create tokens for, by your kubeconfig (KUBECONFIG or ~/.kube/config). What it may do the
     /// cluster's RBAC says. Needs --server, --ca-bundle and --trust-domain.
