@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use chancery_tests::agent::Agent;
 use chancery_tests::ca::Ca;
-use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
 use chancery_tests::load::Load;
 use chancery_tests::mesh::{Mesh, Settings};
@@ -111,7 +110,7 @@ async fn two_envoys_rotate_onto_a_corporate_root_and_every_judge_takes_what_is_b
     let sealed = format!("\n[keys]\npassphrase_file = \"{}\"\n", passphrase.display());
     let ca = Ca::start_in(&lab, &lab.at("ca"), HOUR, &sealed).await.unwrap();
     let agent = Agent::start(&lab, &ca, chancery_tests::mesh::NODE).await.unwrap();
-    let settings = Settings { envoy, lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
+    let settings = Settings::lasting(envoy);
     let mut mesh = Mesh::around(ca, agent, lab, settings).unwrap();
     let checkout = mesh.workload("checkout", None).await.unwrap();
     let cart = mesh.workload("cart", Some(checkout.envoy.at.inbound)).await.unwrap();

@@ -6,17 +6,14 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
 use chancery_tests::mesh::{Mesh, Settings};
 use chancery_tests::secrets::{self, Secrets};
 use chancery_tests::tools;
 
-const HOUR: Duration = Duration::from_secs(3600);
-
 /// What the agent hands to a proxy.
 async fn issued() -> (Mesh, Secrets) {
-    let settings = Settings { envoy: PathBuf::new(), lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
+    let settings = Settings::lasting(PathBuf::new());
     let mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
     let token = std::fs::read_to_string(mesh.volume("cart").unwrap().token()).unwrap();
     let secrets = secrets::fetch(&mesh.agent.sds_socket, Some(&token), Duration::from_secs(10)).await.unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chancery_ca::attestation::development::TokenRequest;
 use chancery_tests::agent::Agent;
 use chancery_tests::ca::Ca;
-use chancery_tests::envoy::{Addresses, Envoy, Protocol};
+use chancery_tests::envoy::{Addresses, Envoy};
 use chancery_tests::lab::Lab;
 use chancery_tests::mesh::{Mesh, NODE, Settings, token_request};
 use chancery_tests::{http, secrets, tools, wait};
@@ -25,7 +25,7 @@ async fn mesh(log: &str) -> Mesh {
     agent.append(log).unwrap();
     agent.run(&lab).await.unwrap();
     let envoy = tools::envoy().unwrap_or_default();
-    Mesh::around(ca, agent, lab, Settings { envoy, lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream }).unwrap()
+    Mesh::around(ca, agent, lab, Settings::lasting(envoy)).unwrap()
 }
 
 fn sign(ca: &Ca, request: &TokenRequest) -> String {

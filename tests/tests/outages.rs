@@ -120,7 +120,7 @@ async fn a_ca_killed_under_load_has_recorded_every_certificate_that_was_received
     // Every request is another pod's, and the agent keeps a pod for minutes.
     agent.append("\n[limits]\nworkloads = 100000\n").unwrap();
     agent.run(&lab).await.unwrap();
-    let settings = Settings { envoy: "none".into(), lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
+    let settings = Settings::lasting("none".into());
     let mut mesh = Mesh::around(ca, agent, lab, settings).unwrap();
     let clients = Clients::start(&mesh, 4);
     let shown = mesh.lab.at("shown-checkpoint");

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
 use chancery_tests::mesh::{Mesh, Settings, Workload};
 use chancery_tests::{Result, secrets, tools};
@@ -19,14 +18,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-const HOUR: Duration = Duration::from_secs(3600);
 const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// A mesh with one Envoy, and what it takes to be `cart`.
 async fn mesh() -> Option<(Mesh, Workload, Identity)> {
-    let settings = Settings { envoy: tools::envoy()?, lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
+    let settings = Settings::lasting(tools::envoy()?);
     let mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
     let checkout = mesh.workload("checkout", None).await.unwrap();
     let token = std::fs::read_to_string(mesh.volume("cart").unwrap().token()).unwrap();

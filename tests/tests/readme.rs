@@ -3,15 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::process::Command;
-use std::time::Duration;
 
-use chancery_tests::envoy::{Addresses, Envoy, Plan, Protocol};
+use chancery_tests::envoy::{Addresses, Envoy, Plan};
 use chancery_tests::lab::Lab;
 use chancery_tests::mesh::{Mesh, Settings};
 use chancery_tests::{http, tools};
 use serde_json::Value;
-
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// The YAML block in the README that begins with this comment.
 fn block(title: &str) -> String {
@@ -24,7 +21,7 @@ fn block(title: &str) -> String {
 #[tokio::test]
 async fn an_envoy_configured_as_the_readme_says_gets_its_certificate_and_talks() {
     let Some(binary) = tools::envoy() else { return };
-    let settings = Settings { envoy: binary.clone(), lifetime: HOUR, token_lifetime: HOUR, protocol: Protocol::Stream };
+    let settings = Settings::lasting(binary.clone());
     let mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
     let volume = mesh.volume("checkout").unwrap();
 

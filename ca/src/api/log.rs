@@ -18,12 +18,11 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::api::People;
 use crate::api::error::ApiError;
 use crate::api::exports::{Entries, Exports};
 use crate::api::operator::page_size;
-use crate::api::people::Admitted;
 use crate::api::tiles::{TileName, TileSource, ledger_routes, refused};
-use crate::api::{CallMetrics, People};
 use crate::ledger::{Checkpoints, IdentityFilter, Ledger, LedgerError, Published};
 
 /// How the ledger names the act.
@@ -40,92 +39,76 @@ pub struct LogApi {
     pub people: Arc<People>,
     /// Whoever reads entries.
     pub exports: Exports,
-    /// Counts the calls.
-    pub metrics: Arc<CallMetrics>,
 }
 
 #[tonic::async_trait]
 impl LogService for LogApi {
     async fn get_checkpoint(&self, request: Request<GetCheckpointRequest>) -> Result<Response<GetCheckpointResponse>, Status> {
-        self.answer("GetCheckpoint", request, async |_| {
-            let newest = self.newest().await?;
-            Ok(GetCheckpointResponse { note: newest.note.clone(), verifier_keys: verifier_keys(&newest) })
-        })
-        .await
+        self.people
+            .answer("GetCheckpoint", request, async |_, _| {
+                let newest = self.newest().await?;
+                Ok(GetCheckpointResponse { note: newest.note.clone(), verifier_keys: verifier_keys(&newest) })
+            })
+            .await
     }
 
     async fn get_tile(&self, request: Request<GetTileRequest>) -> Result<Response<GetTileResponse>, Status> {
-        self.answer("GetTile", request, async |request| {
-            let tile = self.read_tile(tile_name(&request)?).await?;
-            Ok(GetTileResponse { tile })
-        })
-        .await
+        self.people
+            .answer("GetTile", request, async |_, request| {
+                let tile = self.read_tile(tile_name(&request)?).await?;
+                Ok(GetTileResponse { tile })
+            })
+            .await
     }
 
     async fn prove_inclusion(&self, request: Request<ProveInclusionRequest>) -> Result<Response<ProveInclusionResponse>, Status> {
-        self.answer("ProveInclusion", request, async |request| self.do_prove_inclusion(request.of).await).await
+        self.people.answer("ProveInclusion", request, async |_, request| self.do_prove_inclusion(request.of).await).await
     }
 
     async fn prove_consistency(&self, request: Request<ProveConsistencyRequest>) -> Result<Response<ProveConsistencyResponse>, Status> {
-        self.answer("ProveConsistency", request, async |request| {
-            let newest = self.newest().await?;
-            let hashes = self.ledger.consistency_proof(request.since, newest.checkpoint.size).await?;
-            let hashes = hashes.iter().map(|hash| hash.to_vec()).collect();
-            Ok(ProveConsistencyResponse { note: newest.note.clone(), verifier_keys: verifier_keys(&newest), hashes })
-        })
-        .await
+        self.people
+            .answer("ProveConsistency", request, async |_, request| {
+                let newest = self.newest().await?;
+                let hashes = self.ledger.consistency_proof(request.since, newest.checkpoint.size).await?;
+                let hashes = hashes.iter().map(|hash| hash.to_vec()).collect();
+                Ok(ProveConsistencyResponse { note: newest.note.clone(), verifier_keys: verifier_keys(&newest), hashes })
+            })
+            .await
     }
 
     type ReadEntriesStream = Entries;
 
     async fn read_entries(&self, request: Request<ReadEntriesRequest>) -> Result<Response<Entries>, Status> {
-        self.answer("ReadEntries", request, async |request| self.do_read_entries(request).await).await
+        self.people.answer("ReadEntries", request, async |_, request| self.do_read_entries(request).await).await
     }
 
     async fn list_acts(&self, request: Request<ListActsRequest>) -> Result<Response<ListActsResponse>, Status> {
-        self.answer("ListActs", request, async |request| {
-            let size = page_size(request.page_size)?;
-            let token = (!request.page_token.is_empty()).then_some(request.page_token.as_str());
-            let page = self.ledger.list_acts(&request.filter.unwrap_or_default().into(), size, token).await?;
-            let acts = page.acts.into_iter().map(Into::into).collect();
-            Ok(ListActsResponse { acts, next_page_token: page.next.unwrap_or_default() })
-        })
-        .await
+        self.people
+            .answer("ListActs", request, async |_, request| {
+                let size = page_size(request.page_size)?;
+                let token = (!request.page_token.is_empty()).then_some(request.page_token.as_str());
+                let page = self.ledger.list_acts(&request.filter.unwrap_or_default().into(), size, token).await?;
+                let acts = page.acts.into_iter().map(Into::into).collect();
+                Ok(ListActsResponse { acts, next_page_token: page.next.unwrap_or_default() })
+            })
+            .await
     }
 
     async fn rotate_checkpoint_key(
         &self,
         request: Request<RotateCheckpointKeyRequest>,
     ) -> Result<Response<RotateCheckpointKeyResponse>, Status> {
-        self.answer_to("RotateCheckpointKey", request, async |who, request| {
-            let rotate = async |actor: &str, why: &str| Ok(self.checkpoints.rotate_key(actor, why).await.map_err(LedgerError::from)?);
-            let key = self.people.act_by(who, ROTATE_KEY, String::new(), &request.reason, rotate).await?;
-            Ok(RotateCheckpointKeyResponse { verifier_key: key.to_string() })
-        })
-        .await
+        self.people
+            .answer("RotateCheckpointKey", request, async |who, request| {
+                let rotate = async |actor: &str, why: &str| Ok(self.checkpoints.rotate_key(actor, why).await.map_err(LedgerError::from)?);
+                let key = self.people.act_by(who, ROTATE_KEY, String::new(), &request.reason, rotate).await?;
+                Ok(RotateCheckpointKeyResponse { verifier_key: key.to_string() })
+            })
+            .await
     }
 }
 
 impl LogApi {
-    async fn answer<Q, A>(
-        &self,
-        method: &'static str,
-        request: Request<Q>,
-        work: impl AsyncFnOnce(Q) -> Result<A, ApiError>,
-    ) -> Result<Response<A>, Status> {
-        self.answer_to(method, request, async |_, request| work(request).await).await
-    }
-
-    /// Likewise, where it matters who asks.
-    async fn answer_to<Q, A>(
-        &self,
-        method: &'static str,
-        request: Request<Q>,
-        work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
-    ) -> Result<Response<A>, Status> {
-        self.people.answer(&self.metrics, method, request, work).await
-    }
-
     async fn newest(&self) -> Result<Arc<Published>, ApiError> {
         Ok(self.checkpoints.publish().await.map_err(LedgerError::from)?)
     }

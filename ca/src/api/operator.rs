@@ -14,10 +14,10 @@ use tonic::{Request, Response, Status};
 
 use crate::api::certificate_text::certificate_text;
 use crate::api::error::ApiError;
-use crate::api::people::{Admitted, People};
+use crate::api::people::People;
 use crate::api::revocation::to_its_end;
+use crate::api::test_policy;
 use crate::api::watch::{Watched, Watches};
-use crate::api::{CallMetrics, test_policy};
 use crate::attestation::{Caller, Clusters};
 use crate::authority::{Authority, Revoked};
 use crate::fleet::{Explanation, Fleet};
@@ -55,122 +55,108 @@ pub struct OperatorApi {
     pub authority: Arc<Authority>,
     /// Who may ask, and who may act.
     pub people: Arc<People>,
-    /// Counts the calls.
-    pub metrics: Arc<CallMetrics>,
-}
-
-impl OperatorApi {
-    async fn answer<Q, A>(
-        &self,
-        method: &'static str,
-        request: Request<Q>,
-        work: impl AsyncFnOnce(Q) -> Result<A, ApiError>,
-    ) -> Result<Response<A>, Status> {
-        self.answer_to(method, request, async |_, request| work(request).await).await
-    }
-
-    /// Like [`Self::answer`], for work that depends on who asks.
-    async fn answer_to<Q, A>(
-        &self,
-        method: &'static str,
-        request: Request<Q>,
-        work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
-    ) -> Result<Response<A>, Status> {
-        self.people.answer(&self.metrics, method, request, work).await
-    }
 }
 
 #[tonic::async_trait]
 impl OperatorService for OperatorApi {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        self.answer("Status", request, async |_| Ok((self.standing)())).await
+        self.people.answer("Status", request, async |_, _| Ok((self.standing)())).await
     }
 
     async fn diagnose(&self, request: Request<DiagnoseRequest>) -> Result<Response<DiagnoseResponse>, Status> {
-        self.answer("Diagnose", request, async |_| Ok(DiagnoseResponse { findings: (self.diagnosis)() })).await
+        self.people.answer("Diagnose", request, async |_, _| Ok(DiagnoseResponse { findings: (self.diagnosis)() })).await
     }
 
     async fn list_identities(&self, request: Request<ListIdentitiesRequest>) -> Result<Response<ListIdentitiesResponse>, Status> {
-        self.answer("ListIdentities", request, async |request| {
-            let filter = IdentityFilter::try_from(&request.filter.unwrap_or_default())?;
-            let size = page_size(request.page_size)?;
-            let token = (!request.page_token.is_empty()).then_some(request.page_token.as_str());
-            let page = self.ledger.list(&filter, size, token).await?;
-            let identities = page.identities.into_iter().map(Into::into).collect();
-            Ok(ListIdentitiesResponse { identities, next_page_token: page.next.unwrap_or_default() })
-        })
-        .await
+        self.people
+            .answer("ListIdentities", request, async |_, request| {
+                let filter = IdentityFilter::try_from(&request.filter.unwrap_or_default())?;
+                let size = page_size(request.page_size)?;
+                let token = (!request.page_token.is_empty()).then_some(request.page_token.as_str());
+                let page = self.ledger.list(&filter, size, token).await?;
+                let identities = page.identities.into_iter().map(Into::into).collect();
+                Ok(ListIdentitiesResponse { identities, next_page_token: page.next.unwrap_or_default() })
+            })
+            .await
     }
 
     type WatchIdentitiesStream = Watched;
 
     async fn watch_identities(&self, request: Request<WatchIdentitiesRequest>) -> Result<Response<Watched>, Status> {
-        self.answer("WatchIdentities", request, async |request| self.watches.begin(&self.ledger, request).await).await
+        self.people.answer("WatchIdentities", request, async |_, request| self.watches.begin(&self.ledger, request).await).await
     }
 
     async fn show_identity(&self, request: Request<ShowIdentityRequest>) -> Result<Response<ShowIdentityResponse>, Status> {
-        self.answer("ShowIdentity", request, async |request| {
-            let identity = self.find(request.by).await?;
-            let text = certificate_text(&identity.issuance.certificate)?;
-            let standing = self.ledger.standing(&identity).await?;
-            Ok(ShowIdentityResponse { identity: Some(identity.into()), text, standing: Some(standing.into()) })
-        })
-        .await
+        self.people
+            .answer("ShowIdentity", request, async |_, request| {
+                let identity = self.find(request.by).await?;
+                let text = certificate_text(&identity.issuance.certificate)?;
+                let standing = self.ledger.standing(&identity).await?;
+                Ok(ShowIdentityResponse { identity: Some(identity.into()), text, standing: Some(standing.into()) })
+            })
+            .await
     }
 
     async fn list_refusals(&self, request: Request<ListRefusalsRequest>) -> Result<Response<ListRefusalsResponse>, Status> {
-        self.answer("ListRefusals", request, async |request| {
-            let limit = page_size(request.limit)?;
-            let given = |text: String| (!text.is_empty()).then_some(text);
-            let pod = IdentityFilter::try_from(&WireFilter { pod: request.pod, ..WireFilter::default() })?.pod;
-            let filter = RefusalFilter { agent: given(request.agent), reason: given(request.reason), pod };
-            let refusals = self.refusals.list_newest(&filter, limit).into_iter().map(Into::into).collect();
-            Ok(ListRefusalsResponse { refusals })
-        })
-        .await
+        self.people
+            .answer("ListRefusals", request, async |_, request| {
+                let limit = page_size(request.limit)?;
+                let given = |text: String| (!text.is_empty()).then_some(text);
+                let pod = IdentityFilter::try_from(&WireFilter { pod: request.pod, ..WireFilter::default() })?.pod;
+                let filter = RefusalFilter { agent: given(request.agent), reason: given(request.reason), pod };
+                let refusals = self.refusals.list_newest(&filter, limit).into_iter().map(Into::into).collect();
+                Ok(ListRefusalsResponse { refusals })
+            })
+            .await
     }
 
     async fn list_agents(&self, request: Request<ListAgentsRequest>) -> Result<Response<ListAgentsResponse>, Status> {
-        self.answer("ListAgents", request, async |request| {
-            let sequence = self.authority.trust().borrow().sequence;
-            Ok(ListAgentsResponse { agents: self.fleet.list(&self.ledger, sequence, &request.agent).await? })
-        })
-        .await
+        self.people
+            .answer("ListAgents", request, async |_, request| {
+                let sequence = self.authority.trust().borrow().sequence;
+                Ok(ListAgentsResponse { agents: self.fleet.list(&self.ledger, sequence, &request.agent).await? })
+            })
+            .await
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
-        self.answer("Explain", request, async |request| {
-            let explanation = self.fleet.explain(&self.ledger, &self.refusals, &request.namespace, &request.pod).await?;
-            Ok(explanation.into())
-        })
-        .await
+        self.people
+            .answer("Explain", request, async |_, request| {
+                let explanation = self.fleet.explain(&self.ledger, &self.refusals, &request.namespace, &request.pod).await?;
+                Ok(explanation.into())
+            })
+            .await
     }
 
     async fn test_policy(&self, request: Request<TestPolicyRequest>) -> Result<Response<TestPolicyResponse>, Status> {
-        self.answer("TestPolicy", request, async |request| test_policy(&self.issuance.policy(), &self.clusters.settings(), &request)).await
+        self.people
+            .answer("TestPolicy", request, async |_, request| test_policy(&self.issuance.policy(), &self.clusters.settings(), &request))
+            .await
     }
 
     async fn ban(&self, request: Request<BanRequest>) -> Result<Response<ActResponse>, Status> {
-        self.answer_to("Ban", request, async |who, request| {
-            let agent = self.agent(&request.agent)?;
-            let work = async |actor: &str, why: &str| {
-                let (authority, actor, why) = (Arc::clone(&self.authority), actor.to_owned(), why.to_owned());
-                let agent = agent.clone();
-                to_its_end(async move { authority.ban(&actor, agent, &why).await }).await
-            };
-            let done = self.people.act_by(who, "agent.ban", agent.to_string(), &request.reason, work).await?;
-            let Revoked { entry, certificates, sequence, problem, .. } = done;
-            Ok(ActResponse { entry, certificates: certificates as u64, trust_sequence: sequence, problem: problem.unwrap_or_default() })
-        })
-        .await
+        self.people
+            .answer("Ban", request, async |who, request| {
+                let agent = self.agent(&request.agent)?;
+                let work = async |actor: &str, why: &str| {
+                    let (authority, actor, why) = (Arc::clone(&self.authority), actor.to_owned(), why.to_owned());
+                    let agent = agent.clone();
+                    to_its_end(async move { authority.ban(&actor, agent, &why).await }).await
+                };
+                let done = self.people.act_by(who, "agent.ban", agent.to_string(), &request.reason, work).await?;
+                let Revoked { entry, certificates, sequence, problem, .. } = done;
+                Ok(ActResponse { entry, certificates: certificates as u64, trust_sequence: sequence, problem: problem.unwrap_or_default() })
+            })
+            .await
     }
 
     async fn unban(&self, request: Request<UnbanRequest>) -> Result<Response<ActResponse>, Status> {
-        self.answer_to("Unban", request, async |who, request| {
-            let entry = self.people.act(who, Change::Unban(self.agent(&request.agent)?), &request.reason).await?;
-            Ok(ActResponse { entry, ..ActResponse::default() })
-        })
-        .await
+        self.people
+            .answer("Unban", request, async |who, request| {
+                let entry = self.people.act(who, Change::Unban(self.agent(&request.agent)?), &request.reason).await?;
+                Ok(ActResponse { entry, ..ActResponse::default() })
+            })
+            .await
     }
 }
 

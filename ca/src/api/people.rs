@@ -91,14 +91,15 @@ pub struct People {
     clusters: Arc<Clusters>,
     ledger: Ledger,
     refused: Arc<RefusedActs>,
+    calls: Arc<CallMetrics>,
     clock: Arc<dyn Clock>,
 }
 
 impl People {
-    /// With these roles, and those that `clusters` give; refused acts go to `ledger`.
-    pub fn new(settings: RoleSettings, clusters: Arc<Clusters>, ledger: Ledger, clock: Arc<dyn Clock>) -> Self {
+    /// With these roles, and those that `clusters` give; refused acts go to `ledger`, and `calls` counts what is asked.
+    pub fn new(settings: RoleSettings, clusters: Arc<Clusters>, ledger: Ledger, calls: Arc<CallMetrics>, clock: Arc<dyn Clock>) -> Self {
         let refused = Arc::new(RefusedActs::new(ledger.clone(), Arc::clone(&clock)));
-        Self { settings: ArcSwap::from_pointee(settings), clusters, ledger, refused, clock }
+        Self { settings: ArcSwap::from_pointee(settings), clusters, ledger, refused, calls, clock }
     }
 
     /// These count from the next call on.
@@ -168,7 +169,6 @@ impl People {
     /// Answers a call of somebody who may read with what `work` makes of it; the call is counted.
     pub(super) async fn answer<Q, A>(
         &self,
-        metrics: &CallMetrics,
         method: &'static str,
         request: Request<Q>,
         work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
@@ -180,7 +180,7 @@ impl People {
             work(&admitted, request.into_inner()).await
         };
         let answer = answer.await;
-        metrics.answered(method, answer.is_ok(), started.elapsed());
+        self.calls.answered(method, answer.is_ok(), started.elapsed());
         Ok(Response::new(answer?))
     }
 

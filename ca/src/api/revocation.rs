@@ -13,10 +13,9 @@ use chancery_proto::chancery::v1::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::api::People;
 use crate::api::error::ApiError;
-use crate::api::people::Admitted;
 use crate::api::root::missing_record;
-use crate::api::{CallMetrics, People};
 use crate::attestation::{Caller, Clusters};
 use crate::authority::{Authority, AuthorityError, Revoked};
 use crate::fleet::{Fleet, Goal, missing};
@@ -39,60 +38,61 @@ pub struct RevocationApi {
     pub clusters: Arc<Clusters>,
     /// Decides who may ask and act.
     pub people: Arc<People>,
-    /// Counts the calls.
-    pub metrics: Arc<CallMetrics>,
 }
 
 #[tonic::async_trait]
 impl RevocationService for RevocationApi {
     async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
-        self.answer("Revoke", request, async |who, request| {
-            let subject = self.subject(request.subject, For::Revocation).await?;
-            let work = async |actor: &str, why: &str| {
-                let (authority, actor, why) = (Arc::clone(&self.authority), actor.to_owned(), why.to_owned());
-                let subject = subject.clone();
-                to_its_end(async move { authority.revoke(&actor, subject, &why).await }).await
-            };
-            let Revoked { entry, certificates, ids, sequence, problem } =
-                self.people.act_by(who, "identity.revoke", subject.to_string(), &request.reason, work).await?;
-            let trust_domain = self.authority.trust_domain();
-            Ok(RevokeResponse {
-                entry,
-                subject: subject.to_string(),
-                certificates: certificates as u64,
-                trust_sequence: sequence,
-                issuance_refused: !matches!(subject, Subject::Serial(_)),
-                agents: ids.iter().filter(|id| Caller::from_peer(id, trust_domain).is_ok()).map(ToString::to_string).collect(),
-                problem: problem.unwrap_or_default(),
+        self.people
+            .answer("Revoke", request, async |who, request| {
+                let subject = self.subject(request.subject, For::Revocation).await?;
+                let work = async |actor: &str, why: &str| {
+                    let (authority, actor, why) = (Arc::clone(&self.authority), actor.to_owned(), why.to_owned());
+                    let subject = subject.clone();
+                    to_its_end(async move { authority.revoke(&actor, subject, &why).await }).await
+                };
+                let Revoked { entry, certificates, ids, sequence, problem } =
+                    self.people.act_by(who, "identity.revoke", subject.to_string(), &request.reason, work).await?;
+                let trust_domain = self.authority.trust_domain();
+                Ok(RevokeResponse {
+                    entry,
+                    subject: subject.to_string(),
+                    certificates: certificates as u64,
+                    trust_sequence: sequence,
+                    issuance_refused: !matches!(subject, Subject::Serial(_)),
+                    agents: ids.iter().filter(|id| Caller::from_peer(id, trust_domain).is_ok()).map(ToString::to_string).collect(),
+                    problem: problem.unwrap_or_default(),
+                })
             })
-        })
-        .await
+            .await
     }
 
     async fn allow(&self, request: Request<AllowRequest>) -> Result<Response<AllowResponse>, Status> {
-        self.answer("Allow", request, async |who, request| {
-            let subject = self.subject(request.subject, For::Allowance).await?;
-            let entry = self.people.act(who, Change::Allow(subject.clone()), &request.reason).await?;
-            Ok(AllowResponse { entry, subject: subject.to_string() })
-        })
-        .await
+        self.people
+            .answer("Allow", request, async |who, request| {
+                let subject = self.subject(request.subject, For::Allowance).await?;
+                let entry = self.people.act(who, Change::Allow(subject.clone()), &request.reason).await?;
+                Ok(AllowResponse { entry, subject: subject.to_string() })
+            })
+            .await
     }
 
     async fn check_reach(&self, request: Request<CheckReachRequest>) -> Result<Response<CheckReachResponse>, Status> {
-        self.answer("CheckReach", request, async |_, CheckReachRequest { trust_sequence, except }| {
-            if except.len() > MAX_EXCEPTIONS {
-                return Err(ApiError::Invalid(format!("at most {MAX_EXCEPTIONS} can be left out")));
-            }
-            let missing = missing(&self.ledger, &self.fleet, Goal::Trust(trust_sequence)).await?.without(&except);
-            Ok(CheckReachResponse {
-                counted: missing.counted,
-                missing_total: missing.total(),
-                unproven_total: missing.unproven_total(),
-                missing: missing.who.into_iter().map(missing_record).collect(),
-                unproven: missing.unproven.into_iter().map(|one| format!("{} {}", one.name, one.proxy)).collect(),
+        self.people
+            .answer("CheckReach", request, async |_, CheckReachRequest { trust_sequence, except }| {
+                if except.len() > MAX_EXCEPTIONS {
+                    return Err(ApiError::Invalid(format!("at most {MAX_EXCEPTIONS} can be left out")));
+                }
+                let missing = missing(&self.ledger, &self.fleet, Goal::Trust(trust_sequence)).await?.without(&except);
+                Ok(CheckReachResponse {
+                    counted: missing.counted,
+                    missing_total: missing.total(),
+                    unproven_total: missing.unproven_total(),
+                    missing: missing.who.into_iter().map(missing_record).collect(),
+                    unproven: missing.unproven.into_iter().map(|one| format!("{} {}", one.name, one.proxy)).collect(),
+                })
             })
-        })
-        .await
+            .await
     }
 }
 
@@ -104,15 +104,6 @@ enum For {
 }
 
 impl RevocationApi {
-    async fn answer<Q, A>(
-        &self,
-        method: &'static str,
-        request: Request<Q>,
-        work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
-    ) -> Result<Response<A>, Status> {
-        self.people.answer(&self.metrics, method, request, work).await
-    }
-
     async fn subject(&self, subject: Option<RevocationSubject>, purpose: For) -> Result<Subject, ApiError> {
         let named = subject.and_then(|subject| subject.of).ok_or_else(|| ApiError::Invalid("name whose certificates".into()))?;
         Ok(match named {

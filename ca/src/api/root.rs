@@ -13,9 +13,8 @@ use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
+use crate::api::People;
 use crate::api::error::ApiError;
-use crate::api::people::Admitted;
-use crate::api::{CallMetrics, People};
 use crate::authority::{Authority, RENEWAL, RootStatus, is_renewal_due};
 use crate::fleet::{MissingKind, MissingOne};
 use crate::ledger::acts::{Overrides, RootState};
@@ -39,127 +38,122 @@ pub struct RootApi {
     pub authority: Arc<Authority>,
     /// Decides who may ask and act.
     pub people: Arc<People>,
-    /// Counts the calls.
-    pub metrics: Arc<CallMetrics>,
 }
 
 #[tonic::async_trait]
 impl RootService for RootApi {
     async fn list_roots(&self, request: Request<ListRootsRequest>) -> Result<Response<ListRootsResponse>, Status> {
-        self.answer("ListRoots", request, async |_, _| Ok(self.listed())).await
+        self.people.answer("ListRoots", request, async |_, _| Ok(self.listed())).await
     }
 
     async fn check_gate(&self, request: Request<CheckGateRequest>) -> Result<Response<CheckGateResponse>, Status> {
-        self.answer("CheckGate", request, async |_, request| {
-            let to = transition(request.to)?;
-            let overrides = overrides(request.overrides)?;
-            Ok(gate(self.rotation.gate(named(&request.root), to, &overrides).await?))
-        })
-        .await
+        self.people
+            .answer("CheckGate", request, async |_, request| {
+                let to = transition(request.to)?;
+                let overrides = overrides(request.overrides)?;
+                Ok(gate(self.rotation.gate(named(&request.root), to, &overrides).await?))
+            })
+            .await
     }
 
     async fn prepare_root(&self, request: Request<PrepareRootRequest>) -> Result<Response<MoveRootResponse>, Status> {
-        self.answer("PrepareRoot", request, async |who, request| {
-            let work = async |actor: &str, why: &str| {
-                let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
-                to_its_end(async move {
-                    if request.self_signed { rotation.prepare_own(&actor, &why).await } else { rotation.prepare(&actor, &why).await }
-                })
-                .await
-            };
-            let done = self.people.act_by(who, "root.prepare", String::new(), &request.reason, work).await?;
-            Ok(self.moved(done))
-        })
-        .await
+        self.people
+            .answer("PrepareRoot", request, async |who, request| {
+                let work = async |actor: &str, why: &str| {
+                    let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
+                    to_its_end(async move {
+                        if request.self_signed { rotation.prepare_own(&actor, &why).await } else { rotation.prepare(&actor, &why).await }
+                    })
+                    .await
+                };
+                let done = self.people.act_by(who, "root.prepare", String::new(), &request.reason, work).await?;
+                Ok(self.moved(done))
+            })
+            .await
     }
 
     async fn request_root(&self, request: Request<RequestRootRequest>) -> Result<Response<RequestRootResponse>, Status> {
-        self.answer("RequestRoot", request, async |who, request| {
-            let work = async |actor: &str, why: &str| {
-                let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
-                to_its_end(async move { rotation.request(&actor, &why).await }).await
-            };
-            let (csr, changed) = self.people.act_by(who, "root.request", String::new(), &request.reason, work).await?;
-            Ok(RequestRootResponse { csr, changed })
-        })
-        .await
+        self.people
+            .answer("RequestRoot", request, async |who, request| {
+                let work = async |actor: &str, why: &str| {
+                    let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
+                    to_its_end(async move { rotation.request(&actor, &why).await }).await
+                };
+                let (csr, changed) = self.people.act_by(who, "root.request", String::new(), &request.reason, work).await?;
+                Ok(RequestRootResponse { csr, changed })
+            })
+            .await
     }
 
     async fn answer_root(&self, request: Request<AnswerRootRequest>) -> Result<Response<MoveRootResponse>, Status> {
-        self.answer("AnswerRoot", request, async |who, AnswerRootRequest { reason, certificates }| {
-            if certificates.len() > MAX_CERTIFICATES || certificates.iter().any(|one| one.len() > MAX_CERTIFICATE_BYTES) {
-                let most = format!("at most {MAX_CERTIFICATES} certificates of up to {MAX_CERTIFICATE_BYTES} bytes can be brought");
-                return Err(ApiError::Invalid(most));
-            }
-            let certificates: Vec<_> = certificates.into_iter().map(CertificateDer::from).collect();
-            let work = async |actor: &str, why: &str| {
-                let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
-                to_its_end(async move { rotation.answer(certificates, &actor, &why).await }).await
-            };
-            let done = self.people.act_by(who, "root.prepare", String::new(), &reason, work).await?;
-            Ok(self.moved(done))
-        })
-        .await
+        self.people
+            .answer("AnswerRoot", request, async |who, AnswerRootRequest { reason, certificates }| {
+                if certificates.len() > MAX_CERTIFICATES || certificates.iter().any(|one| one.len() > MAX_CERTIFICATE_BYTES) {
+                    let most = format!("at most {MAX_CERTIFICATES} certificates of up to {MAX_CERTIFICATE_BYTES} bytes can be brought");
+                    return Err(ApiError::Invalid(most));
+                }
+                let certificates: Vec<_> = certificates.into_iter().map(CertificateDer::from).collect();
+                let work = async |actor: &str, why: &str| {
+                    let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
+                    to_its_end(async move { rotation.answer(certificates, &actor, &why).await }).await
+                };
+                let done = self.people.act_by(who, "root.prepare", String::new(), &reason, work).await?;
+                Ok(self.moved(done))
+            })
+            .await
     }
 
     async fn move_root(&self, request: Request<MoveRootRequest>) -> Result<Response<MoveRootResponse>, Status> {
-        self.answer("MoveRoot", request, async |who, request| {
-            let to = transition(request.to)?;
-            let overrides = overrides(request.overrides)?;
-            let action = match to {
-                RootState::Published => "root.publish",
-                RootState::Active => "root.activate",
-                _ => "root.retire",
-            };
-            let work = async |actor: &str, why: &str| {
-                let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
-                let (root, overrides) = (request.root.clone(), overrides.clone());
-                to_its_end(async move {
-                    let order = Order { actor: &actor, why: &why, overrides: &overrides };
-                    match to {
-                        RootState::Published => rotation.publish(named(&root), order).await,
-                        RootState::Active => rotation.activate(named(&root), order).await,
-                        _ => rotation.retire(named(&root), order).await,
-                    }
-                })
-                .await
-            };
-            let done = self.people.act_by(who, action, request.root.clone(), &request.reason, work).await?;
-            Ok(self.moved(done))
-        })
-        .await
+        self.people
+            .answer("MoveRoot", request, async |who, request| {
+                let to = transition(request.to)?;
+                let overrides = overrides(request.overrides)?;
+                let action = match to {
+                    RootState::Published => "root.publish",
+                    RootState::Active => "root.activate",
+                    _ => "root.retire",
+                };
+                let work = async |actor: &str, why: &str| {
+                    let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
+                    let (root, overrides) = (request.root.clone(), overrides.clone());
+                    to_its_end(async move {
+                        let order = Order { actor: &actor, why: &why, overrides: &overrides };
+                        match to {
+                            RootState::Published => rotation.publish(named(&root), order).await,
+                            RootState::Active => rotation.activate(named(&root), order).await,
+                            _ => rotation.retire(named(&root), order).await,
+                        }
+                    })
+                    .await
+                };
+                let done = self.people.act_by(who, action, request.root.clone(), &request.reason, work).await?;
+                Ok(self.moved(done))
+            })
+            .await
     }
 
     async fn distrust_root(&self, request: Request<DistrustRootRequest>) -> Result<Response<MoveRootResponse>, Status> {
-        self.answer("DistrustRoot", request, async |who, request| {
-            let configured = self.rotation.settings().distrust_deadline;
-            let deadline = request.deadline_ms.map_or(configured, |millis| Duration::from_millis(millis.into()));
-            let work = async |actor: &str, why: &str| {
-                let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
-                let root = request.root.clone();
-                to_its_end(async move {
-                    let order = Order { actor: &actor, why: &why, overrides: &Overrides::default() };
-                    rotation.distrust(&root, deadline, order).await
-                })
-                .await
-            };
-            let done = self.people.act_by(who, "root.distrust", request.root.clone(), &request.reason, work).await?;
-            Ok(self.moved(done))
-        })
-        .await
+        self.people
+            .answer("DistrustRoot", request, async |who, request| {
+                let configured = self.rotation.settings().distrust_deadline;
+                let deadline = request.deadline_ms.map_or(configured, |millis| Duration::from_millis(millis.into()));
+                let work = async |actor: &str, why: &str| {
+                    let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
+                    let root = request.root.clone();
+                    to_its_end(async move {
+                        let order = Order { actor: &actor, why: &why, overrides: &Overrides::default() };
+                        rotation.distrust(&root, deadline, order).await
+                    })
+                    .await
+                };
+                let done = self.people.act_by(who, "root.distrust", request.root.clone(), &request.reason, work).await?;
+                Ok(self.moved(done))
+            })
+            .await
     }
 }
 
 impl RootApi {
-    async fn answer<Q, A>(
-        &self,
-        method: &'static str,
-        request: Request<Q>,
-        work: impl AsyncFnOnce(&Admitted, Q) -> Result<A, ApiError>,
-    ) -> Result<Response<A>, Status> {
-        self.people.answer(&self.metrics, method, request, work).await
-    }
-
     fn listed(&self) -> ListRootsResponse {
         let (roots, now) = (self.authority.roots(), self.authority.now());
         let listed = roots.iter().map(|root| {

@@ -157,9 +157,9 @@ pub async fn start(options: Options) -> Result<Running, ServeError> {
     // Ends everything, whether it was asked for or a part failed.
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let operators = operators(&parts, Arc::clone(&calls), stop.clone());
-    let log_api = log_api(&parts, Arc::clone(&calls), stop.clone());
-    let (roots, revocation) = (root_api(&parts, Arc::clone(&calls)), revocation_api(&parts, Arc::clone(&calls)));
+    let operators = operators(&parts, stop.clone());
+    let log_api = log_api(&parts, stop.clone());
+    let (roots, revocation) = (root_api(&parts), revocation_api(&parts));
     let services = Services { operators, log: log_api, roots, revocation };
     tasks.spawn(serve_tls(&parts, doors.tls, services.clone(), Arc::clone(&metrics), calls, stop.clone())?);
     tasks.spawn(serve_admin(doors.admin, services, stop.clone()));
@@ -307,7 +307,7 @@ fn serve_tls(
 }
 
 /// What answers people, on either door.
-fn operators(parts: &Arc<Parts>, calls: Arc<CallMetrics>, stop: CancellationToken) -> OperatorServiceServer<OperatorApi> {
+fn operators(parts: &Arc<Parts>, stop: CancellationToken) -> OperatorServiceServer<OperatorApi> {
     let (status, doctor) = (Arc::clone(parts), Arc::clone(parts));
     OperatorServiceServer::new(OperatorApi {
         ledger: parts.ledger.clone(),
@@ -320,40 +320,36 @@ fn operators(parts: &Arc<Parts>, calls: Arc<CallMetrics>, stop: CancellationToke
         watches: Watches::new(stop),
         authority: Arc::clone(&parts.authority),
         people: Arc::clone(&parts.people),
-        metrics: calls,
     })
 }
 
 /// What answers those who verify the ledger, on either door.
-fn log_api(parts: &Arc<Parts>, calls: Arc<CallMetrics>, stop: CancellationToken) -> LogApi {
+fn log_api(parts: &Arc<Parts>, stop: CancellationToken) -> LogApi {
     LogApi {
         ledger: parts.ledger.clone(),
         checkpoints: Arc::clone(&parts.checkpoints),
         people: Arc::clone(&parts.people),
         exports: Exports::new(stop),
-        metrics: calls,
     }
 }
 
 /// What answers those who walk trust roots through their lives, on either door.
-fn root_api(parts: &Arc<Parts>, calls: Arc<CallMetrics>) -> RootServiceServer<RootApi> {
+fn root_api(parts: &Arc<Parts>) -> RootServiceServer<RootApi> {
     RootServiceServer::new(RootApi {
         rotation: Arc::clone(&parts.rotation),
         authority: Arc::clone(&parts.authority),
         people: Arc::clone(&parts.people),
-        metrics: calls,
     })
 }
 
 /// What answers those who revoke, on either door.
-fn revocation_api(parts: &Arc<Parts>, calls: Arc<CallMetrics>) -> RevocationServiceServer<RevocationApi> {
+fn revocation_api(parts: &Arc<Parts>) -> RevocationServiceServer<RevocationApi> {
     RevocationServiceServer::new(RevocationApi {
         ledger: parts.ledger.clone(),
         authority: Arc::clone(&parts.authority),
         fleet: Arc::clone(&parts.fleet),
         clusters: Arc::clone(&parts.clusters),
         people: Arc::clone(&parts.people),
-        metrics: calls,
     })
 }
 

@@ -93,7 +93,7 @@ pub(super) async fn open(
         Authority::open(config.trust_domain.clone(), config.authority.clone(), &directory, keys, ledger.clone(), Arc::clone(&clock))
             .await?;
     let refusals = Arc::new(Refusals::new());
-    let people = People::new(config.roles.clone(), Arc::clone(&clusters), ledger.clone(), Arc::clone(&clock));
+    let people = People::new(config.roles.clone(), Arc::clone(&clusters), ledger.clone(), Arc::clone(&calls), Arc::clone(&clock));
     let issuance = Issuance::new(
         Arc::clone(&authority),
         Arc::clone(&clusters),
