@@ -43,23 +43,28 @@ impl Caller {
 
     /// Joins as the agent of the node that this token names.
     pub async fn join_with_token(lab: &Lab, ca: &Ca, node: &str, token: &str) -> Result<Self> {
-        let token_file = lab.at(&format!("{node}-token"));
+        Self::join_cluster(lab, ca, CLUSTER, node, token).await
+    }
+
+    /// The same, of a cluster that the CA calls so.
+    pub async fn join_cluster(lab: &Lab, ca: &Ca, cluster: &str, node: &str, token: &str) -> Result<Self> {
+        let token_file = lab.at(&format!("{cluster}-{node}-token"));
         std::fs::write(&token_file, token)?;
-        Self::join_as(Role::Agent, ca, node, token_file).await
+        Self::join_as(Role::Agent, ca, cluster, node, token_file).await
     }
 
     /// Joins as the sidecar of the pod whose token is in this file.
     pub async fn join_sidecar(ca: &Ca, token_file: PathBuf) -> Result<Self> {
-        Self::join_as(Role::Sidecar, ca, NODE, token_file).await
+        Self::join_as(Role::Sidecar, ca, CLUSTER, NODE, token_file).await
     }
 
-    async fn join_as(role: Role, ca: &Ca, node: &str, token_file: PathBuf) -> Result<Self> {
+    async fn join_as(role: Role, ca: &Ca, cluster: &str, node: &str, token_file: PathBuf) -> Result<Self> {
         let own = token_file.with_extension("ledger");
         std::fs::create_dir_all(&own)?;
         let ledger = LedgerFile::in_directory(&own);
         let settings = Settings {
             trust_domain: TRUST_DOMAIN.parse()?,
-            cluster: CLUSTER.into(),
+            cluster: cluster.into(),
             address: ca.address.to_string(),
             role,
             token_file,

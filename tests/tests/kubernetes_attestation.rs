@@ -1,268 +1,170 @@
-//! The CA beside the real API server: whose pod a token speaks of, whether it is still there, and what happens when nobody can say.
+//! The CA beside the real API server: whose pod a token speaks of, whether it is still there, and what asking costs.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use chancery_proto::chancery::v1::{Refusal, WorkloadRequest};
-use chancery_tests::agent::Agent;
-use chancery_tests::ca::{CLUSTER, Ca, TRUST_DOMAIN};
+use chancery_tests::ca::TRUST_DOMAIN;
 use chancery_tests::caller::Caller;
-use chancery_tests::kubernetes::{Admin, ApiServer, Call, ISSUER, Node, Pod, shared};
-use chancery_tests::lab::{Lab, free_address};
-use chancery_tests::tokens::TokenVolume;
+use chancery_tests::kubernetes::place::{Place, ask, granted, refused};
+use chancery_tests::kubernetes::{ApiServer, shared};
 use chancery_tests::{secrets, wait};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::task::JoinSet;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(30);
-const LONG: Duration = Duration::from_secs(120);
-const WORKLOADS: &str = "chancery";
-const AGENTS: &str = "chancery-agent";
-
-/// A cluster with one node, and a CA that watches it with the rights of a service account.
-struct Place {
-    admin: Admin,
-    system: String,
-    shop: String,
-    node: Node,
-    ca: Ca,
-    lab: Lab,
-}
-
-impl Place {
-    async fn new(server: &ApiServer, lifetime: Duration) -> Self {
-        let admin = server.admin().await.unwrap();
-        let (system, shop) = (admin.namespace("system").await.unwrap(), admin.namespace("shop").await.unwrap());
-        let node = admin.node("node").await.unwrap();
-        for (namespace, account) in [(&system, "ca"), (&system, "agent"), (&shop, "cart")] {
-            admin.account(namespace, account).await.unwrap();
-        }
-        let rules = json!([
-            {"apiGroups": [""], "resources": ["pods", "serviceaccounts"], "verbs": ["get", "list", "watch"]},
-            {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
-        ]);
-        admin.allow(&system, "ca", &rules).await.unwrap();
-        let token = admin.unbound_token(&system, "ca", ISSUER, HOUR).await.unwrap();
-        let kubeconfig = server.kubeconfig_for_token(&token).unwrap();
-        let cluster = format!(
-            "\n[[cluster]]\nname = \"{CLUSTER}\"\nissuer = \"{ISSUER}\"\nagent_accounts = [\"{system}/agent\"]\nservice_accounts = [\"*\"]\n\
-             kubernetes = {{ kubeconfig = \"{}\" }}\n",
-            kubeconfig.display()
-        );
-        let lab = Lab::new().unwrap();
-        let ca = Ca::start_in(&lab, &lab.at("ca"), lifetime, &cluster).await.unwrap();
-        Self { admin, system, shop, node, ca, lab }
-    }
-
-    /// A pod of the account `cart` on this node.
-    async fn pod(&self, name: &str) -> Pod {
-        self.admin.pod(&self.shop, name, "cart", &self.node.name).await.unwrap()
-    }
-
-    /// A token as the kubelet gets it.
-    async fn token(&self, pod: &Pod) -> String {
-        self.admin.token(pod, WORKLOADS, HOUR).await.unwrap()
-    }
-
-    /// What the agent of a node joins with.
-    async fn join_token(&self, admin: &Admin, node: &Node) -> String {
-        let pod = admin.pod(&self.system, &format!("agent-{}", node.name), "agent", &node.name).await.unwrap();
-        admin.token(&pod, AGENTS, HOUR).await.unwrap()
-    }
-
-    /// The node's agent, running, with these lines in its configuration.
-    async fn agent(&self, more: &str) -> Agent {
-        let volume = TokenVolume::create(&self.lab.at("agent-token")).unwrap();
-        volume.replace(&self.join_token(&self.admin, &self.node).await).unwrap();
-        let mut agent = Agent::configure_with_token(&self.lab, &self.ca, &volume).unwrap();
-        agent.append(more).unwrap();
-        agent.run(&self.lab).await.unwrap();
-        agent
-    }
-
-    /// Somebody who has the identity of a node's agent and sends what a test makes up.
-    async fn caller(&self, node: &Node) -> Caller {
-        let token = self.join_token(&self.admin, node).await;
-        Caller::join_with_token(&self.lab, &self.ca, &node.name, &token).await.unwrap()
-    }
-
-    /// Waits until the CA refuses this token for this reason, and tells what it says about it to people.
-    async fn refused(&self, caller: &Caller, token: &str, reason: &str) -> Value {
-        wait::until(&format!("refused as {reason}"), SOON, async || match ask(caller, token).await {
-            Err(refusal) if refusal.reason == reason && !refusal.retryable => Ok(()),
-            Err(refusal) => Err(format!("refused: {refusal:?}")),
-            Ok(_) => Err("granted".to_owned()),
-        })
-        .await
-        .unwrap();
-        let listed = self.ca.ask(&["identity", "refusals", "--limit", "1"]).unwrap()[0].clone();
-        assert_eq!(listed["reason"], reason, "{listed}");
-        listed
-    }
-
-    /// How often the ledger has certificates for this pod.
-    fn issued(&self, pod: &Pod) -> Result<usize, String> {
-        let name = format!("{}/{}", pod.namespace, pod.name);
-        let identities = self.ca.ask(&["identity", "list", "--pod", &name]).map_err(|error| error.to_string())?;
-        Ok(identities.as_array().map_or(0, Vec::len))
-    }
-
-    /// The CA's calls of the API server.
-    fn calls(&self, server: &ApiServer) -> Vec<Call> {
-        let own = format!("system:serviceaccount:{}:ca", self.system);
-        server.calls().unwrap().into_iter().filter(|call| call.user == own).collect()
-    }
-}
-
-/// Where the ledger has the new certificate, or why there is none.
-async fn ask(caller: &Caller, token: &str) -> Result<u64, Refusal> {
-    let request = WorkloadRequest { token: token.to_owned(), ..caller.request().unwrap() };
-    caller.issue(request).await.unwrap().map(|issued| issued.entry)
-}
-
-async fn granted(caller: &Caller, token: &str) {
-    wait::until("granted", SOON, async || ask(caller, token).await.map_err(|refusal| refusal.message)).await.unwrap();
-}
+/// How long the CA keeps to what the API server said.
+const REMEMBERED: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn a_pod_gets_its_certificate_over_sds_by_its_own_token() {
     let Some(server) = shared().await.unwrap() else { return };
-    let place = Place::new(&server, HOUR).await;
-    let agent = place.agent("").await;
-    let pod = place.pod("cart-0").await;
-    let secrets = secrets::fetch(&agent.sds_socket, Some(&place.token(&pod).await), SOON).await.unwrap();
-    assert_eq!(secrets.svid.id().to_string(), format!("spiffe://{TRUST_DOMAIN}/ns/{}/sa/cart", place.shop));
+    let place = Place::new(&server, HOUR).await.unwrap();
+    let agent = place.agent("").await.unwrap();
+    let pod = place.of.pod("cart-0").await.unwrap();
+    let secrets = secrets::fetch(&agent.sds_socket, Some(&place.of.token(&pod).await.unwrap()), SOON).await.unwrap();
+    assert_eq!(secrets.svid.id().to_string(), format!("spiffe://{TRUST_DOMAIN}/ns/{}/sa/cart", place.of.shop));
     let listed = place.ca.ask(&["identity", "list", "--pod", &pod.uid.to_string()]).unwrap();
     let listed = &listed.as_array().unwrap()[..];
     assert_eq!(listed.len(), 1, "{listed:?}");
-    assert_eq!((&listed[0]["pod"], &listed[0]["node"]), (&json!("cart-0"), &json!(place.node.name)), "{listed:?}");
+    assert_eq!((&listed[0]["pod"], &listed[0]["node"]), (&json!("cart-0"), &json!(place.of.node.name)), "{listed:?}");
 }
 
 #[tokio::test]
 async fn a_token_whose_pod_or_account_is_not_what_it_was_is_refused_each_with_its_own_reason() {
     let Some(server) = shared().await.unwrap() else { return };
-    let place = Place::new(&server, HOUR).await;
-    let (admin, shop) = (&place.admin, &place.shop);
-    let caller = place.caller(&place.node).await;
+    let place = Place::new(&server, HOUR).await.unwrap();
+    let (admin, shop) = (&place.of.admin, &place.of.shop);
+    let caller = place.caller(&place.of.node).await.unwrap();
     let mut reasons = BTreeSet::new();
     let mut refused = async |case: &str, token: &str, reason: &str, says: &str| {
-        let listed = place.refused(&caller, token, reason).await;
+        refused(&caller, token, reason, SOON).await.unwrap();
+        let listed = place.ca.ask(&["identity", "refusals", "--limit", "1"]).unwrap()[0].clone();
+        assert_eq!(listed["reason"], reason, "{case}: {listed}");
         assert!(listed["message"].as_str().unwrap().contains(says), "{case}: {listed}");
         assert!(reasons.insert(reason.to_owned()), "{case}: {reason} has another cause already");
     };
 
-    let ending = place.pod("ending").await;
-    let ending_token = place.token(&ending).await;
+    let ending = place.of.pod("ending").await.unwrap();
+    let ending_token = place.of.token(&ending).await.unwrap();
     admin.terminate_pod(&ending, SOON).await.unwrap();
 
-    let pod = place.pod("deleted").await;
-    let token = place.token(&pod).await;
-    granted(&caller, &token).await;
+    let pod = place.of.pod("deleted").await.unwrap();
+    let token = place.of.token(&pod).await.unwrap();
+    granted(&caller, &token).await.unwrap();
     admin.delete_pod(&pod).await.unwrap();
     // One of the same name is another pod.
-    place.pod("deleted").await;
+    place.of.pod("deleted").await.unwrap();
     refused("deleted", &token, "pod_gone", "deleted").await;
 
-    let pod = place.pod("finished").await;
-    let token = place.token(&pod).await;
-    granted(&caller, &token).await;
+    let pod = place.of.pod("finished").await.unwrap();
+    let token = place.of.token(&pod).await.unwrap();
+    granted(&caller, &token).await.unwrap();
     admin.set_phase(&pod, "Succeeded").await.unwrap();
     refused("finished", &token, "pod_finished", "finished").await;
 
     let elsewhere = admin.node("node").await.unwrap();
     let pod = admin.pod(shop, "elsewhere", "cart", &elsewhere.name).await.unwrap();
-    refused("on another node", &place.token(&pod).await, "token_other_node", &elsewhere.name).await;
+    refused("on another node", &place.of.token(&pod).await.unwrap(), "token_other_node", &elsewhere.name).await;
 
     admin.account(shop, "passing").await.unwrap();
-    let pod = admin.pod(shop, "passing", "passing", &place.node.name).await.unwrap();
-    let token = place.token(&pod).await;
-    granted(&caller, &token).await;
+    let pod = admin.pod(shop, "passing", "passing", &place.of.node.name).await.unwrap();
+    let token = place.of.token(&pod).await.unwrap();
+    granted(&caller, &token).await.unwrap();
     admin.delete_account(shop, "passing").await.unwrap();
     refused("of an account that was deleted", &token, "account_gone", "passing").await;
     admin.account(shop, "passing").await.unwrap();
     refused("of an account that was created again", &token, "account_recreated", "passing").await;
 
-    let unbound = admin.unbound_token(shop, "cart", WORKLOADS, HOUR).await.unwrap();
+    let unbound = admin.unbound_token(shop, "cart", "chancery", HOUR).await.unwrap();
     refused("bound to no pod", &unbound, "token_not_bound", "kubernetes.io.pod").await;
 
     // The CA has been told of it before it was told of all these.
-    ask(&caller, &ending_token).await.expect("a pod that is ending still runs");
-    let pod = place.pod("cart-0").await;
-    granted(&caller, &place.token(&pod).await).await;
+    ask(&caller, &ending_token).await.unwrap().expect("a pod that is ending still runs");
+    let pod = place.of.pod("cart-0").await.unwrap();
+    granted(&caller, &place.of.token(&pod).await.unwrap()).await.unwrap();
 }
 
 #[tokio::test]
-async fn without_the_api_server_known_pods_renew_and_who_is_new_waits_until_it_is_back() {
-    let lifetime = Duration::from_secs(20);
-    let Some(mut server) = ApiServer::start().await.unwrap() else { return };
-    let place = Place::new(&server, lifetime).await;
-    let agent = place.agent("").await;
-    let (second, third) = (place.admin.node("node").await.unwrap(), place.admin.node("node").await.unwrap());
-    let caller = place.caller(&second).await;
-    let known = place.pod("known").await;
-    let mut proxy = secrets::hold(&agent.sds_socket, Some(&place.token(&known).await), None, SOON).await.unwrap();
-    let home = server.address();
+async fn an_agent_joins_by_a_review_of_its_own_token() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server, HOUR).await.unwrap();
+    let agent = place.of.agent_pod(&place.of.node).await.unwrap();
+    let token = place.of.join_token(&agent).await.unwrap();
+    let before = reviews(&place, &server);
+    let joining = Caller::join_with_token(&place.lab, &place.ca, &place.of.node.name, &token);
+    joining.await.unwrap();
+    assert!(reviews(&place, &server) > before, "although its pod was known");
 
-    // Where the CA does not look, so that it learns nothing of who is new.
-    server.kill().unwrap();
-    server.run_at(free_address().unwrap()).await.unwrap();
-    let admin = server.admin().await.unwrap();
-    let (mut new, mut tokens) = (Vec::new(), Vec::new());
-    for (name, node) in [("new-0", &place.node), ("new-1", &second)] {
-        let pod = admin.pod(&place.shop, name, "cart", &node.name).await.unwrap();
-        tokens.push(admin.token(&pod, WORKLOADS, HOUR).await.unwrap());
-        new.push(pod);
+    place.of.admin.delete_pod(&agent).await.unwrap();
+    let again = Caller::join_with_token(&place.lab, &place.ca, &place.of.node.name, &token);
+    let refused = wait::until("refused", SOON, async || {
+        let refusals = place.ca.ask(&["identity", "refusals", "--limit", "1"]).unwrap();
+        if refusals[0]["reason"] == "pod_gone" { Ok(()) } else { Err(refusals.to_string()) }
+    });
+    tokio::select! {
+        joined = again => panic!("joined: {:?}", joined.is_ok()),
+        refused = refused => refused.unwrap(),
     }
-    let join_token = place.join_token(&admin, &third).await;
-    server.kill().unwrap();
-    let issued = place.issued(&known).unwrap();
-
-    let (socket, token) = (agent.sds_socket.clone(), tokens[0].clone());
-    let waiting = tokio::spawn(async move { secrets::fetch(&socket, Some(&token), LONG).await.map_err(|error| error.to_string()) });
-    proxy.answer(None, lifetime).await.unwrap();
-    assert!(place.issued(&known).unwrap() > issued, "renewed without the API server");
-    let refusal = ask(&caller, &tokens[1]).await.unwrap_err();
-    assert_eq!((refusal.reason.as_str(), refusal.retryable), ("api_server_away", true), "{}", refusal.message);
-    assert!(!waiting.is_finished(), "the agent goes on asking");
-
-    let joining = Caller::join_with_token(&place.lab, &place.ca, &third.name, &join_token);
-    let (joined, back) = tokio::join!(joining, server.run_at(home));
-    back.unwrap();
-    joined.unwrap();
-    granted(&caller, &tokens[1]).await;
-    let secrets = waiting.await.unwrap().unwrap();
-    assert_eq!(secrets.svid.id().to_string(), format!("spiffe://{TRUST_DOMAIN}/ns/{}/sa/cart", place.shop));
-    assert_eq!([place.issued(&new[0]).unwrap(), place.issued(&new[1]).unwrap()], [1, 1]);
-    proxy.answer(None, lifetime).await.unwrap();
 }
 
 #[tokio::test]
-async fn tokens_of_the_old_and_of_the_new_key_are_good_while_both_are_published() {
-    let Some(mut server) = ApiServer::start().await.unwrap() else { return };
-    let place = Place::new(&server, HOUR).await;
-    let agent = place.agent("").await;
-    let (first, second, third) = (place.pod("first").await, place.pod("second").await, place.pod("third").await);
-    let (before, unused) = (place.token(&first).await, place.token(&second).await);
-    secrets::fetch(&agent.sds_socket, Some(&before), SOON).await.unwrap();
+async fn a_pod_that_the_watch_does_not_know_is_asked_about_and_the_answer_counts_for_ten_seconds() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server, HOUR).await.unwrap();
+    let caller = place.caller(&place.of.node).await.unwrap();
+    // It may not watch any more, and so hears of nothing new.
+    place.of.admin.forbid(&place.of.system, "ca").await.unwrap();
+    place.of.allow_ca(&["get"]).await.unwrap();
+    place.renew_kubeconfig(&server).await.unwrap();
+    place.says("has not been heard").await.unwrap();
 
-    server.rotate_signer().await.unwrap();
-    let published: Value = serde_json::from_str(&place.admin.jwks().await.unwrap()).unwrap();
-    assert_eq!(published["keys"].as_array().unwrap().len(), 2, "{published}");
-    let after = place.token(&third).await;
-    assert_ne!(header(&before), header(&after), "signed with another key");
-    secrets::fetch(&agent.sds_socket, Some(&after), SOON).await.unwrap();
-    secrets::fetch(&agent.sds_socket, Some(&unused), SOON).await.unwrap();
-    for pod in [&first, &second, &third] {
-        assert_eq!(place.issued(pod).unwrap(), 1, "{}", pod.name);
+    let (pod, finished) = (place.of.pod("new").await.unwrap(), place.of.pod("finished").await.unwrap());
+    let token = place.of.token(&pod).await.unwrap();
+    granted(&caller, &token).await.unwrap();
+    let (known_since, before) = (Instant::now(), reviews(&place, &server));
+    place.of.admin.delete_pod(&pod).await.unwrap();
+    for _ in 0..5 {
+        ask(&caller, &token).await.unwrap().unwrap();
     }
+    assert_eq!((reviews(&place, &server), known_since.elapsed() < REMEMBERED), (before, true));
+    refused(&caller, &token, "pod_gone", SOON).await.unwrap();
+    assert!(known_since.elapsed() < REMEMBERED + Duration::from_secs(3), "{:?}", known_since.elapsed());
+
+    // The API server's own judgement of the token says nothing about that.
+    place.of.admin.set_phase(&finished, "Succeeded").await.unwrap();
+    refused(&caller, &place.of.token(&finished).await.unwrap(), "pod_finished", SOON).await.unwrap();
 }
 
-/// Algorithm and key, as they stand in the token.
-fn header(token: &str) -> &str {
-    token.split('.').next().unwrap()
+#[tokio::test]
+async fn the_agent_of_a_node_that_was_deleted_gets_nothing_for_pods_of_the_next_one_of_its_name() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server, HOUR).await.unwrap();
+    let (of, node) = (&place.of, &place.of.node);
+    let caller = place.caller(node).await.unwrap();
+    let pod = of.pod("before").await.unwrap();
+    let token = of.token(&pod).await.unwrap();
+    granted(&caller, &token).await.unwrap();
+    // The cluster deletes the pods of a node that is gone.
+    of.admin.delete_node(node).await.unwrap();
+    of.admin.delete_pod(&pod).await.unwrap();
+    refused(&caller, &token, "pod_gone", SOON).await.unwrap();
+
+    let next = of.admin.node_named(&node.name).await.unwrap();
+    assert_ne!(next.uid, node.uid);
+    let token = of.token(&of.pod("after").await.unwrap()).await.unwrap();
+    refused(&caller, &token, "token_other_node", SOON).await.unwrap();
+    let agent = of.admin.pod(&of.system, "agent-next", "agent", &next.name).await.unwrap();
+    let join_token = of.join_token(&agent).await.unwrap();
+    let next = Caller::join_with_token(&place.lab, &place.ca, "next", &join_token).await.unwrap();
+    granted(&next, &token).await.unwrap();
+}
+
+/// How often the CA has asked about a token.
+fn reviews(place: &Place, server: &ApiServer) -> usize {
+    place.calls(server).unwrap().iter().filter(|call| call.resource == "tokenreviews").count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -270,16 +172,16 @@ async fn the_first_requests_of_a_thousand_pods_make_fewer_than_twenty_calls_of_t
     const PODS: usize = 1000;
     const AT_ONCE: usize = 50;
     let Some(server) = shared().await.unwrap() else { return };
-    let place = Place::new(&server, HOUR).await;
-    let agent = place.agent("\n[limits]\nworkloads = 2000\n").await;
+    let place = Place::new(&server, HOUR).await.unwrap();
+    let agent = place.agent("\n[limits]\nworkloads = 2000\n").await.unwrap();
     let mut tokens = Vec::with_capacity(PODS);
     for start in (0..PODS).step_by(AT_ONCE) {
         let mut creating = JoinSet::new();
         for number in start..PODS.min(start + AT_ONCE) {
-            let (admin, namespace, node) = (place.admin.clone(), place.shop.clone(), place.node.name.clone());
+            let (admin, namespace, node) = (place.of.admin.clone(), place.of.shop.clone(), place.of.node.name.clone());
             creating.spawn(async move {
                 let pod = admin.pod(&namespace, &format!("cart-{number}"), "cart", &node).await.unwrap();
-                admin.token(&pod, WORKLOADS, HOUR).await.unwrap()
+                admin.token(&pod, "chancery", HOUR).await.unwrap()
             });
         }
         tokens.extend(creating.join_all().await);
@@ -294,8 +196,8 @@ async fn the_first_requests_of_a_thousand_pods_make_fewer_than_twenty_calls_of_t
             outcome.unwrap();
         }
     }
-    let issued = place.ca.ask(&["identity", "list", "--namespace", &place.shop, "--limit", "10000"]).unwrap();
+    let issued = place.ca.ask(&["identity", "list", "--namespace", &place.of.shop, "--limit", "10000"]).unwrap();
     assert_eq!(issued.as_array().unwrap().len(), PODS);
-    let calls = place.calls(&server);
+    let calls = place.calls(&server).unwrap();
     assert!(!calls.is_empty() && calls.len() < 20, "{} calls: {calls:#?}", calls.len());
 }

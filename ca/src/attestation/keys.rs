@@ -1,4 +1,5 @@
-//! One cluster's public keys: read from a file, or fetched over TLS from an address or its API server; kept when a later attempt fails.
+//! One cluster's public keys: read from a file, or fetched over TLS from an address or its API server; kept when a later attempt fails, also
+//! over a restart.
 
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -19,6 +20,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
 
+use super::kept::KeptKeys;
 use super::live::{Live, LiveStatus};
 use super::{ClusterSettings, JwksSource};
 use crate::kubernetes::{self, KubernetesSettings};
@@ -26,8 +28,8 @@ use crate::kubernetes::{self, KubernetesSettings};
 /// A JWKS larger than this is refused.
 const MAX_JWKS_BYTES: usize = 1 << 20;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the keys are fetched while all is well.
-const REFRESH: Duration = Duration::from_secs(300);
+/// How often the keys are fetched while all is well: for so long one that the cluster has withdrawn still counts.
+const REFRESH: Duration = Duration::from_secs(60);
 /// How often they are fetched again after a failure, or at most when a token names an unknown key.
 pub(super) const RETRY: Duration = Duration::from_secs(10);
 
@@ -36,6 +38,7 @@ pub(super) const RETRY: Duration = Duration::from_secs(10);
 pub(super) struct Cluster {
     pub(super) settings: ClusterSettings,
     keys: ArcSwapOption<TokenKeys>,
+    kept: Option<KeptKeys>,
     load: Mutex<LoadState>,
     on_demand: DefaultDirectRateLimiter,
     /// Held while loading, so that many who miss the same key cause one fetch.
@@ -67,8 +70,8 @@ pub struct ClusterStatus {
 }
 
 impl Cluster {
-    /// Takes over what `before`, of the same name, has that is still this cluster's.
-    pub(super) fn new(settings: ClusterSettings, before: Option<&Self>, clock: &Arc<dyn Clock>) -> Self {
+    /// Takes over what `before`, of the same name, has that is still this cluster's. Keys that it fetches are kept in `directory`.
+    pub(super) fn new(settings: ClusterSettings, before: Option<&Self>, clock: &Arc<dyn Clock>, directory: Option<&Path>) -> Self {
         let quota = Quota::with_period(RETRY).unwrap_or(Quota::per_minute(NonZeroU32::MIN));
         let live = settings.kubernetes.as_ref().map(|wanted| {
             let known = before.and_then(|before| before.live.as_ref()).filter(|live| live.settings() == wanted);
@@ -76,6 +79,7 @@ impl Cluster {
         });
         let cluster = Self {
             live,
+            kept: directory.and_then(|directory| KeptKeys::of(&settings, directory)),
             settings,
             keys: ArcSwapOption::empty(),
             load: Mutex::default(),
@@ -153,10 +157,8 @@ impl Cluster {
     }
 
     fn take(&self, jwks: Result<String, String>, now: OffsetDateTime) -> bool {
-        let ClusterSettings { name, issuer, .. } = &self.settings;
-        let loaded = jwks
-            .and_then(|jwks| TokenKeys::from_jwks(name, issuer, &jwks).map_err(|error| error.to_string()))
-            .map_err(|error| format!("{}: {error}", self.settings.jwks));
+        let name = &self.settings.name;
+        let loaded = jwks.and_then(|jwks| self.read(&jwks)).map_err(|error| format!("{}: {error}", self.settings.jwks));
         let mut state = self.state();
         state.attempted = Some(Instant::now());
         match loaded {
@@ -169,6 +171,9 @@ impl Cluster {
                     for problem in keys.broken() {
                         tracing::warn!(cluster = name, source = %self.settings.jwks, problem, "a public key was passed over");
                     }
+                    if let Some(Err(error)) = self.kept.as_ref().map(|kept| kept.write(keys.jwks())) {
+                        tracing::warn!(cluster = name, %error, "the cluster's public keys cannot be kept for the next start");
+                    }
                     self.keys.store(Some(Arc::new(keys)));
                 }
                 changed
@@ -176,9 +181,23 @@ impl Cluster {
             Err(error) => {
                 tracing::warn!(cluster = name, error, "the cluster's public keys could not be loaded; the last good ones stay");
                 state.error = Some(error);
-                false
+                self.take_kept()
             }
         }
+    }
+
+    /// Goes on with the keys that were fetched before the start, where there are none since. Returns whether there were any.
+    fn take_kept(&self) -> bool {
+        let kept = self.kept.as_ref().filter(|_| self.keys().is_none());
+        let Some(keys) = kept.and_then(KeptKeys::read).and_then(|jwks| self.read(&jwks).ok()) else { return false };
+        tracing::info!(cluster = self.settings.name, keys = keys.len(), "the cluster's public keys are those that were fetched last");
+        self.keys.store(Some(Arc::new(keys)));
+        true
+    }
+
+    fn read(&self, jwks: &str) -> Result<TokenKeys, String> {
+        let ClusterSettings { name, issuer, .. } = &self.settings;
+        TokenKeys::from_jwks(name, issuer, jwks).map_err(|error| error.to_string())
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, LoadState> {

@@ -11,6 +11,7 @@ mod accounts;
 mod answers;
 mod caller;
 pub mod development;
+mod kept;
 mod keys;
 mod live;
 mod operators;
@@ -21,7 +22,7 @@ pub(crate) mod testing;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -142,6 +143,8 @@ pub struct Clusters {
     by_name: ArcSwap<BTreeMap<String, Arc<Cluster>>>,
     changes: watch::Sender<u64>,
     operators: Verdicts,
+    /// Where keys that were fetched are kept.
+    directory: Option<PathBuf>,
 }
 
 impl Clusters {
@@ -154,8 +157,21 @@ impl Clusters {
         settings: Vec<ClusterSettings>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, ClusterSettingsError> {
-        let clusters =
-            Self { trust_domain, clock, by_name: ArcSwap::default(), changes: watch::Sender::new(0), operators: Verdicts::new() };
+        Self::keeping_keys(trust_domain, settings, clock, None)
+    }
+
+    /// Likewise; keys that are fetched are kept in `directory`, and serve from there after a start for as long as nobody hands them out.
+    ///
+    /// # Errors
+    /// As [`Clusters::new`].
+    pub fn keeping_keys(
+        trust_domain: TrustDomain,
+        settings: Vec<ClusterSettings>,
+        clock: Arc<dyn Clock>,
+        directory: Option<&Path>,
+    ) -> Result<Arc<Self>, ClusterSettingsError> {
+        let (by_name, changes, operators) = (ArcSwap::default(), watch::Sender::new(0), Verdicts::new());
+        let clusters = Self { trust_domain, clock, by_name, changes, operators, directory: directory.map(Path::to_owned) };
         clusters.replace(settings)?;
         Ok(Arc::new(clusters))
     }
@@ -170,7 +186,7 @@ impl Clusters {
         let mut clusters = BTreeMap::new();
         for one in settings {
             let same = before.get(&one.name).map(AsRef::as_ref);
-            let cluster = Cluster::new(one, same, &self.clock);
+            let cluster = Cluster::new(one, same, &self.clock, self.directory.as_deref());
             let name = cluster.settings.name.clone();
             cluster.load_file(self.clock.now()).map_err(|problem| ClusterSettingsError { cluster: name.clone(), problem })?;
             clusters.insert(name, Arc::new(cluster));
@@ -216,12 +232,19 @@ impl Clusters {
         Ok(AttestedAgent { caller: Caller::new(&self.trust_domain, &settings.name, holder)?, token })
     }
 
-    /// Believes a workload by its pod's token, verified with the keys of the caller's cluster.
+    /// Believes a workload by its pod's token, verified with the keys of the caller's cluster. `has_certificate` tells whether this CA issued
+    /// the token's pod a certificate that is still good, and so once held the pod against its cluster: that is asked, and then counts, only
+    /// while the cluster's API server has not been reached since the start of the CA.
     ///
     /// # Errors
     /// If the token is not good, the pod is not on the agent's node or not the sidecar's own, the cluster may not speak for it, or does not
     /// bear it out.
-    pub async fn attest_workload(&self, caller: &Caller, text: &str) -> Result<AttestedWorkload, AttestationError> {
+    pub async fn attest_workload(
+        &self,
+        caller: &Caller,
+        text: &str,
+        has_certificate: impl AsyncFnOnce(&VerifiedToken) -> bool,
+    ) -> Result<AttestedWorkload, AttestationError> {
         let cluster = self.get(caller.cluster())?;
         let token = self.verify(&cluster, text, &cluster.settings.audiences).await?;
         match caller.holder() {
@@ -236,7 +259,11 @@ impl Clusters {
         if !speaks_for(&cluster.settings.service_accounts, &token) {
             return Err(AttestationError::NotAllowed { token: token.into() });
         }
-        confirm(&cluster, text, &token).await?;
+        let confirmed = confirm(&cluster, text, &token).await;
+        let is_unheard = matches!(confirmed, Err(AttestationError::Unconfirmed { obstacle: Obstacle::Unheard { .. }, .. }));
+        if !is_unheard || !has_certificate(&token).await {
+            confirmed?;
+        }
         Ok(AttestedWorkload { caller: caller.clone(), token })
     }
 
@@ -324,7 +351,7 @@ impl Clusters {
         self.by_name.load().values().filter_map(|cluster| cluster.live.as_ref()).for_each(|live| live.reread());
     }
 
-    /// Fetches the keys that are at a URL, now and every few minutes, and watches the clusters whose API servers are known, until `shutdown`.
+    /// Fetches the keys that are at a URL, now and every minute, and watches the clusters whose API servers are known, until `shutdown`.
     pub async fn run(&self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(async { tokio::join!(self.refresh_keys(), self.watch_clusters()) }).await;
     }

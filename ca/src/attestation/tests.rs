@@ -7,10 +7,11 @@ use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use chancery_process::files;
+use futures_util::stream;
 
 use super::development::{DevelopmentIssuer, ISSUER, JWKS_FILE, TokenRequest, node_uid, pod_uid};
 use super::*;
-use crate::kubernetes::KubernetesSettings;
+use crate::kubernetes::{Event, KubernetesSettings};
 
 #[derive(Debug)]
 struct TestClock(Mutex<OffsetDateTime>);
@@ -91,8 +92,13 @@ impl Fixture {
         Caller::new(&self.clusters.trust_domain, cluster, Holder::Agent { node: node_uid(node) }).unwrap()
     }
 
+    /// What was issued vouches for nobody.
+    async fn attest(&self, caller: &Caller, token: &str) -> Result<AttestedWorkload, AttestationError> {
+        self.clusters.attest_workload(caller, token, async |_| false).await
+    }
+
     async fn refusal(&self, caller: &Caller, token: &str) -> AttestationError {
-        self.clusters.attest_workload(caller, token).await.unwrap_err()
+        self.attest(caller, token).await.unwrap_err()
     }
 }
 
@@ -100,7 +106,7 @@ impl Fixture {
 async fn a_workload_on_the_agents_own_node_is_believed() {
     let f = fixture();
     let caller = f.agent("east", "node-a");
-    let workload = f.clusters.attest_workload(&caller, &f.token(&request("shop", "cart", "chancery"))).await.unwrap();
+    let workload = f.attest(&caller, &f.token(&request("shop", "cart", "chancery"))).await.unwrap();
     let token = workload.token();
     assert_eq!((token.cluster.as_str(), token.namespace.as_str(), token.service_account.name.as_str()), ("east", "shop", "cart"));
     assert_eq!((token.pod.uid, token.node.uid), (pod_uid("shop", "cart-1"), node_uid("node-a")));
@@ -139,7 +145,7 @@ async fn a_sidecar_speaks_for_its_own_pod_alone() {
     let joined = f.clusters.attest_agent("east", Role::Sidecar, &own).await.unwrap();
     let expected = format!("spiffe://example.org/chancery/sidecar/east/{}", pod_uid("shop", "cart-1"));
     assert_eq!(joined.id().as_str(), expected);
-    f.clusters.attest_workload(joined.caller(), &own).await.unwrap();
+    f.attest(joined.caller(), &own).await.unwrap();
     let error = f.refusal(joined.caller(), &f.token(&request("shop", "checkout", "chancery"))).await;
     assert_eq!(error.reason(), "token_other_pod");
 }
@@ -199,14 +205,14 @@ async fn a_replaced_key_file_is_read_when_a_token_names_an_unknown_key_and_the_l
     assert!(f.clusters.reload_keys("east").await.is_err());
     let status = f.clusters.status();
     assert!(status[0].keys == 1 && status[0].error.as_ref().unwrap().contains("east"), "{status:?}");
-    f.clusters.attest_workload(&caller, &f.token(&request("shop", "cart", "chancery"))).await.unwrap();
+    f.attest(&caller, &f.token(&request("shop", "cart", "chancery"))).await.unwrap();
 
     // The cluster's keys are exchanged: the first token that names the new one makes the CA look.
     let mut changes = f.clusters.changes();
     changes.mark_unchanged();
     std::fs::copy(f.directory.path().join("west").join(JWKS_FILE), &file).unwrap();
     let of_new_key = f.west.sign(&request("shop", "cart", "chancery"), f.clock.now()).unwrap();
-    f.clusters.attest_workload(&caller, &of_new_key).await.unwrap();
+    f.attest(&caller, &of_new_key).await.unwrap();
     assert!(changes.has_changed().unwrap(), "agents are told of the new keys");
     assert_eq!(f.clusters.status()[0].error, None);
     // Looking again is rate-limited: the next unknown key is refused at once.
@@ -254,4 +260,26 @@ async fn a_cluster_keeps_what_it_knows_of_its_pods_unless_its_api_server_is_anot
     settings[0].kubernetes = Some(KubernetesSettings::Kubeconfig { path: "elsewhere".into(), context: None });
     clusters.replace(settings).unwrap();
     assert!(!clusters.is_gone("east", before, f.clock.now()), "of another API server's pods nothing is known");
+}
+
+#[tokio::test]
+async fn what_was_issued_vouches_for_a_pod_only_while_its_api_server_was_never_reached() {
+    let f = fixture();
+    let mut settings = f.clusters.settings().remove(0);
+    settings.kubernetes = Some(KubernetesSettings::Kubeconfig { path: "/nonexistent/kubeconfig".into(), context: None });
+    f.clusters.replace(vec![settings]).unwrap();
+    let live = f.clusters.get("east").unwrap().live.clone().unwrap();
+    let (caller, token) = (f.agent("east", "node-a"), f.token(&request("shop", "cart", "chancery")));
+    let attest = async |has_certificate: bool| {
+        let attested = f.clusters.attest_workload(&caller, &token, async |_| has_certificate).await;
+        attested.map(drop).map_err(|error| (error.reason(), error.is_retryable()))
+    };
+    assert_eq!(attest(true).await, Err(("cluster_syncing", true)), "it may be reached in a moment");
+    live.lose();
+    assert_eq!(attest(true).await, Ok(()));
+    assert_eq!(attest(false).await, Err(("api_server_away", true)));
+
+    live.hear_pods(stream::iter([Event::Init, Event::InitDone].map(Ok))).await;
+    live.lose();
+    assert_eq!(attest(true).await, Err(("api_server_away", true)), "a complete list did not have it");
 }

@@ -10,6 +10,7 @@
 //! bundle.pem   the trust bundle as PEM, for agents
 //! crl.pem      the CRLs in force as PEM, while there are any
 //! ledger/      the store's
+//! cluster-keys/ the clusters' public keys as they were fetched last
 //! checkpoint   the ledger's newest published checkpoint, apart from the ledger
 //! previous/    the logs that the ledger continues, if losses were accepted; read by auditors alone
 //! ```
@@ -141,6 +142,11 @@ impl DataDirectory {
     /// The ledger's newest published checkpoint: not where the ledger lies, so that an old backup of that is recognised.
     pub fn checkpoint(&self) -> PathBuf {
         self.path.join("checkpoint")
+    }
+
+    /// Where the clusters' public keys are kept that were fetched.
+    pub fn cluster_keys(&self) -> PathBuf {
+        self.path.join("cluster-keys")
     }
 
     /// Where the embedded store lies.

@@ -3,7 +3,8 @@
 //! For each request, in this order; the first step that fails refuses it:
 //!
 //! 1. **Attest.** The token is verified with the keys of the caller's cluster, and its pod must be on the caller's node (or be the
-//!    sidecar's own). This comes first: about a request whose token is not good, nothing else is told.
+//!    sidecar's own). This comes first: about a request whose token is not good, nothing else is told. Where a cluster's API server has to be
+//!    asked, it is asked about all tokens of a call at once.
 //! 2. **Read the CSR.** Well-formed, signed by its own key, of a known type, asking for nothing but names.
 //! 3. **Decide.** The policy derives the SPIFFE ID from the token, and holds what the CSR asks for against what it grants. Nobody whom an
 //!    operator banned or revoked gets any.
@@ -21,11 +22,14 @@
 pub mod policy;
 mod recover;
 mod refusal;
+mod renewal;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::future::{poll_fn, ready};
 use std::sync::Arc;
+use std::task::Poll;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -34,6 +38,7 @@ use chancery_identity::profile::LeafFacts;
 use chancery_identity::token::VerifiedToken;
 use chancery_identity::{Clock, SpiffeId};
 use chancery_proto::chancery::v1::IssueReason;
+use futures_util::future::{Either, join_all};
 use rustls_pki_types::CertificateDer;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -177,9 +182,15 @@ impl Issuance {
                 if number % CHUNK == CHUNK - 1 {
                     tokio::task::yield_now().await;
                 }
-                outcomes.push(self.sign_workload(&state, caller, trust_sequence, request).await);
+                let mut signing = Box::pin(self.sign_workload(&state, caller, trust_sequence, request));
+                // Most need nobody's answer, and are done at once.
+                let polled = poll_fn(|context| Poll::Ready(signing.as_mut().poll(context))).await;
+                outcomes.push(match polled {
+                    Poll::Ready(outcome) => Either::Left(ready(outcome)),
+                    Poll::Pending => Either::Right(signing),
+                });
             }
-            match self.record(state.epoch, outcomes).await {
+            match self.record(state.epoch, join_all(outcomes).await).await {
                 Recorded::EpochMoved if attempt < MAX_ATTEMPTS => attempt += 1,
                 Recorded::EpochMoved => {
                     let refusal = Refusal::from(LedgerError::EpochMoved { current: self.ledger.epoch() });
@@ -252,7 +263,8 @@ impl Issuance {
 
     /// Steps 1 to 5 for a workload.
     async fn sign_workload(&self, state: &State, caller: &Caller, trust_sequence: u64, request: &Request) -> Result<Signed, Refusal> {
-        let workload = self.clusters.attest_workload(caller, &request.token).await?;
+        let has_certificate = async |token: &VerifiedToken| self.has_certificate(token).await;
+        let workload = self.clusters.attest_workload(caller, &request.token, has_certificate).await?;
         let refused = |refusal: Refusal| refusal.about(workload.token());
         let csr = VerifiedCsr::from_der(&request.csr).map_err(|error| refused(error.into()))?;
         let decision = self.decide(&workload, &csr).map_err(|error| refused(error.into()))?;

@@ -2,6 +2,7 @@
 
 mod recover;
 mod refusals;
+mod renewals;
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -290,6 +291,54 @@ impl KeyManager for Interfering {
     }
     async fn list(&self) -> Result<Vec<String>, KeyError> {
         self.inner.list().await
+    }
+}
+
+/// Signs for as many as were asked for, once all of them are there.
+#[derive(Debug)]
+struct Together {
+    inner: Arc<dyn KeyManager>,
+    all: tokio::sync::Barrier,
+    armed: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl KeyManager for Together {
+    async fn generate(&self, name: &str, key_type: KeyType) -> Result<PublicKey, KeyError> {
+        self.inner.generate(name, key_type).await
+    }
+    async fn public_key(&self, name: &str) -> Result<PublicKey, KeyError> {
+        self.inner.public_key(name).await
+    }
+    async fn sign(&self, name: &str, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        if self.armed.load(Ordering::SeqCst) {
+            self.all.wait().await;
+        }
+        self.inner.sign(name, message).await
+    }
+    async fn destroy(&self, name: &str) -> Result<(), KeyError> {
+        self.inner.destroy(name).await
+    }
+    async fn list(&self) -> Result<Vec<String>, KeyError> {
+        self.inner.list().await
+    }
+}
+
+#[tokio::test]
+async fn requests_of_a_call_that_wait_for_somebody_wait_together_and_are_answered_in_their_order() {
+    let armed = Arc::new(AtomicBool::new(false));
+    let flag = armed.clone();
+    let f = fixture_with(TestCa::new(), |inner, _| Arc::new(Together { inner, all: tokio::sync::Barrier::new(3), armed: flag })).await;
+    armed.store(true, Ordering::SeqCst);
+    let mut requests = f.requests(4);
+    requests[1].token = Zeroizing::new("garbage".into());
+    let ids: Vec<_> = requests.iter().map(|request| request.request_id).collect();
+    let outcomes = tokio::time::timeout(Duration::from_secs(10), f.issuance.issue_batch(&f.caller, 1, requests)).await;
+    for (id, outcome) in ids.into_iter().zip(outcomes.expect("none holds the others up")) {
+        match outcome {
+            Ok(issued) => assert_eq!(f.ledger.show_entry(issued.entry).await.unwrap().unwrap().issuance.request_id, id),
+            Err(refusal) => assert_eq!(refusal.reason, "token_malformed"),
+        }
     }
 }
 

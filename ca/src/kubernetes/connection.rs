@@ -18,7 +18,7 @@ use super::{ApiError, KubernetesSettings};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Until the head of an answer is there; and all of it, where it is no watch.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a page of a long list, which the API server may have to read from its store.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the API server keeps one watch open.

@@ -14,7 +14,7 @@ pub const CLUSTER_ROLE: &str = "bind its account to a ClusterRole with the rules
 const MAX_MESSAGE: usize = 300;
 
 /// The settings lead to no API server.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no connection can be made as {settings} says: {problem}")]
 pub struct ConnectError {
     /// Where the connection is described.
@@ -30,6 +30,9 @@ pub enum ApiError {
     /// No connection, no answer in time, or the server says that it cannot answer now.
     #[error("{0}")]
     Away(String),
+    /// It is not known where to ask.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// It does not know the CA's credentials.
     #[error("the API server does not accept the CA's credentials ({0}): see that its token or client certificate is valid")]
     Unauthorized(String),

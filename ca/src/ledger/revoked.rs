@@ -69,6 +69,13 @@ impl Ledger {
     }
 }
 
+impl Ledger {
+    /// The revocation in force that `identity` falls under; the first, if there are several.
+    pub fn revocation(&self, identity: &Identity) -> Option<Revocation> {
+        revocation(&self.acts.current(), identity)
+    }
+}
+
 /// The revocation that `identity` falls under; the first, if there are several.
 pub(super) fn revocation(state: &State, identity: &Identity) -> Option<Revocation> {
     if state.revocations.is_empty() {

@@ -11,7 +11,7 @@ use super::acts::Revocation;
 use super::entry::{EntryError, IssueReason, Role, to_millis};
 use super::filter::{IdentityFilter, PodFilter};
 use super::query::Identity;
-use super::{Ledger, LedgerError, revoked};
+use super::{Ledger, LedgerError};
 
 /// What is known about an identity beyond its own entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Ledger {
             root: own_certificate(&own, identity.issuance.root)?,
             begun: identity.leaf.not_before <= now,
             expired: identity.leaf.not_after < now,
-            revoked: revoked::revocation(&self.acts.current(), identity),
+            revoked: self.revocation(identity),
             superseded_by: newest.map(|newest| newest.index).filter(|newest| *newest > identity.index),
         })
     }

@@ -33,9 +33,14 @@ pub(super) fn flaws(clusters: &[ClusterStatus], copies: &[CopyStatus]) -> Vec<St
         if let Some(error) = error.as_ref().filter(|_| *keys > 0) {
             flaws.push(format!("the public keys of cluster {name} could not be loaded again, the last ones stay: {error}"));
         }
-        if let Some(LiveStatus { standing: Standing::Stale(Away { since, problem }), .. }) = live {
-            let what = "pods that are known keep getting certificates, new ones wait";
-            flaws.push(format!("the API server of cluster {name} has not been heard since {since}: {what} ({problem})"));
+        let unheard = match live.as_ref().map(|live| &live.standing) {
+            Some(Standing::Stale(away)) => Some((away, "", "pods that are known keep")),
+            Some(Standing::Unheard(away)) => Some((away, ", the start of the CA", "pods that have a certificate keep")),
+            Some(Standing::Synced | Standing::Syncing { .. }) | None => None,
+        };
+        if let Some((Away { since, problem }, start, who)) = unheard {
+            let what = format!("{who} getting certificates, new ones wait ({problem})");
+            flaws.push(format!("the API server of cluster {name} has not been heard since {since}{start}: {what}"));
         }
     }
     for CopyStatus { cluster, copy, failure, .. } in copies {
@@ -56,7 +61,7 @@ pub(super) fn readings(clusters: &[ClusterStatus], copies: &[CopyStatus], now: O
         Standing::Synced => 0.0,
         Standing::Stale(away) => (now - away.since).as_seconds_f64(),
         // Nothing was ever heard in full.
-        Standing::Syncing { .. } => f64::INFINITY,
+        Standing::Unheard(_) | Standing::Syncing { .. } => f64::INFINITY,
     };
     let mut behind: BTreeMap<String, u64> = BTreeMap::new();
     for copy in copies {
@@ -140,10 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_whose_api_server_has_gone_is_a_flaw_and_no_obstacle() {
-        assert!(obstacles(&[cluster(stale())]).is_empty());
-        let flaws = flaws(&[cluster(stale())], &[]);
-        assert!(flaws.len() == 1 && flaws[0].contains("east") && flaws[0].contains("7:59") && flaws[0].contains("refused"), "{flaws:?}");
+    fn a_cluster_whose_api_server_is_away_is_a_flaw_and_no_obstacle() {
+        let Standing::Stale(away) = stale() else { panic!("it is away") };
+        for standing in [stale(), Standing::Unheard(away)] {
+            assert!(obstacles(&[cluster(standing.clone())]).is_empty());
+            let flaws = flaws(&[cluster(standing)], &[]);
+            assert!(flaws.len() == 1 && ["east", "7:59", "refused"].iter().all(|words| flaws[0].contains(words)), "{flaws:?}");
+        }
     }
 
     #[test]

@@ -73,7 +73,8 @@ pub(super) async fn open(
     calls: Arc<CallMetrics>,
     log_files: Arc<dyn LogFiles>,
 ) -> Result<Parts, ServeError> {
-    let clusters = Clusters::new(config.trust_domain.clone(), config.clusters.clone(), Arc::clone(&clock))?;
+    let kept_keys = directory.cluster_keys();
+    let clusters = Clusters::keeping_keys(config.trust_domain.clone(), config.clusters.clone(), Arc::clone(&clock), Some(&kept_keys))?;
     let policy = Policy::new(config.trust_domain.clone(), config.policy.clone(), &config.clusters)?;
     let keys = Arc::new(match config.keys.secret()? {
         Some(secret) => FileKeyManager::open_sealed(directory.keys(), &secret)?,

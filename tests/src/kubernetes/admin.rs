@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenReview, TokenReviewStatus};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -67,9 +67,18 @@ impl Admin {
 
     /// Creates a node whose name begins with this.
     pub async fn node(&self, prefix: &str) -> Result<Node> {
-        let name = distinct(prefix);
-        let node = create(&Api::<v1::Node>::all(self.client.clone()), &json!({"metadata": {"name": name}})).await?;
-        Ok(Node { name, uid: uid_of(&node)? })
+        self.node_named(&distinct(prefix)).await
+    }
+
+    /// Creates a node of this very name.
+    pub async fn node_named(&self, name: &str) -> Result<Node> {
+        let node = create(&self.nodes(), &json!({"metadata": {"name": name}})).await?;
+        Ok(Node { name: name.to_owned(), uid: uid_of(&node)? })
+    }
+
+    /// Deletes a node; its pods stay.
+    pub async fn delete_node(&self, node: &Node) -> Result<()> {
+        delete(&self.nodes(), &node.name, 0).await
     }
 
     /// Creates a service account and returns its UID.
@@ -80,6 +89,18 @@ impl Admin {
     /// Deletes a service account; its pods stay.
     pub async fn delete_account(&self, namespace: &str, name: &str) -> Result<()> {
         delete(&self.accounts(namespace), name, 0).await
+    }
+
+    /// Takes away from a service account whatever it was allowed in the whole cluster.
+    pub async fn forbid(&self, namespace: &str, account: &str) -> Result<()> {
+        let bindings = Api::<ClusterRoleBinding>::all(self.client.clone());
+        for binding in bindings.list(&ListParams::default()).await? {
+            let mut subjects = binding.subjects.iter().flatten();
+            if subjects.any(|subject| subject.name == account && subject.namespace.as_deref() == Some(namespace)) {
+                bindings.delete(&binding.name_any(), &DeleteParams::default()).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Allows a service account, in the whole cluster, what these RBAC rules say.
@@ -157,6 +178,10 @@ impl Admin {
             serde_json::from_value(json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}))?;
         let answer = self.accounts(namespace).create_token_request(account, &PostParams::default(), &request).await?;
         Ok(answer.status.and_then(|status| status.token).ok_or("a TokenRequest without a token")?)
+    }
+
+    fn nodes(&self) -> Api<v1::Node> {
+        Api::all(self.client.clone())
     }
 
     fn accounts(&self, namespace: &str) -> Api<v1::ServiceAccount> {

@@ -8,6 +8,7 @@ mod admin;
 mod audit;
 mod certificates;
 mod kubeconfig;
+pub mod place;
 mod shared;
 
 use std::ffi::OsString;
@@ -49,19 +50,26 @@ pub struct ApiServer {
     /// The keys that tokens are verified with, the one that signs first.
     signers: Vec<PathBuf>,
     signers_made: usize,
+    /// `--runtime-config`: which APIs are there.
+    apis: &'static str,
     lab: Lab,
 }
 
 impl ApiServer {
     /// Starts etcd and the API server and waits until it is ready; `None` where they are not installed, and the test is counted as skipped.
     pub async fn start() -> Result<Option<Self>> {
+        Self::start_with("").await
+    }
+
+    /// The same, with these APIs switched on or off (`--runtime-config`).
+    pub async fn start_with(apis: &'static str) -> Result<Option<Self>> {
         match tools::kubernetes() {
-            Some(programs) => Ok(Some(Self::start_from(&programs).await?)),
+            Some(programs) => Ok(Some(Self::start_from(&programs, apis).await?)),
             None => Ok(None),
         }
     }
 
-    async fn start_from(programs: &Path) -> Result<Self> {
+    async fn start_from(programs: &Path, apis: &'static str) -> Result<Self> {
         let lab = Lab::new()?;
         let (etcd, peers, address) = (free_address()?, free_address()?, free_address()?);
         let authority = Authority::create(&lab.at("pki"))?;
@@ -69,7 +77,7 @@ impl ApiServer {
         let process = start_etcd(&lab, &programs.join("etcd"), etcd, peers)?;
         let program = programs.join("kube-apiserver");
         let signers = Vec::new();
-        let mut server = Self { server: None, _etcd: process, program, etcd, address, authority, signers, signers_made: 0, lab };
+        let mut server = Self { server: None, _etcd: process, program, etcd, address, authority, signers, signers_made: 0, apis, lab };
         server.add_signer()?;
         server.run().await?;
         Ok(server)
@@ -105,6 +113,13 @@ impl ApiServer {
     pub async fn rotate_signer(&mut self) -> Result<()> {
         self.kill()?;
         self.add_signer()?;
+        self.run().await
+    }
+
+    /// Publishes no key but the one that signs: tokens of the others are good no more. The server is restarted for it.
+    pub async fn retire_signers(&mut self) -> Result<()> {
+        self.kill()?;
+        self.signers.truncate(1);
         self.run().await
     }
 
@@ -179,6 +194,7 @@ impl ApiServer {
             "--authorization-mode=Node,RBAC".to_owned(),
             "--enable-admission-plugins=NodeRestriction".to_owned(),
             "--allow-privileged=true".to_owned(),
+            format!("--runtime-config={}", self.apis),
         ]
         .map(OsString::from)
         .to_vec();

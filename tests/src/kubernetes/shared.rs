@@ -38,7 +38,7 @@ pub async fn shared() -> Result<Option<Arc<SharedApiServer>>> {
     std::thread::spawn(move || {
         runtime.block_on(async {
             // The test may be gone by now, and the server goes with what it would have been sent through.
-            let _ = started.send(ApiServer::start_from(&programs).await);
+            let _ = started.send(ApiServer::start_from(&programs, "").await);
             let _ = released.await;
         });
     });

@@ -1,5 +1,6 @@
 //! A table that a watch keeps up to date, and how well it does.
 
+use std::cmp::Reverse;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ struct Progress {
     /// They are being listed again, since too much was missed.
     listing: bool,
     away: Option<Away>,
+    /// Nobody answers; otherwise the API server does, though not with what it was asked for.
+    unreachable: bool,
 }
 
 /// Nothing is heard.
@@ -51,6 +54,9 @@ pub enum Standing {
         /// Why not, if it does not get on.
         problem: Option<String>,
     },
+    /// Nothing has been listed since the start of the CA, since the API server cannot be reached. Who has a certificate keeps getting others;
+    /// who has none has to wait.
+    Unheard(Away),
     /// The newest.
     Synced,
     /// As it was when the API server was heard last. Who is known keeps getting certificates; who is not has to wait.
@@ -69,10 +75,11 @@ impl<T: Table> Informer<T> {
     }
 
     pub(super) fn standing(&self) -> Standing {
-        let Progress { synced, away, .. } = self.progress().clone();
+        let Progress { synced, away, unreachable, .. } = self.progress().clone();
         match (synced, away) {
             (true, None) => Standing::Synced,
             (true, Some(away)) => Standing::Stale(away),
+            (false, Some(away)) if unreachable => Standing::Unheard(away),
             (false, away) => Standing::Syncing { problem: away.map(|away| away.problem) },
         }
     }
@@ -91,13 +98,15 @@ impl<T: Table> Informer<T> {
     }
 
     /// Nothing is heard.
-    pub(super) fn failed(&self, problem: &str) {
+    pub(super) fn failed(&self, error: &ApiError) {
+        let problem = error.to_string();
         let mut progress = self.progress();
+        progress.unreachable = matches!(error, ApiError::Away(_));
         if let Some(away) = &mut progress.away {
-            problem.clone_into(&mut away.problem);
+            away.problem = problem;
         } else {
             tracing::warn!(cluster = self.cluster, problem, "the cluster's {} cannot be watched; trying again", self.what);
-            progress.away = Some(Away { since: self.clock.now(), problem: problem.to_owned() });
+            progress.away = Some(Away { since: self.clock.now(), problem });
         }
     }
 
@@ -113,7 +122,7 @@ impl<T: Table> Informer<T> {
                     self.take(event, &mut fresh);
                 }
                 Err(error) => {
-                    self.failed(&error.to_string());
+                    self.failed(&error);
                     tokio::time::sleep(retry_after(failures)).await;
                     failures += 1;
                     if matches!(error, ApiError::Unauthorized(_)) {
@@ -155,14 +164,17 @@ impl<T: Table> Informer<T> {
 }
 
 impl Standing {
-    /// The one that less can be relied upon; of two that are stale, the one that is longer.
+    /// The one that less can be relied upon; of two that are alike, the one that is so for longer.
     pub(super) fn or_worse(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Synced, other) => other,
-            (own, Self::Synced) | (own @ Self::Syncing { problem: Some(_) }, _) => own,
-            (_, other @ Self::Syncing { .. }) => other,
-            (own @ Self::Syncing { .. }, _) => own,
-            (Self::Stale(own), Self::Stale(other)) => Self::Stale(if own.since <= other.since { own } else { other }),
+        if self.rank() >= other.rank() { self } else { other }
+    }
+
+    fn rank(&self) -> (u8, Option<Reverse<OffsetDateTime>>) {
+        match self {
+            Self::Synced => (0, None),
+            Self::Stale(away) => (1, Some(Reverse(away.since))),
+            Self::Unheard(away) => (2, Some(Reverse(away.since))),
+            Self::Syncing { problem } => (if problem.is_some() { 4 } else { 3 }, None),
         }
     }
 }

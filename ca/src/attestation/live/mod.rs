@@ -3,7 +3,9 @@
 //!
 //! All pods and service accounts are watched, so that nearly every token is answered for out of memory ([`records`], [`informer`]). About
 //! one that the watch does not know the API server is asked ([`reviews`]). Whether it can be asked never decides against anybody: while it
-//! is away, or its pods have not been listed, the answer is an [`Obstacle`], after which the same request is made again.
+//! is away, or its pods have not been listed, the answer is an [`Obstacle`], after which the same request is made again. Whether a pod that
+//! nothing is known about may renew while nobody has answered since the start of the CA ([`Obstacle::Unheard`]) is decided by whoever knows
+//! what was issued.
 
 mod informer;
 mod records;
@@ -28,7 +30,7 @@ pub use informer::{Away, Standing};
 pub use reviews::ReviewCounts;
 pub use verdict::Mismatch;
 
-use crate::kubernetes::{ApiError, ApiServer, KubernetesSettings};
+use crate::kubernetes::{ANSWER_TIMEOUT, ApiError, ApiServer, KubernetesSettings};
 use informer::Informer;
 use records::{Account, Accounts, Known, Pod, Pods};
 use reviews::{AT_ONCE, Outcome, Reviews};
@@ -50,6 +52,14 @@ pub enum Obstacle {
         cluster: String,
         /// What keeps it, if it does not get on.
         problem: Option<String>,
+    },
+    /// The API server has not answered since the CA was started.
+    #[error("the API server of cluster {cluster} has not answered since the CA was started ({}), so that only pods that have a certificate get another; it is asked again by itself ({})", .away.since, .away.problem)]
+    Unheard {
+        /// Whose.
+        cluster: String,
+        /// Since when and why.
+        away: Away,
     },
     /// The API server does not answer.
     #[error("the API server of cluster {cluster} has not answered since {}, so that the CA cannot tell of a pod that it does not know yet; it is asked again by itself ({})", .away.since, .away.problem)]
@@ -138,9 +148,8 @@ impl Live {
             let server = match self.server().await {
                 Ok(server) => server,
                 Err(error) => {
-                    let problem = error.to_string();
-                    self.pods.failed(&problem);
-                    self.accounts.failed(&problem);
+                    self.pods.failed(&error);
+                    self.accounts.failed(&error);
                     tokio::time::sleep(RECONNECT).await;
                     continue;
                 }
@@ -157,6 +166,14 @@ impl Live {
         }
     }
 
+    /// As if nobody answered.
+    #[cfg(test)]
+    pub(super) fn lose(&self) {
+        let error = ApiError::Away("connection refused".into());
+        self.pods.failed(&error);
+        self.accounts.failed(&error);
+    }
+
     /// As if a watch told this of the pods.
     #[cfg(test)]
     pub(super) async fn hear_pods(
@@ -168,13 +185,12 @@ impl Live {
 
     /// Holds a workload's token against the cluster.
     pub(super) async fn confirm(&self, text: &str, token: &VerifiedToken, audiences: &[String]) -> Result<(), Doubt> {
-        match self.look(token) {
-            Known::Fits => return Ok(()),
-            Known::Contradicts(mismatch) => return Err(Doubt::Mismatch(mismatch)),
-            Known::Unknown => {}
+        let unknowing = self.look(token).map_err(Doubt::Mismatch)?;
+        if unknowing.is_empty() {
+            return Ok(());
         }
-        if let Standing::Syncing { problem } = self.standing() {
-            return Err(Doubt::Obstacle(Obstacle::Syncing { cluster: self.cluster.clone(), problem }));
+        if let Some(obstacle) = self.obstacle(unknowing) {
+            return Err(Doubt::Obstacle(obstacle));
         }
         let key = reviews::key(text, audiences);
         let asked_at = self.clock.now();
@@ -195,10 +211,9 @@ impl Live {
         let Some(_turn) = self.reviews.turn().await else {
             return Err(Doubt::Obstacle(Obstacle::Busy { cluster: self.cluster.clone() }));
         };
-        let answer = match self.server().await {
-            Ok(server) => self.ask(&server, text, token, audiences).await,
-            Err(error) => Err(error),
-        };
+        // Whoever asks waits for this much, however many questions there are.
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.ask(text, token, audiences)).await;
+        let answer = answer.unwrap_or_else(|_| Err(ApiError::Away(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))));
         match answer {
             Ok(verdict) => {
                 self.reviews.answered(if verdict.is_ok() { Outcome::Accepted } else { Outcome::Refused });
@@ -242,11 +257,31 @@ impl Live {
         }
     }
 
-    fn look(&self, token: &VerifiedToken) -> Known {
+    /// How those tables stand that cannot tell of the token's pod or its account; none if both bear it out.
+    fn look(&self, token: &VerifiedToken) -> Result<Vec<Standing>, Mismatch> {
         let now = self.clock.now();
-        match self.pods.table().look(token, now) {
-            Known::Fits => self.accounts.table().look(token, now),
-            known => known,
+        let pod = self.pods.table().look(token, now);
+        let account = self.accounts.table().look(token, now);
+        let pods = || self.pods.standing();
+        let accounts = || self.accounts.standing();
+        match (pod, account) {
+            (Known::Contradicts(mismatch), _) | (_, Known::Contradicts(mismatch)) => Err(mismatch),
+            (Known::Fits, Known::Fits) => Ok(Vec::new()),
+            (Known::Unknown, Known::Fits) => Ok(vec![pods()]),
+            (Known::Fits, Known::Unknown) => Ok(vec![accounts()]),
+            (Known::Unknown, Known::Unknown) => Ok(vec![pods(), accounts()]),
+        }
+    }
+
+    /// Why the API server is not asked although these tables cannot tell. A table that has been listed once has had its say: what it does not
+    /// know is new, or gone.
+    fn obstacle(&self, unknowing: Vec<Standing>) -> Option<Obstacle> {
+        let cluster = self.cluster.clone();
+        let are_unheard = unknowing.iter().all(|standing| matches!(standing, Standing::Unheard(_)));
+        match unknowing.into_iter().reduce(Standing::or_worse)? {
+            Standing::Syncing { problem } => Some(Obstacle::Syncing { cluster, problem }),
+            Standing::Unheard(away) if are_unheard => Some(Obstacle::Unheard { cluster, away }),
+            Standing::Unheard(_) | Standing::Stale(_) | Standing::Synced => None,
         }
     }
 
@@ -255,13 +290,8 @@ impl Live {
     }
 
     /// The review, and what explains it: the API server says that a token is not good, and not why.
-    async fn ask(
-        &self,
-        server: &ApiServer,
-        text: &str,
-        token: &VerifiedToken,
-        audiences: &[String],
-    ) -> Result<Result<(), Mismatch>, ApiError> {
+    async fn ask(&self, text: &str, token: &VerifiedToken, audiences: &[String]) -> Result<Result<(), Mismatch>, ApiError> {
+        let server = self.server().await?;
         let reviewed = judge_review(&server.review(text, audiences).await?, token, audiences);
         let now = self.clock.now();
         let known = self.pods.table().look(token, now);
@@ -291,8 +321,7 @@ impl Live {
             return Ok(connected.server.clone());
         }
         let fingerprint = fingerprint(&self.settings);
-        let server = ApiServer::connect(&self.settings, Arc::clone(&self.calls)).await;
-        let server = server.map_err(|error| ApiError::Away(error.to_string()))?;
+        let server = ApiServer::connect(&self.settings, Arc::clone(&self.calls)).await?;
         self.server.store(Some(Arc::new(Connected { server: server.clone(), fingerprint })));
         Ok(server)
     }
@@ -303,7 +332,7 @@ impl Obstacle {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Syncing { .. } => "cluster_syncing",
-            Self::Away { .. } => "api_server_away",
+            Self::Unheard { .. } | Self::Away { .. } => "api_server_away",
             Self::Busy { .. } => "api_server_busy",
         }
     }

@@ -246,12 +246,31 @@ async fn nobody_new_is_believed_or_refused_before_the_pods_are_known() {
     let clock = TestClock::new();
     let live = live(&clock);
     assert_eq!(reason(live.confirm("text", &token(), &audiences()).await), Err("cluster_syncing"));
-    live.pods.failed("denied");
+    live.pods.failed(&ApiError::Forbidden("denied".into()));
     let Err(Doubt::Obstacle(obstacle)) = live.confirm("text", &token(), &audiences()).await else { panic!("nobody is there") };
     assert!(obstacle.to_string().contains("denied"), "{obstacle}");
     hear(&live).await;
     live.pods.heard();
     assert_eq!(reason(live.confirm("text", &token(), &audiences()).await), Ok(()));
+}
+
+#[test]
+fn of_two_watches_the_one_counts_that_less_can_be_relied_upon() {
+    let away = |minutes| Away { since: NOW + time::Duration::minutes(minutes), problem: "refused".into() };
+    let in_order = [
+        Standing::Synced,
+        Standing::Stale(away(2)),
+        Standing::Stale(away(1)),
+        Standing::Unheard(away(2)),
+        Standing::Unheard(away(1)),
+        Standing::Syncing { problem: None },
+        Standing::Syncing { problem: Some("denied".into()) },
+    ];
+    for (number, better) in in_order.iter().enumerate() {
+        for worse in &in_order[number..] {
+            assert_eq!([better.clone().or_worse(worse.clone()), worse.clone().or_worse(better.clone())], [worse.clone(), worse.clone()]);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -260,7 +279,7 @@ async fn while_the_api_server_is_away_known_pods_are_believed_and_new_ones_wait(
     let live = live(&clock);
     hear(&live).await;
     clock.advance(time::Duration::MINUTE);
-    live.pods.failed("connection refused");
+    live.pods.failed(&ApiError::Away("connection refused".into()));
     let Standing::Stale(away) = live.status().standing else { panic!("it is away") };
     assert_eq!(away.since, NOW + time::Duration::MINUTE);
     assert_eq!(reason(live.confirm("text", &token(), &audiences()).await), Ok(()));
@@ -282,7 +301,7 @@ async fn a_pod_is_known_to_be_gone_when_it_was_seen_to_go_or_is_missing_for_long
     assert!(!live.is_gone(there, NOW - time::Duration::HOUR));
     assert!(live.is_gone(other, NOW - time::Duration::HOUR));
     assert!(!live.is_gone(other, NOW - time::Duration::MINUTE), "it may be newer than what is known");
-    live.pods.failed("connection refused");
+    live.pods.failed(&ApiError::Away("connection refused".into()));
     assert!(!live.is_gone(other, NOW - time::Duration::HOUR), "it may have been created since");
     live.pods.follow(stream::iter([Ok(Event::Delete(pod()))])).await;
     assert!(live.is_gone(there, NOW));

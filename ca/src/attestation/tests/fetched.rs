@@ -80,7 +80,7 @@ async fn keys_are_fetched_over_tls_and_again_for_an_unknown_key_but_not_for_ever
     let f = at(&server, true);
     let caller = f.agent("far", "node-a");
     let of_west = f.west.sign(&request("shop", "cart", "chancery"), f.clock.now()).unwrap();
-    f.clusters.attest_workload(&caller, &of_west).await.unwrap();
+    f.attest(&caller, &of_west).await.unwrap();
     assert_eq!(server.requests.load(Ordering::SeqCst), 1, "fetched when first needed");
 
     let of_east = f.token(&request("shop", "cart", "chancery"));
@@ -90,7 +90,7 @@ async fn keys_are_fetched_over_tls_and_again_for_an_unknown_key_but_not_for_ever
     assert_eq!(server.requests.load(Ordering::SeqCst), 1, "strangers cannot make the CA fetch again and again");
     *server.answer.lock().unwrap() = ok(&keys.east.jwks().unwrap());
     f.clusters.reload_keys("far").await.unwrap();
-    f.clusters.attest_workload(&caller, &of_east).await.unwrap();
+    f.attest(&caller, &of_east).await.unwrap();
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn a_bad_answer_keeps_the_last_good_keys_and_shows_in_the_status() {
         assert!(error.contains(word) && error.contains("https://127.0.0.1"), "{word}: {error}");
         assert_eq!(f.clusters.status()[0].keys, 1);
     }
-    f.clusters.attest_workload(&f.agent("far", "node-a"), &f.token(&request("shop", "cart", "chancery"))).await.unwrap();
+    f.attest(&f.agent("far", "node-a"), &f.token(&request("shop", "cart", "chancery"))).await.unwrap();
 }
 
 #[tokio::test]
@@ -119,6 +119,35 @@ async fn a_server_that_no_known_authority_vouches_for_is_not_believed() {
     assert!(error.contains("certificate"), "{error}");
     assert_eq!(server.requests.load(Ordering::SeqCst), 0, "nothing was asked");
     assert!(f.clusters.cluster_keys("far").is_none());
+}
+
+#[tokio::test]
+async fn keys_that_were_fetched_serve_after_a_restart_until_there_are_newer_ones() {
+    let keys = fixture();
+    let server = serve(ok(&keys.east.jwks().unwrap()));
+    let f = at(&server, true);
+    let kept = f.directory.path().join("kept");
+    let start = |issuer: &str| {
+        let settings = f.clusters.settings().into_iter().map(|one| ClusterSettings { issuer: issuer.into(), ..one }).collect();
+        let clock = Arc::clone(&f.clock) as Arc<dyn Clock>;
+        Clusters::keeping_keys("example.org".parse().unwrap(), settings, clock, Some(&kept)).unwrap()
+    };
+    let (caller, token) = (f.agent("far", "node-a"), f.token(&request("shop", "cart", "chancery")));
+    let attest = async |clusters: &Clusters| {
+        clusters.attest_workload(&caller, &token, async |_| false).await.map(drop).map_err(|error| error.reason())
+    };
+    start(ISSUER).reload_keys("far").await.unwrap();
+
+    *server.answer.lock().unwrap() = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n".to_owned();
+    let restarted = start(ISSUER);
+    assert_eq!(restarted.status()[0].keys, 0, "what is there now comes first");
+    assert_eq!(attest(&restarted).await, Ok(()));
+    assert!(restarted.status()[0].error.is_some() && restarted.cluster_keys("far").is_some());
+    assert_eq!(attest(&start("https://another")).await, Err("cluster_keys_missing"));
+
+    *server.answer.lock().unwrap() = ok(&keys.west.jwks().unwrap());
+    restarted.reload_keys("far").await.unwrap();
+    assert_eq!(attest(&restarted).await, Err("token_unknown_key"));
 }
 
 #[tokio::test]

@@ -1,0 +1,55 @@
+//! Whom the ledger knows: pods with a certificate that is good, under the very same names and UIDs.
+
+use super::*;
+use crate::ledger::acts::Subject;
+
+async fn verified(f: &Fixture, pod: &str) -> VerifiedToken {
+    f.clusters.attest_workload(&f.caller, &f.token(pod), async |_| false).await.unwrap().token().clone()
+}
+
+#[tokio::test]
+async fn a_pod_with_a_certificate_is_known_and_no_other_of_its_name_account_or_node() {
+    let f = fixture().await;
+    f.issue(f.request("cart-1").0).await.unwrap();
+    let token = verified(&f, "cart-1").await;
+    assert!(f.issuance.has_certificate(&token).await);
+    assert!(!f.issuance.has_certificate(&verified(&f, "cart-2").await).await, "nothing was issued to it");
+    let changes: [fn(&mut VerifiedToken); 7] = [
+        |token| token.pod.uid = Uuid::from_u128(1),
+        |token| token.pod.name = "cart-2".into(),
+        |token| token.namespace = "bank".into(),
+        |token| token.service_account.name = "checkout".into(),
+        |token| token.service_account.uid = Uuid::from_u128(1),
+        |token| token.node.uid = Uuid::from_u128(1),
+        |token| token.cluster = "west".into(),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut other = token.clone();
+        change(&mut other);
+        assert!(!f.issuance.has_certificate(&other).await, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_revoked_or_has_expired_vouches_for_nobody() {
+    let f = fixture().await;
+    let token = verified(&f, "cart-1").await;
+    let issued = f.issue(f.request("cart-1").0).await.unwrap();
+    let revoke = Change::Revoke { subject: Subject::Serial(issued.facts.serial), until: issued.facts.not_after };
+    f.ledger.act("local:uid=0", revoke, "a test wants it").await.unwrap();
+    assert!(!f.issuance.has_certificate(&token).await);
+
+    let next = f.issue(f.request("cart-1").0).await.unwrap();
+    assert!(f.issuance.has_certificate(&token).await);
+    f.ca.clock.advance(next.facts.not_after - f.ca.clock.now() + time::Duration::SECOND);
+    assert!(!f.issuance.has_certificate(&token).await);
+}
+
+#[tokio::test]
+async fn what_a_sidecar_joined_with_vouches_for_nobody() {
+    let f = fixture().await;
+    let attested = f.clusters.attest_agent("east", Role::Sidecar, &f.token("cart-1")).await.unwrap();
+    let (csr, _) = csr::generate(KeyType::EcdsaP256, None).unwrap();
+    f.issuance.issue_agent(&attested, &csr, Uuid::new_v4()).await.unwrap();
+    assert!(!f.issuance.has_certificate(attested.token()).await);
+}
