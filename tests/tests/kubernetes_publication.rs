@@ -9,15 +9,18 @@ use chancery_tests::ca::{CLUSTER, Ca};
 use chancery_tests::kubernetes::{Admin, ApiServer, ISSUER, shared};
 use chancery_tests::lab::Lab;
 use chancery_tests::{tools, wait};
-use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
+use k8s_openapi::api::certificates::{v1, v1beta1};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(30);
 const SIGNER: &str = "chancery.dev/mesh";
 const BUNDLE: &str = "chancery.dev:mesh:trust-bundle";
+/// As Kubernetes 1.33 to 1.36 can be told to.
+const BETA_ALONE: &str = "certificates.k8s.io/v1/clustertrustbundles=false,certificates.k8s.io/v1beta1/clustertrustbundles=true";
 const CONFIG_MAP: &str = "chancery-trust-bundle";
 
 /// A cluster with a CA that publishes to one of its namespaces.
@@ -29,6 +32,17 @@ struct Place {
 }
 
 impl Place {
+    /// With the rights that publishing needs.
+    async fn allowed(server: &ApiServer) -> Self {
+        let rules = [
+            json!({"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [CONFIG_MAP], "verbs": ["get", "create", "patch"]}),
+            json!({"apiGroups": ["certificates.k8s.io"], "resources": ["clustertrustbundles"], "resourceNames": [BUNDLE],
+                "verbs": ["get", "create", "patch"]}),
+            json!({"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [SIGNER], "verbs": ["attest"]}),
+        ];
+        Self::new(server, &rules).await
+    }
+
     async fn new(server: &ApiServer, more_rules: &[Value]) -> Self {
         let admin = server.admin().await.unwrap();
         let namespace = admin.namespace("system").await.unwrap();
@@ -50,14 +64,20 @@ impl Place {
 
     /// Waits until every copy is the bundle, which has so many roots.
     async fn copies_are_the_bundle(&self, roots: usize) {
+        self.copies_are(&Api::<v1::ClusterTrustBundle>::all(self.admin.client().clone()), roots, |bundle| bundle.spec).await;
+    }
+
+    async fn copies_are<K>(&self, bundles: &Api<K>, roots: usize, spec: fn(K) -> v1::ClusterTrustBundleSpec)
+    where
+        K: Clone + std::fmt::Debug + DeserializeOwned,
+    {
         let config_maps = Api::<ConfigMap>::namespaced(self.admin.client().clone(), &self.namespace);
-        let bundles = Api::<ClusterTrustBundle>::all(self.admin.client().clone());
         wait::until("every copy is the bundle", SOON, async || {
             let bundle = std::fs::read_to_string(self.ca.bundle()).map_err(|error| error.to_string())?;
             let config_map = config_maps.get(CONFIG_MAP).await.map_err(|error| error.to_string())?;
             let trust_bundle = bundles.get(BUNDLE).await.map_err(|error| error.to_string())?;
             let (_, pem) = bundle.split_once('\n').ok_or("no line with the sequence")?;
-            let copies = (config_map.data.unwrap_or_default().remove("trust-bundle.pem"), trust_bundle.spec);
+            let copies = (config_map.data.unwrap_or_default().remove("trust-bundle.pem"), spec(trust_bundle));
             let is_same = copies.0.as_deref() == Some(&*bundle) && copies.1.trust_bundle == pem;
             if is_same && copies.1.signer_name.as_deref() == Some(SIGNER) && pem.matches("BEGIN CERTIFICATE").count() == roots {
                 return Ok(());
@@ -76,13 +96,7 @@ impl Place {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_copy_is_the_bundle_before_during_and_after_a_change_of_the_root() {
     let Some(server) = shared().await.unwrap() else { return };
-    let rules = [
-        json!({"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [CONFIG_MAP], "verbs": ["get", "create", "patch"]}),
-        json!({"apiGroups": ["certificates.k8s.io"], "resources": ["clustertrustbundles"], "resourceNames": [BUNDLE],
-            "verbs": ["get", "create", "patch"]}),
-        json!({"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [SIGNER], "verbs": ["attest"]}),
-    ];
-    let place = Place::new(&server, &rules).await;
+    let place = Place::allowed(&server).await;
     place.copies_are_the_bundle(1).await;
 
     place.root(&["prepare", "--reason", "a test"]).unwrap();
@@ -100,6 +114,22 @@ async fn every_copy_is_the_bundle_before_during_and_after_a_change_of_the_root()
     let retire = async || place.root(&["retire", "--reason", "a test"]);
     wait::until("nothing is left under the old root", SOON, retire).await.unwrap();
     place.copies_are_the_bundle(1).await;
+}
+
+#[tokio::test]
+async fn where_only_the_beta_of_cluster_trust_bundles_is_served_that_is_kept() {
+    let Some(server) = ApiServer::start_with(BETA_ALONE).await.unwrap() else { return };
+    let place = Place::allowed(&server).await;
+    place.admin.get("/apis/certificates.k8s.io/v1/clustertrustbundles").await.unwrap_err();
+    let bundles = Api::<v1beta1::ClusterTrustBundle>::all(place.admin.client().clone());
+    let spec = |bundle: v1beta1::ClusterTrustBundle| v1::ClusterTrustBundleSpec {
+        signer_name: bundle.spec.signer_name,
+        trust_bundle: bundle.spec.trust_bundle,
+    };
+    place.copies_are(&bundles, 1, spec).await;
+    place.root(&["prepare", "--reason", "a test"]).unwrap();
+    place.root(&["publish", "--reason", "a test"]).unwrap();
+    place.copies_are(&bundles, 2, spec).await;
 }
 
 #[tokio::test]
