@@ -9,25 +9,25 @@ use std::time::{Duration, Instant};
 
 use chancery_identity::tls::{ServerTrust, client_config, trust_from};
 use chancery_identity::{SystemClock, TrustBundle, TrustDomain, TrustState};
-use chancery_proto::chancery::v1::StatusRequest;
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
+use chancery_proto::chancery::v1::{StatusRequest, WatchIdentitiesRequest};
 use chancery_tests::ca::{CLUSTER, Ca, TRUST_DOMAIN};
 use chancery_tests::kubernetes::{Admin, ApiServer, ISSUER, shared};
 use chancery_tests::lab::Lab;
 use chancery_tests::{tools, wait};
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
-use kube::Api;
-use kube::api::{DeleteParams, ListParams};
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(30);
+const MINUTE: Duration = Duration::from_secs(60);
+/// How long it takes until the CA has looked whether somebody may still follow.
+const LOOKED_AT: Duration = Duration::from_secs(22);
 /// How long the CA keeps to what the API server said.
 const REMEMBERED: Duration = Duration::from_secs(10);
 const OPERATORS: &str = "chancery-admin";
@@ -87,17 +87,6 @@ impl Place {
         self.bind(&["trustroots", "identities", "agents", "log"], verbs).await;
     }
 
-    /// Takes away whatever the service account was allowed.
-    async fn unbind(&self) {
-        let bindings: Api<ClusterRoleBinding> = Api::all(self.admin.client().clone());
-        for binding in bindings.list(&ListParams::default()).await.unwrap() {
-            let subjects = binding.subjects.unwrap_or_default();
-            if subjects.iter().any(|subject| subject.name == "operator" && subject.namespace.as_ref() == Some(&self.system)) {
-                bindings.delete(&binding.metadata.name.unwrap(), &DeleteParams::default()).await.unwrap();
-            }
-        }
-    }
-
     /// Runs `chancery --kube` as the person; what it printed, or what it complained about.
     fn chancery(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(tools::chancery("chancery").unwrap());
@@ -126,6 +115,11 @@ impl Place {
 
     /// Calls the CA over TLS with this token.
     async fn status(&self, token: &str) -> Result<(), Status> {
+        self.connect().await.status(with_token(StatusRequest {}, token)).await.map(drop)
+    }
+
+    /// A connection without a certificate.
+    async fn connect(&self) -> OperatorServiceClient<Channel> {
         let trust_domain: TrustDomain = TRUST_DOMAIN.parse().unwrap();
         let bundle = TrustBundle::from_pem(trust_domain.clone(), &std::fs::read(self.ca.bundle()).unwrap()).unwrap();
         let ca = trust_domain.member(["chancery", "ca"]).unwrap();
@@ -136,10 +130,7 @@ impl Place {
         let mut stream = Some(TokioIo::new(TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.unwrap()));
         let connector =
             tower::service_fn(move |_| std::future::ready(stream.take().ok_or(std::io::Error::from(std::io::ErrorKind::NotConnected))));
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap();
-        let mut request = Request::new(StatusRequest {});
-        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
-        OperatorServiceClient::new(channel).status(request).await.map(drop)
+        OperatorServiceClient::new(Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap())
     }
 
     /// How often the CA has asked about a token or a right.
@@ -148,6 +139,12 @@ impl Place {
         let calls = server.calls().unwrap();
         calls.iter().filter(|call| call.user == own && call.resource.ends_with("reviews")).count()
     }
+}
+
+fn with_token<Q>(question: Q, token: &str) -> Request<Q> {
+    let mut request = Request::new(question);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    request
 }
 
 #[tokio::test]
@@ -247,7 +244,7 @@ async fn a_binding_that_is_removed_counts_no_more_within_seconds_and_few_calls_a
     let made = place.reviews(&server) - before;
     assert!(made <= 2, "{made} reviews for 20 calls within {:?}", since.elapsed());
 
-    place.unbind().await;
+    place.admin.forbid(&place.system, "operator").await.unwrap();
     let removed = Instant::now();
     wait::until("refused", SOON, async || match place.status(&token).await {
         Err(error) if error.code() == Code::PermissionDenied => Ok(()),
@@ -256,6 +253,26 @@ async fn a_binding_that_is_removed_counts_no_more_within_seconds_and_few_calls_a
     .await
     .unwrap();
     assert!(removed.elapsed() < REMEMBERED + Duration::from_secs(3), "{:?}", removed.elapsed());
+}
+
+#[tokio::test]
+async fn what_somebody_follows_ends_within_a_minute_of_the_binding() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server).await;
+    place.bind_all(&["get"]).await;
+    let token = place.admin.unbound_token(&place.system, "operator", OPERATORS, HOUR).await.unwrap();
+    wait::until("let in", SOON, async || place.status(&token).await).await.unwrap();
+    let watch = with_token(WatchIdentitiesRequest::default(), &token);
+    let mut watch = place.connect().await.watch_identities(watch).await.unwrap().into_inner();
+    let mut end = async || loop {
+        if let Err(error) = watch.message().await {
+            return error;
+        }
+    };
+    tokio::time::timeout(LOOKED_AT, end()).await.expect_err("it goes on while the binding is there");
+    place.admin.forbid(&place.system, "operator").await.unwrap();
+    let error = tokio::time::timeout(MINUTE, end()).await.expect("it ends");
+    assert_eq!((error.code(), error.message().contains("clusterrolebinding")), (Code::PermissionDenied, true), "{error}");
 }
 
 #[tokio::test]

@@ -142,6 +142,11 @@ impl ApiError {
         }
     }
 
+    /// Whether it says nothing about who asks: the same call may be answered later without anybody's doing.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::TooManyCalls | Self::RateLimited | Self::Operator(OperatorError::Busy | OperatorError::Away { .. }))
+    }
+
     fn code(&self) -> Code {
         match self {
             Self::Certificate(_) | Self::NoCertificate | Self::SvidExpired { .. } | Self::Session(SessionEnd::SvidExpired) => {

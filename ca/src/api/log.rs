@@ -79,7 +79,8 @@ impl LogService for LogApi {
     type ReadEntriesStream = Entries;
 
     async fn read_entries(&self, request: Request<ReadEntriesRequest>) -> Result<Response<Entries>, Status> {
-        self.people.answer("ReadEntries", request, async |_, request| self.do_read_entries(request).await).await
+        let begin = async |request| self.do_read_entries(request).await;
+        self.people.answer_for_long("ReadEntries", request, begin).await
     }
 
     async fn list_acts(&self, request: Request<ListActsRequest>) -> Result<Response<ListActsResponse>, Status> {

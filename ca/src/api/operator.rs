@@ -83,7 +83,8 @@ impl OperatorService for OperatorApi {
     type WatchIdentitiesStream = Watched;
 
     async fn watch_identities(&self, request: Request<WatchIdentitiesRequest>) -> Result<Response<Watched>, Status> {
-        self.people.answer("WatchIdentities", request, async |_, request| self.watches.begin(&self.ledger, request).await).await
+        let begin = async |request| self.watches.begin(&self.ledger, request).await;
+        self.people.answer_for_long("WatchIdentities", request, begin).await
     }
 
     async fn show_identity(&self, request: Request<ShowIdentityRequest>) -> Result<Response<ShowIdentityResponse>, Status> {

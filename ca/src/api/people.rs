@@ -2,15 +2,19 @@
 //! bearer token of a service account, of a cluster whose RBAC then says what they may do ([`crate::attestation::Clusters::operator`]).
 //!
 //! An `auditor` reads everything and changes nothing, an `admin` acts as well. Whoever can open the local admin socket (mode 0600) is an
-//! admin, recorded with the uid. Both lists come from the configuration and count from the next call on. A refused act of somebody who may
-//! read is an entry in the ledger ([`RefusedActs`]); strangers are logged alone, since they must not fill it.
+//! admin, recorded with the uid. Both lists come from the configuration and count from the next call on; whoever follows a stream is
+//! looked at again and again. A refused act of somebody who may read is an entry in the ledger ([`RefusedActs`]); strangers are logged
+//! alone, since they must not fill it.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use chancery_identity::{Clock, SpiffeId, TrustDomain};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::metadata::MetadataMap;
@@ -25,6 +29,10 @@ use crate::attestation::{Clusters, OPERATORS_CLUSTER_KEY, Operator, RESERVED_SEG
 use crate::ledger::Ledger;
 use crate::ledger::acts::{Change, RefusedAct, RefusedActs};
 
+/// How often it is looked whether somebody may still follow a stream …
+const LOOK_AGAIN: Duration = Duration::from_secs(20);
+/// … and for how long that need not be known.
+const UNKNOWN_FOR: Duration = Duration::from_secs(60);
 /// The longest reason, in bytes. It is a sentence, and an entry must hold it.
 const MAX_REASON_BYTES: usize = 1024;
 
@@ -184,6 +192,32 @@ impl People {
         Ok(Response::new(answer?))
     }
 
+    /// Likewise, where the answer is a stream: it ends when whoever asked may ask no longer.
+    pub(super) async fn answer_for_long<Q, A: Send + 'static>(
+        self: &Arc<Self>,
+        method: &'static str,
+        request: Request<Q>,
+        work: impl AsyncFnOnce(Q) -> Result<BoxStream<'static, Result<A, Status>>, ApiError>,
+    ) -> Result<Response<BoxStream<'static, Result<A, Status>>>, Status> {
+        let asker = Request::from_parts(request.metadata().clone(), request.extensions().clone(), ());
+        let people = Arc::clone(self);
+        let dismissed = async move { people.dismissed(method, &asker).await.into() }.boxed();
+        self.answer(method, request, async |_, request| Ok(until(dismissed, work(request).await?))).await
+    }
+
+    /// Waits until somebody who was let in may call `method` no longer, and tells why.
+    async fn dismissed(&self, method: &'static str, request: &Request<()>) -> ApiError {
+        let mut known = tokio::time::Instant::now();
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            match self.admit(method, request).await {
+                Ok(_) => known = tokio::time::Instant::now(),
+                Err(error) if error.is_passing() && known.elapsed() < UNKNOWN_FOR => {}
+                Err(error) => return error,
+            }
+        }
+    }
+
     /// Records that `who` makes `change`, and returns the entry's index.
     ///
     /// # Errors
@@ -235,6 +269,22 @@ impl Admitted {
     }
 }
 
+/// What comes until `end` does, and then that.
+fn until<A: Send + 'static>(
+    end: BoxFuture<'static, Status>,
+    answers: BoxStream<'static, Result<A, Status>>,
+) -> BoxStream<'static, Result<A, Status>> {
+    let running = Some((answers, end));
+    let following = stream::unfold(running, async |running| {
+        let (mut answers, mut end) = running?;
+        tokio::select! {
+            answer = answers.next() => Some((answer?, Some((answers, end)))),
+            status = &mut end => Some((Err(status), None)),
+        }
+    });
+    following.boxed()
+}
+
 /// Of the header `authorization` (RFC 6750, section 2.1).
 fn bearer_token(metadata: &MetadataMap) -> Option<&str> {
     let (scheme, token) = metadata.get("authorization")?.to_str().ok()?.split_once(' ')?;
@@ -248,5 +298,23 @@ impl fmt::Display for Person {
             Self::Svid(id) => write!(f, "{id}"),
             Self::Kubernetes { cluster, username } => write!(f, "kubernetes:{cluster}/{username}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_with_its_answers_or_with_what_ends_it() {
+        let never = std::future::pending().boxed();
+        let short: Vec<_> = until(never, stream::iter([Ok(1), Ok(2)]).boxed()).collect().await;
+        assert!(matches!(short[..], [Ok(1), Ok(2)]));
+
+        let later = tokio::time::sleep(LOOK_AGAIN).map(|()| Status::permission_denied("no longer"));
+        let endless = stream::iter([Ok(1)]).chain(stream::pending());
+        let told: Vec<_> = until(later.boxed(), endless.boxed()).collect().await;
+        let [Ok(1), Err(status)] = &told[..] else { panic!("{told:?}") };
+        assert_eq!(status.message(), "no longer");
     }
 }
