@@ -127,6 +127,9 @@ async fn a_dry_run_says_which_steps_are_left_and_what_is_in_the_way_and_changes_
     let node = Node::start().await;
     let (code, said) = node.root(&["rotate", "--dry-run"]);
     assert!(code == Some(0) && said.contains("steps that are left: prepare, publish, activate, retire"), "{said}");
+    let (code, said) = node.root(&["rotate", "--dry-run", "-o", "json"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert!(code == Some(0) && said["steps"].as_array().unwrap().len() == 4 && said["gate"].is_null(), "{said}");
     assert_eq!(node.states(), ["active"]);
     let _silent = node.proxy("cart", None).await;
     node.publish();

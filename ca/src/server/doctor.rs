@@ -24,6 +24,8 @@ const AWAY: Duration = Duration::minutes(2);
 const MAX_CLOCK_OFFSET: Duration = Duration::seconds(30);
 /// What was refused longer ago has been mended, or asked for again.
 const RECENT: Duration = Duration::minutes(10);
+/// A change of the trust state reaches everybody sooner, where nothing is wrong.
+const TRUST_SETTLES: Duration = Duration::seconds(10);
 /// What was issued since the newest backup is lost with the machine.
 const BACKUP_EVERY: Duration = Duration::DAY;
 /// A disk that is full sooner should be looked at: new ones take days to get …
@@ -46,6 +48,8 @@ pub(super) struct Facts {
     pub(super) agents: Vec<AgentRecord>,
     /// The newest trust state.
     pub(super) trust_sequence: u64,
+    /// Since when it is.
+    pub(super) trust_changed_at: Option<OffsetDateTime>,
     /// Newest first.
     pub(super) refusals: Vec<Refusal>,
     /// Nobody has to keep what it issues.
@@ -142,6 +146,7 @@ impl Facts {
     fn on_agents(&self) -> Vec<(Level, String, &'static str)> {
         let millis = Duration::milliseconds;
         let now_ms = i64::try_from(self.now.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
+        let settled = self.trust_changed_at.is_none_or(|at| (self.now - at).abs() > TRUST_SETTLES);
         let mut findings = Vec::new();
         let mut find = |level, concerns: &dyn Fn(&AgentRecord) -> bool, what, next_step| {
             let names: Vec<_> = self.agents.iter().filter(|agent| concerns(agent)).map(name).collect();
@@ -169,7 +174,7 @@ impl Facts {
         );
         find(
             Level::Warn,
-            &|agent| agent.connected && agent.trust_sequence < self.trust_sequence,
+            &|agent| settled && agent.connected && agent.trust_sequence < self.trust_sequence,
             "without the newest trust state",
             "see its log for why it refused it",
         );
@@ -181,7 +186,7 @@ impl Facts {
         );
         find(
             Level::Warn,
-            &|agent| agent.connected && agent.lagging > 0,
+            &|agent| settled && agent.connected && agent.lagging > 0,
             "with proxies that have not acknowledged the newest trust bundle",
             "`chancery-agent streams` on its node names them and their reasons",
         );
@@ -281,6 +286,7 @@ mod tests {
             roots: Arc::new(vec![root(RootState::Active), root(RootState::Published)]),
             agents: vec![agent],
             trust_sequence: 7,
+            trust_changed_at: Some(NOW - Duration::MINUTE),
             refusals: Vec::new(),
             development: false,
             last_backup: Some(NOW - Duration::hours(23)),
@@ -412,6 +418,9 @@ mod tests {
             facts.agents[0].trust_sequence = 6;
         });
         finds("warn", "newest trust bundle", |facts| facts.agents[0].lagging = 1);
+        let mut just_changed = Facts { trust_sequence: 8, trust_changed_at: Some(NOW), ..well() };
+        just_changed.agents[0].lagging = 1;
+        assert_eq!(just_changed.judge(), [], "it is on its way");
         finds("bad", "does not belong to this one", |facts| facts.agents[0].ledger_alarm = "forked: other entries".into());
         finds("bad", "clock", |facts| facts.agents[0].clock_offset_ms = -31_000);
     }

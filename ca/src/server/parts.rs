@@ -115,6 +115,7 @@ impl Parts {
             roots: self.authority.roots(),
             agents: self.fleet.agents(),
             trust_sequence: self.trust_sequence(),
+            trust_changed_at: self.ledger.current_state().trust_changed_at(),
             refusals: self.refusals.list_newest(&RefusalFilter::default(), JUDGED_REFUSALS),
             development: config.development,
             last_backup: last_backup(&config.data_dir).map(|last| last.made_at),

@@ -28,11 +28,12 @@ use client::CliError;
 #[derive(Debug, Parser)]
 #[command(name = "chancery", version, max_term_width = 100)]
 struct Cli {
-    #[command(flatten)]
-    way: client::Way,
     /// How to print the answer.
     #[arg(long, short, global = true, value_enum, default_value_t)]
     output: Format,
+    // Behind it: what follows a heading stands below that.
+    #[command(flatten)]
+    way: client::Way,
     #[command(subcommand)]
     command: Command,
 }

@@ -284,6 +284,12 @@ impl State {
         self.accepted_loss.as_ref().map_or(0, |loss| loss.trust_floor)
     }
 
+    /// When what everybody trusts changed last: a root (whoever prepares one changes nothing for anybody) or the CRLs.
+    pub fn trust_changed_at(&self) -> Option<OffsetDateTime> {
+        let roots = self.roots.values().filter(|root| root.state != RootState::Prepared).map(|root| root.since);
+        roots.chain(self.crl.map(|crl| crl.since)).max()
+    }
+
     /// Until when roots stay where they are, since certificates that the log lacks may be valid: none but for a log that was restored from a
     /// backup, or continues a lost one. [`Ledger::act`](crate::ledger::Ledger::act) refuses to retire one until then.
     pub fn roots_kept_until(&self) -> Option<OffsetDateTime> {

@@ -21,6 +21,8 @@ Examples:
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     #[command(flatten)]
+    pages: PageArgs,
+    #[command(flatten)]
     filter: FilterArgs,
     /// Issued before this time, or longer ago than this.
     #[arg(long, value_parser = moment_or_ago, value_name = "TIME", help_heading = "Conditions")]
@@ -28,8 +30,6 @@ pub(crate) struct ListArgs {
     /// Only those that an operator revoked, until they would have expired.
     #[arg(long, help_heading = "Conditions")]
     revoked: bool,
-    #[command(flatten)]
-    pages: PageArgs,
 }
 
 pub(super) async fn run(mut ca: Operator, args: ListArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {

@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use chancery_process::output::{Format, Json, Listing, OutputError};
+use chancery_process::output::{Format, Json, Listing, OutputError, fields};
 use chancery_proto::chancery::v1::{ListRootsRequest, MoveRootRequest, MoveRootResponse, PrepareRootRequest, RootRecord, RootState};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -34,14 +34,14 @@ pub(crate) struct RotateArgs {
     /// Why: recorded with each act.
     #[arg(long, required_unless_present = "dry_run")]
     reason: Option<String>,
-    #[command(flatten)]
-    overrides: OverrideArgs,
     /// Give up after so long, with exit status 1 and who is missing; what was done stays, and the next call goes on.
     #[arg(long)]
     deadline: Option<humantime::Duration>,
     /// Only say which steps are left, and what is in the way of the next one.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 }
 
 /// Something that happened on the way, as a line of JSON or for a person.
@@ -62,6 +62,17 @@ struct Event {
     missing: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     obstacles: Vec<String>,
+}
+
+/// Of a whole rotation, as their commands are called.
+const STEPS: [&str; 4] = ["prepare", "publish", "activate", "retire"];
+
+/// What a rotation would do.
+#[derive(Debug, Serialize)]
+struct DryRun {
+    steps: &'static [&'static str],
+    /// The next step's, if it has one.
+    gate: Option<GateReport>,
 }
 
 const COLUMNS: [&str; 7] = ["time", "phase", "outcome", "root", "entry", "missing", "counted"];
@@ -113,19 +124,24 @@ async fn dry_run(mut ca: Roots, args: &RotateArgs, out: &mut impl Write, format:
     let newest =
         roots.iter().filter(|root| matches!(root.state(), RootState::Prepared | RootState::Published)).max_by_key(|root| root.entry);
     let step = next(&roots, newest.map(|root| &*root.fingerprint)).unwrap_or(Next::Prepare);
-    let left = match &step {
-        Next::Prepare => "prepare, publish, activate, retire",
-        Next::Move(_, RootState::Published) => "publish, activate, retire",
-        Next::Move(_, RootState::Active) => "activate, retire",
-        Next::Move(..) => "retire",
+    let done = match &step {
+        Next::Prepare => 0,
+        Next::Move(_, RootState::Published) => 1,
+        Next::Move(_, RootState::Active) => 2,
+        Next::Move(..) => 3,
     };
-    if format == Format::Table {
-        writeln!(out, "steps that are left: {left}\n").map_err(OutputError::Write)?;
+    let steps = &STEPS[done..];
+    let gate = match step {
+        Next::Prepare => None,
+        Next::Move(root, to) => Some(gate::check(&mut ca, &root, to, &args.overrides).await?),
+    };
+    if format != Format::Table {
+        return Ok(fields(out, format, &DryRun { steps, gate })?);
     }
-    match step {
-        Next::Prepare => Ok(()),
-        Next::Move(root, to) => gate::check(&mut ca, &root, to, &args.overrides).await?.print(out, format),
-    }
+    writeln!(out, "steps that are left: {}", steps.join(", ")).map_err(OutputError::Write)?;
+    let Some(gate) = gate else { return Ok(()) };
+    writeln!(out).map_err(OutputError::Write)?;
+    gate.print(out, format)
 }
 
 /// What is due on the way to `target`: a root that drains is retired before another is activated, so that a rotation which was stopped is

@@ -18,11 +18,11 @@ pub(crate) struct StepArgs {
     /// Why: recorded with the act.
     #[arg(long, required_unless_present = "dry_run")]
     reason: Option<String>,
-    #[command(flatten)]
-    overrides: OverrideArgs,
     /// Only say what is in the way; exit status 1 if something is.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 }
 
 /// The answer to an act.
