@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chancery_agent::sds::{Registry, Server, Settings};
+use chancery_agent::svids::ProxySummary;
 use chancery_proto::chancery::v1 as wire;
 use chancery_proto::chancery::v1::ca_message::Message;
 use proxy::{Proxy, WorldStream};
@@ -197,6 +198,18 @@ async fn a_pod_counts_until_its_last_certificate_has_expired() {
     ca.clock.advance(time::Duration::seconds(20));
     let (_, convergence) = reported(&ca, "it is gone", |_, c| c.trust_sequence == 7 && c.holders == 0).await;
     assert!(convergence.pods.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_while_a_session_is_being_opened_is_reported_at_once() {
+    let ca = FakeCa::start();
+    let opening = ca.behaviour.opening.lock().await;
+    let agent = Place::new(&ca).start(&ca);
+    eventually("the first report is there", || last(&ca).is_some()).await;
+    agent.svids.set_proxies(ProxySummary { streams: 7, ..ProxySummary::default() });
+    drop(opening);
+    // Otherwise it would go with the next report, which comes in any case after ten seconds.
+    tokio::time::timeout(SOON / 4, reported(&ca, "seven streams", |report, _| report.streams == 7)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,12 +6,13 @@ use chancery_identity::tls;
 use chancery_proto::chancery::v1 as wire;
 use chancery_proto::chancery::v1::ca_message::Message as Down;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::Shown;
 use super::session::Session;
-use super::{Backoff, CaClient, CaError, ClusterKeys, Held, channel, trust};
+use super::{Backoff, CaClient, CaError, ClusterKeys, Held, Holdings, LedgerMemory, ProxySummary, channel, trust};
 
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const MOST_DELAY: Duration = Duration::from_secs(2);
@@ -38,6 +39,30 @@ enum End {
     Outdated,
     /// It broke.
     Broken(CaError),
+}
+
+/// What is reported whenever it changes.
+struct News {
+    holdings: watch::Receiver<Holdings>,
+    proxies: watch::Receiver<ProxySummary>,
+    ledger: watch::Receiver<LedgerMemory>,
+}
+
+impl News {
+    /// Whatever changes after this. Taken before the first report of a session is made, or a change during its opening would go unreported.
+    fn since_now(client: &CaClient) -> Self {
+        Self { holdings: client.published.holdings.subscribe(), proxies: client.published.proxies.subscribe(), ledger: client.ledger() }
+    }
+
+    /// Comes back with the next change. Safe to cancel.
+    async fn come(&mut self) {
+        tokio::select! {
+            Ok(()) = self.holdings.changed() => {}
+            Ok(()) = self.proxies.changed() => {}
+            Ok(()) = self.ledger.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
 }
 
 /// Owns the connection.
@@ -70,12 +95,13 @@ impl Keeper {
         // Held while the next one is made, so that calls under way can end.
         let mut last: Option<Session> = None;
         loop {
+            let mut news = News::since_now(&self.client);
             let connected = self.connect().await;
             drop(last.take());
             match connected {
                 Ok(mut session) => {
                     let since = Instant::now();
-                    match self.serve(&mut session).await {
+                    match self.serve(&mut session, &mut news).await {
                         End::Closed => tracing::info!("the CA closed the session; connecting again"),
                         End::Outdated => tracing::debug!("connecting again with the new certificate or trust"),
                         End::Broken(error) => {
@@ -150,10 +176,7 @@ impl Keeper {
         trust::server_trust(known.as_deref(), &self.client.settings.anchor, &self.client.settings.trust_domain)
     }
 
-    async fn serve(&mut self, session: &mut Session) -> End {
-        let mut holdings = self.client.published.holdings.subscribe();
-        let mut proxies = self.client.published.proxies.subscribe();
-        let mut ledger = self.client.ledger();
+    async fn serve(&mut self, session: &mut Session, news: &mut News) -> End {
         let mut tick = tokio::time::interval(self.client.settings.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reported_at = Instant::now();
@@ -171,9 +194,7 @@ impl Keeper {
                     Ok(None) => return End::Closed,
                     Err(error) => return End::Broken(error),
                 },
-                Ok(()) = holdings.changed() => changed = true,
-                Ok(()) = proxies.changed() => changed = true,
-                Ok(()) = ledger.changed() => changed = true,
+                () = news.come() => changed = true,
                 () = tokio::time::sleep_until(report_at) => {
                     gathering = !session.report(&self.client);
                     reported_at = Instant::now();

@@ -89,6 +89,8 @@ pub struct Behaviour {
     pub lifetime: AtomicI64,
     /// Calls wait while this is locked.
     pub gate: tokio::sync::Mutex<()>,
+    /// Sessions are not answered while this is locked.
+    pub opening: tokio::sync::Mutex<()>,
     /// Found, and sent down, when a token names a key that is not known.
     pub new_keys: Mutex<Option<wire::ClusterKeys>>,
     pub reports: Mutex<Vec<wire::Report>>,
@@ -135,6 +137,7 @@ impl FakeCa {
                 skew: AtomicI64::new(0),
                 lifetime: AtomicI64::new(3600),
                 gate: tokio::sync::Mutex::default(),
+                opening: tokio::sync::Mutex::default(),
                 new_keys: Mutex::default(),
                 reports: Mutex::default(),
                 told: Mutex::default(),

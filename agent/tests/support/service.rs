@@ -197,6 +197,7 @@ impl AgentService for Service {
                 behaviour.reports.lock().unwrap().push(report);
             }
         });
+        let _open = self.behaviour.opening.lock().await;
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 }
