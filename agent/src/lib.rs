@@ -4,13 +4,15 @@
 //! Imports run one way:
 //!
 //! ```text
-//! { sds, csi } -> svids -> ca_client        config, readiness, reload, admin, telemetry: at the edge
+//! { sds, csi } -> svids -> ca_client        config, readiness, reload, admin, telemetry, accepted, occasionally: at the edge
 //! ```
 
+pub mod accepted;
 pub mod admin;
 pub mod ca_client;
 pub mod config;
 pub mod csi;
+pub mod occasionally;
 pub mod readiness;
 pub mod reload;
 pub mod sds;

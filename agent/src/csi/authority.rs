@@ -8,7 +8,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
 const PREFACE_BYTES: usize = 24;
 const FRAME_HEADER_BYTES: usize = 9;
@@ -25,7 +25,7 @@ const AUTHORITY_INDEX: usize = 1;
 /// and lose entries that the client still refers to.
 const REPLACEMENT: &[u8] = b"k";
 
-/// A connection whose client may send any `:authority`.
+/// What a client sends that may write any `:authority`.
 #[derive(Debug)]
 pub(super) struct AnyAuthority<S> {
     stream: S,
@@ -89,20 +89,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for AnyAuthority<S> {
         buffer.put_slice(&this.ready[this.given..this.given + given]);
         this.given += given;
         Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for AnyAuthority<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

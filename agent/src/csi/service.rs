@@ -1,10 +1,7 @@
 //! The gRPC services that the kubelet calls: registration, `Identity` and `Node`. They translate and call inward; no request is ever logged.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use chancery_proto::csi::v1 as wire;
 use chancery_proto::csi::v1::identity_server::{Identity, IdentityServer};
@@ -12,16 +9,16 @@ use chancery_proto::csi::v1::node_server::{Node, NodeServer};
 use chancery_proto::pluginregistration::registration_server::{Registration, RegistrationServer};
 use chancery_proto::pluginregistration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use futures_util::stream::{self, Stream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::io::join;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
 use super::authority::AnyAuthority;
 use super::{Plugin, Stage};
+use crate::accepted::{Accepted, Listener};
 
 /// As the kubelet names it.
 const PLUGIN_TYPE: &str = "CSIPlugin";
@@ -31,8 +28,6 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_STREAMS_PER_CONNECTION: u32 = 64;
 /// Of a request; the pod's tokens are the largest part.
 const MAX_REQUEST_BYTES: usize = 256 * 1024;
-/// After an accept failed, commonly for want of file descriptors.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves the kubelet's calls for volumes until `shutdown`.
 pub(super) async fn serve(plugin: &Plugin, listener: UnixListener, shutdown: &CancellationToken) -> Result<(), tonic::transport::Error> {
@@ -128,51 +123,11 @@ impl Node for Plugin {
     }
 }
 
-/// A connection of the kubelet's.
-struct Accepted {
-    stream: AnyAuthority<UnixStream>,
-    _slot: OwnedSemaphorePermit,
-}
-
 fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<Accepted>> + Send {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    stream::unfold((listener, slots), |(listener, slots)| async move {
-        let slot = slots.clone().acquire_owned().await.ok()?;
-        let stream = loop {
-            match listener.accept().await {
-                Ok((stream, _)) => break stream,
-                Err(error) => {
-                    tracing::error!(%error, "cannot accept a connection of the kubelet's");
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-        };
-        Some((Ok(Accepted { stream: AnyAuthority::new(stream), _slot: slot }), (listener, slots)))
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    stream::unfold((Listener::new(listener), places), |(listener, places)| async move {
+        let place = places.clone().acquire_owned().await.ok()?;
+        let (read, write) = listener.accept().await.into_split();
+        Some((Ok(Accepted::new(join(AnyAuthority::new(read), write), place)), (listener, places)))
     })
-}
-
-impl Connected for Accepted {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Accepted {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Accepted {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }

@@ -16,7 +16,6 @@ pub mod connection;
 mod driver;
 mod frames;
 mod holders;
-mod occasionally;
 pub mod registry;
 pub mod secret;
 mod service;
@@ -39,9 +38,10 @@ use tokio_util::sync::CancellationToken;
 pub use registry::{Registry, StreamStatus};
 pub use socket::PodSockets;
 
+use crate::accepted::Accepted;
+use crate::occasionally::Occasionally;
 use crate::svids::accounts::Accounts;
 use crate::svids::{AttachError, ProxySummary, Subscription, Svids, Token};
-use occasionally::Occasionally;
 use secret::Secrets;
 use service::SecretDiscovery;
 use tokens::EndedTokens;
@@ -131,7 +131,7 @@ pub struct Server {
     settings: Settings,
     numbers: socket::Numbers,
     pods: PodSockets,
-    of_pods: ReceiverStream<socket::Accepted>,
+    of_pods: ReceiverStream<Accepted>,
 }
 
 /// The service ended by itself.

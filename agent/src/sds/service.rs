@@ -27,6 +27,7 @@ use super::frames::{Lean, Requests, Unread};
 use super::secret::SECRET_TYPE_URL;
 use super::stream::{Answer, ProtocolError, Push, StreamState, Variant};
 use super::tokens::EndPlan;
+use crate::accepted::Info;
 use crate::svids::{AttachError, Token};
 use crate::telemetry::Reason;
 
@@ -95,7 +96,7 @@ impl<P: Protocol> StreamingService<Unread> for Opening<P> {
 }
 
 async fn open<P: Protocol>(context: Arc<Context>, request: &Request<Streaming<Unread>>, body: Body) -> Result<Driver<P>, Status> {
-    let connection = request.extensions().get::<Connection>().cloned();
+    let connection = request.extensions().get::<Info>().and_then(Info::get::<Connection>).cloned();
     let connection = connection.ok_or_else(|| Status::internal("the connection is unknown"))?;
     if let Some(limit) = connection.over_limit() {
         return Err(refused(

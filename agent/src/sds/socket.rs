@@ -2,22 +2,17 @@
 //! one pod's each, and cost a task that waits, since all their connections are served together with the shared socket's.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
 
 use super::connection::{Connection, Origin};
-use super::occasionally::Occasionally;
+use crate::accepted::{Accepted, Listener};
 use crate::svids::Tenant;
 
 /// Connections over the limit that are kept just to be told so; more are closed without a word.
@@ -26,24 +21,14 @@ const OVER_LIMIT: usize = 16;
 const POD_CONNECTIONS: usize = 16;
 /// Accepted connections of pods' sockets on their way to the service; more wait in their listeners.
 const HANDED_OVER: usize = 64;
-/// After an accept failed, commonly for want of file descriptors.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// One accepted connection.
-#[derive(Debug)]
-pub(super) struct Accepted {
-    stream: UnixStream,
-    connection: Connection,
-}
 
 struct Acceptor {
-    listener: UnixListener,
+    listener: Listener,
     origin: Origin,
     limit: usize,
     slots: Arc<Semaphore>,
     over_limit: Arc<Semaphore>,
     numbers: Numbers,
-    failures_logged: Occasionally,
 }
 
 /// Numbers connections, among all of the process.
@@ -62,7 +47,7 @@ impl PodSockets {
     /// runtime.
     pub fn serve(&self, listener: UnixListener, tenant: Tenant, stop: CancellationToken) {
         let origin = Origin::Pod { tenant: Arc::new(tenant), stop: stop.clone() };
-        let mut acceptor = Acceptor::new(listener, origin, POD_CONNECTIONS, self.numbers.clone());
+        let acceptor = Acceptor::new(listener, origin, POD_CONNECTIONS, self.numbers.clone());
         let accepted = self.accepted.clone();
         let accepting = async move { while accepted.send(acceptor.accept().await).await.is_ok() {} };
         tokio::spawn(stop.run_until_cancelled_owned(accepting));
@@ -83,35 +68,25 @@ pub(super) fn incoming(
     of_pods: ReceiverStream<Accepted>,
 ) -> impl Stream<Item = io::Result<Accepted>> + Send {
     let acceptor = Acceptor::new(listener, Origin::Shared, limit, numbers);
-    let shared = stream::unfold(acceptor, |mut acceptor| async move { Some((acceptor.accept().await, acceptor)) });
+    let shared = stream::unfold(acceptor, |acceptor| async move { Some((acceptor.accept().await, acceptor)) });
     stream::StreamExt::map(stream::select(shared, of_pods), Ok)
 }
 
 impl Acceptor {
     fn new(listener: UnixListener, origin: Origin, limit: usize, numbers: Numbers) -> Self {
         Self {
-            listener,
+            listener: Listener::new(listener),
             origin,
             limit,
             slots: Arc::new(Semaphore::new(limit)),
             over_limit: Arc::new(Semaphore::new(OVER_LIMIT)),
             numbers,
-            failures_logged: Occasionally::default(),
         }
     }
 
-    async fn accept(&mut self) -> Accepted {
+    async fn accept(&self) -> Accepted {
         loop {
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    if self.failures_logged.allow() {
-                        tracing::error!(%error, "cannot accept a connection; is the limit of open files too low?");
-                    }
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            };
+            let stream = self.listener.accept().await;
             let (slot, over_limit) = match self.slots.clone().try_acquire_owned() {
                 Ok(slot) => (slot, None),
                 Err(_) => match self.over_limit.clone().try_acquire_owned() {
@@ -120,43 +95,7 @@ impl Acceptor {
                 },
             };
             let number = self.numbers.0.fetch_add(1, Ordering::Relaxed) + 1;
-            return Accepted { stream, connection: Connection::new(number, self.origin.clone(), over_limit, slot) };
+            return Accepted::new(stream, Connection::new(number, self.origin.clone(), over_limit, slot));
         }
-    }
-}
-
-impl Connected for Accepted {
-    type ConnectInfo = Connection;
-
-    fn connect_info(&self) -> Connection {
-        self.connection.clone()
-    }
-}
-
-impl AsyncRead for Accepted {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Accepted {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -8,18 +8,21 @@
 //!   removal would end Envoy's wait for it;
 //! - only the answer to the newest response that carried a name counts for that name.
 
+mod name;
+
 use std::sync::Arc;
 
 use chancery_proto::envoy::config::core::v3::Node;
 use chancery_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use chancery_proto::google::rpc::Status as Refusal;
 
-use super::secret::{DEFAULT_NAME, ROOT_CA_NAME, SECRET_TYPE_URL, Secret, Version};
+pub use name::{NameView, Standing, Use};
+
+use super::secret::{SECRET_TYPE_URL, Secret, Version};
+use name::{MAX_NAME_BYTES, Name};
 
 /// As many names as one stream may ask for. Envoy opens a stream for each.
 pub const MAX_NAMES: usize = 32;
-/// As long as a name may be: a SPIFFE ID is at most that long.
-const MAX_NAME_BYTES: usize = 2048;
 /// How much is kept of what a proxy says of itself and of the reason it refused something.
 const MAX_TEXT_BYTES: usize = 512;
 
@@ -88,73 +91,6 @@ pub enum Answer {
     Ack,
     /// It was refused, with the proxy's words; the proxy keeps what it had.
     Nack(String),
-}
-
-/// Where a name stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Its secret does not exist yet.
-    Waiting,
-    /// Its secret is delivered.
-    Served,
-    /// The workload may not have it.
-    Withheld,
-}
-
-/// One name of a stream, for people.
-#[derive(Clone, Copy, Debug)]
-pub struct NameView<'s> {
-    /// As the proxy spelled it.
-    pub name: &'s str,
-    /// Where it stands.
-    pub standing: Standing,
-    /// What was sent last on this stream.
-    pub sent: Option<Version>,
-    /// What the proxy accepted last, on this stream or, by its own word, before.
-    pub held: Option<Version>,
-}
-
-/// A name of a stream, for whoever asks what its proxy may be using.
-#[derive(Clone, Debug)]
-pub struct Use {
-    /// As the proxy spelled it.
-    pub name: Box<str>,
-    /// A certificate, not a validation context.
-    pub is_certificate: bool,
-    /// The proxy has something: it came with it, or was sent it.
-    pub given: bool,
-    /// What it accepted last; nothing while that cannot be told.
-    pub held: Option<Version>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reply {
-    Awaited,
-    Accepted,
-    Refused,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Certificate,
-    Bundle,
-    Unknown,
-}
-
-#[derive(Debug)]
-struct Name {
-    /// As the proxy spelled it.
-    text: Box<str>,
-    standing: Standing,
-    sent: Option<Arc<Secret>>,
-    /// Of the response in which `sent` went out.
-    nonce: u64,
-    reply: Reply,
-    held: Option<Version>,
-    /// The proxy came with some secret under this name.
-    came_with: bool,
-    /// [`StreamState::asked_anew`] has told it.
-    told: bool,
 }
 
 /// The state of one stream.
@@ -274,32 +210,24 @@ impl StreamState {
 
     /// For a stream that asked for a bundle: the version that its proxy holds, if any.
     pub fn bundle_held(&self) -> Option<Option<Version>> {
-        let mut bundles = self.names.iter().filter(|name| name.kind() == Kind::Bundle && name.standing != Standing::Withheld);
-        bundles.next().map(|name| name.held)
+        self.names.iter().find(|name| name.is_bundle()).map(|name| name.held)
     }
 
     /// What the proxy may be using, by name. A name counts from the moment that the proxy asks for it.
     pub fn uses(&self) -> impl Iterator<Item = Use> {
-        let allowed = |name: &&Name| name.standing != Standing::Withheld && name.kind() != Kind::Unknown;
-        self.names.iter().filter(allowed).map(|name| Use {
-            name: name.text.clone(),
-            is_certificate: name.kind() == Kind::Certificate,
-            given: name.sent.is_some() || name.came_with,
-            held: name.held,
-        })
+        self.names.iter().filter_map(Name::used)
     }
 
     /// The uses that this has not told before.
     pub fn asked_anew(&mut self) -> Vec<Use> {
-        let new = |used: &Use| self.names.iter().any(|name| !name.told && name.text == used.name);
-        let anew = self.uses().filter(new).collect();
+        let anew = self.names.iter().filter(|name| !name.told).filter_map(Name::used).collect();
         self.names.iter_mut().for_each(|name| name.told = true);
         anew
     }
 
     /// Whether a response has not been answered yet.
     pub fn awaits_answer(&self) -> bool {
-        self.names.iter().any(|name| name.reply == Reply::Awaited)
+        self.names.iter().any(Name::awaits_answer)
     }
 
     fn remember_node(&mut self, node: Option<Node>) {
@@ -371,14 +299,10 @@ impl StreamState {
         let mut resources = Vec::with_capacity(set.len());
         for (index, secret) in set {
             let name = &mut self.names[index];
-            if name.reply == Reply::Awaited {
-                // Whichever of the two it accepts, only the answer to the newer one will be heard.
-                name.held = None;
+            if name.awaits_answer() {
                 self.claimed_set = None;
             }
-            name.nonce = self.nonce;
-            name.reply = Reply::Awaited;
-            name.sent = Some(secret.clone());
+            name.send(self.nonce, secret.clone());
             resources.push((name.text.to_string(), secret));
         }
         Push { nonce: self.nonce, version, resources }
@@ -387,14 +311,8 @@ impl StreamState {
     fn answered(&mut self, nonce: &str, error: Option<Refusal>) -> Answer {
         let Ok(nonce) = nonce.parse::<u64>() else { return Answer::None };
         let mut counts = false;
-        for name in self.names.iter_mut().filter(|name| name.nonce == nonce && name.reply == Reply::Awaited) {
-            counts = true;
-            if error.is_some() {
-                name.reply = Reply::Refused;
-            } else {
-                name.reply = Reply::Accepted;
-                name.held = name.sent.as_ref().map(|sent| sent.version());
-            }
+        for name in &mut self.names {
+            counts |= name.answered(nonce, error.is_none());
         }
         match error {
             _ if !counts => Answer::None,
@@ -409,82 +327,6 @@ impl StreamState {
                 Answer::Nack(words)
             }
         }
-    }
-}
-
-impl Name {
-    fn new(name: &str) -> Result<Self, ProtocolError> {
-        if name.len() > MAX_NAME_BYTES {
-            return Err(ProtocolError::NameTooLong(name.len()));
-        }
-        Ok(Self {
-            text: name.into(),
-            standing: Standing::Waiting,
-            sent: None,
-            nonce: 0,
-            reply: Reply::Accepted,
-            held: None,
-            came_with: false,
-            told: false,
-        })
-    }
-
-    fn came_with(&mut self, version: &str) {
-        self.came_with = true;
-        self.held = version.parse().ok();
-    }
-
-    /// The secret of this name, if it exists and the workload may have it. A name whose owner is not known yet waits.
-    fn find<'s>(&mut self, offer: &Offer<'s>, withheld: &mut Vec<String>) -> Option<&'s Arc<Secret>> {
-        let secret = match self.kind() {
-            Kind::Certificate => offer.certificate,
-            Kind::Bundle => offer.bundle,
-            Kind::Unknown => None,
-        };
-        let standing = match secret {
-            Some(secret) if secret.is_named(&self.text) => Standing::Served,
-            Some(_) => Standing::Withheld,
-            None if self.kind() == Kind::Unknown => Standing::Withheld,
-            None => Standing::Waiting,
-        };
-        if standing == Standing::Withheld && self.standing != Standing::Withheld {
-            withheld.push(self.text.to_string());
-        }
-        self.standing = standing;
-        secret.filter(|_| standing == Standing::Served)
-    }
-
-    fn kind(&self) -> Kind {
-        match &*self.text {
-            DEFAULT_NAME => Kind::Certificate,
-            ROOT_CA_NAME => Kind::Bundle,
-            name => match name.strip_prefix("spiffe://") {
-                Some(rest) if rest.contains('/') => Kind::Certificate,
-                Some(_) => Kind::Bundle,
-                None => Kind::Unknown,
-            },
-        }
-    }
-
-    /// Whether the proxy has another version than this one, rather than none.
-    fn would_change(&self, version: Version) -> bool {
-        (self.sent.is_some() || self.came_with) && self.lacks(version)
-    }
-
-    /// Whether the proxy neither has this version nor was offered it last.
-    fn lacks(&self, version: Version) -> bool {
-        let offered = self.sent.as_ref().is_some_and(|sent| sent.version() == version);
-        !offered && !self.has(version)
-    }
-
-    fn has(&self, version: Version) -> bool {
-        // While an answer is awaited nobody knows what the proxy has.
-        self.reply != Reply::Awaited && self.held == Some(version)
-    }
-
-    fn view(&self) -> NameView<'_> {
-        let sent = self.sent.as_ref().map(|sent| sent.version());
-        NameView { name: &self.text, standing: self.standing, sent, held: self.held }
     }
 }
 
