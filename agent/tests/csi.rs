@@ -7,7 +7,7 @@ mod support;
 
 use std::time::Duration;
 
-use chancery_agent::svids::{AttachError, SvidState, Token};
+use chancery_agent::svids::{AttachError, SvidState, Tenant, Token};
 use chancery_identity::Clock;
 use support::{Agent, FakeCa, GRACE, Place, Signer, TokenPlan, a_while, eventually, ready, renewed, serves};
 use uuid::Uuid;
@@ -19,6 +19,10 @@ const UNTIL_RENEWAL: time::Duration = time::Duration::seconds(2400);
 
 fn cart() -> TokenPlan {
     TokenPlan { life: TOKEN_LIFE, ..TokenPlan::pod(10, "shop", "cart") }
+}
+
+async fn admit(agent: &Agent, token: Token) -> Tenant {
+    agent.svids.recognise(token).await.unwrap().admit().await.unwrap()
 }
 
 fn last_token(ca: &FakeCa) -> String {
@@ -34,7 +38,7 @@ async fn a_pods_certificate_is_asked_for_at_once_and_renewed_with_the_newest_tok
     let ca = FakeCa::start();
     let place = Place::new(&ca);
     let agent = place.start(&ca);
-    let tenant = agent.svids.admit(ca.token(&cart())).await.unwrap();
+    let tenant = admit(&agent, ca.token(&cart())).await;
     eventually("issued without a stream", || agent.metrics.issued.get() == 1).await;
     let mut stream = tenant.attach().await.unwrap();
     assert_eq!(stream.token, None, "a stream is never ended for a token that the kubelet brings");
@@ -46,13 +50,13 @@ async fn a_pods_certificate_is_asked_for_at_once_and_renewed_with_the_newest_tok
     assert!(serves(&stream, &first));
     assert_eq!(agent.metrics.issued.get(), 1, "nothing is asked for with an expired token");
     let newest = ca.token(&cart());
-    let _again = agent.svids.admit(newest.clone()).await.unwrap();
+    let _again = admit(&agent, newest.clone()).await;
     renewed(&mut stream, &first).await;
     assert_eq!(last_token(&ca), newest.secret());
 
     // An older one, as a kubelet may still bring, takes nothing back.
     let older = Token::new(ca.signer.token(&cart(), ca.clock.now() - time::Duration::seconds(60)).into());
-    agent.svids.admit(older).await.unwrap();
+    admit(&agent, older).await;
     assert_eq!(workloads(&agent).await, 1);
 }
 
@@ -61,8 +65,8 @@ async fn a_pod_without_a_stream_is_kept_until_its_last_volume_is_gone_and_not_lo
     let ca = FakeCa::start();
     let place = Place::new(&ca);
     let agent = place.start(&ca);
-    let tenant = agent.svids.admit(ca.token(&cart())).await.unwrap();
-    let second_volume = agent.svids.admit(ca.token(&cart())).await.unwrap();
+    let tenant = admit(&agent, ca.token(&cart())).await;
+    let second_volume = admit(&agent, ca.token(&cart())).await;
     ready(&mut tenant.attach().await.unwrap()).await;
     ca.clock.advance(time::Duration::try_from(GRACE).unwrap() * 2);
     a_while().await;
@@ -87,7 +91,7 @@ async fn a_restarted_agent_serves_a_pod_what_it_has_and_asks_for_more_when_the_k
     let ca = FakeCa::start();
     let place = Place::new(&ca);
     let agent = place.start(&ca);
-    let tenant = agent.svids.admit(ca.token(&cart())).await.unwrap();
+    let tenant = admit(&agent, ca.token(&cart())).await;
     let first = ready(&mut tenant.attach().await.unwrap()).await;
     let (workload, pod) = (tenant.workload().clone(), tenant.pod_name().to_owned());
     drop(tenant);
@@ -104,7 +108,7 @@ async fn a_restarted_agent_serves_a_pod_what_it_has_and_asks_for_more_when_the_k
     ca.clock.advance(UNTIL_RENEWAL);
     a_while().await;
     assert_eq!(agent.metrics.issued.get(), 0);
-    agent.svids.admit(ca.token(&cart())).await.unwrap();
+    admit(&agent, ca.token(&cart())).await;
     renewed(&mut stream, &first).await;
 }
 
@@ -114,10 +118,13 @@ async fn a_token_that_is_forged_or_of_another_node_admits_nobody() {
     let place = Place::new(&ca);
     let agent = place.start(&ca);
     let forged = Token::new(Signer::new("k1").token(&cart(), ca.clock.now()).into());
-    let refused = agent.svids.admit(forged).await.unwrap_err();
+    let refused = agent.svids.recognise(forged).await.unwrap_err();
     assert!(matches!(refused, AttachError::Unauthenticated { reason: "token_signature", .. }), "{refused:?}");
     let elsewhere = ca.token(&TokenPlan { node: Uuid::from_u128(8), ..cart() });
-    let refused = agent.svids.admit(elsewhere).await.unwrap_err();
+    let refused = agent.svids.recognise(elsewhere).await.unwrap_err();
     assert!(matches!(refused, AttachError::WrongPlace(_)), "{refused:?}");
-    assert_eq!(workloads(&agent).await, 0);
+    // Nor is anything done for a pod whose token is good before somebody has taken it on.
+    agent.svids.recognise(ca.token(&cart())).await.unwrap();
+    a_while().await;
+    assert_eq!((workloads(&agent).await, agent.metrics.issued.get()), (0, 0));
 }

@@ -14,7 +14,8 @@ use chancery_proto::csi::v1::identity_client::IdentityClient;
 use chancery_proto::csi::v1::node_client::NodeClient;
 use chancery_proto::csi::v1::volume_capability::{AccessType, MountVolume};
 use chancery_proto::csi::v1::{
-    GetPluginInfoRequest, NodeGetInfoRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest, ProbeRequest, VolumeCapability,
+    GetPluginCapabilitiesRequest, GetPluginInfoRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodePublishVolumeRequest,
+    NodeUnpublishVolumeRequest, ProbeRequest, VolumeCapability,
 };
 use chancery_proto::pluginregistration::registration_client::RegistrationClient;
 use chancery_proto::pluginregistration::{PluginInfo, RegistrationStatus};
@@ -34,6 +35,8 @@ use crate::{Result, secrets, wait};
 /// Of the tests' CSI driver.
 pub const DRIVER: &str = "csi.chancery.dev";
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+const ROOT: &str = "kubelet";
+const PODS: &str = "pods";
 const PATIENCE: Duration = Duration::from_secs(10);
 const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
 
@@ -92,10 +95,11 @@ impl Pod {
 impl Kubelet {
     /// With its directories in the lab.
     pub fn new(lab: &Lab, issuer: DevelopmentIssuer) -> Result<Self> {
-        let root = lab.at("kubelet");
-        for directory in ["plugins_registry", "plugins", "pods"] {
+        let root = lab.at(ROOT);
+        for directory in ["plugins_registry", "plugins"] {
             std::fs::create_dir_all(root.join(directory))?;
         }
+        pods(lab)?;
         Ok(Self { endpoint: root.join("plugins").join(DRIVER).join("csi.sock"), root, issuer })
     }
 
@@ -120,6 +124,11 @@ impl Kubelet {
         &self.endpoint
     }
 
+    /// Where the plugin announces itself.
+    pub fn registration(&self) -> PathBuf {
+        self.root.join("plugins_registry").join(format!("{DRIVER}-reg.sock"))
+    }
+
     /// Waits for the plugin to announce itself, and registers it. The bytes are the kubelet's own.
     pub async fn register(&self) -> Result<PluginInfo> {
         let socket = self.announced().await?;
@@ -142,6 +151,9 @@ impl Kubelet {
         // What `RegisterPlugin` asks before it says that all is well.
         let channel = secrets::connect(&self.endpoint).await?;
         let node = NodeClient::new(channel.clone()).node_get_info(NodeGetInfoRequest {}).await?.into_inner();
+        // Asked before each publication: it can nothing that has to be asked for.
+        NodeClient::new(channel.clone()).node_get_capabilities(NodeGetCapabilitiesRequest {}).await?;
+        IdentityClient::new(channel.clone()).get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await?;
         let name = IdentityClient::new(channel.clone()).get_plugin_info(GetPluginInfoRequest {}).await?.into_inner().name;
         let probed = IdentityClient::new(channel).probe(ProbeRequest {}).await?.into_inner();
         if (&*node.node_id, &*name, probed.ready) != (NODE, DRIVER, Some(true)) {
@@ -160,7 +172,7 @@ impl Kubelet {
     }
 
     async fn announced(&self) -> Result<PathBuf> {
-        let socket = self.root.join("plugins_registry").join(format!("{DRIVER}-reg.sock"));
+        let socket = self.registration();
         wait::until("the plugin announces itself", PATIENCE, async || match UnixStream::connect(&socket) {
             Ok(_) => Ok(socket.clone()),
             Err(error) => Err(error.to_string()),
@@ -170,7 +182,7 @@ impl Kubelet {
 
     /// Where a pod's volume is mounted.
     pub fn target(&self, pod: &Pod) -> PathBuf {
-        self.root.join("pods").join(pod.uid.to_string()).join("volumes/kubernetes.io~csi/chancery/mount")
+        self.root.join(PODS).join(pod.uid.to_string()).join("volumes/kubernetes.io~csi/chancery/mount")
     }
 
     /// A token for a pod, as the API server would sign it.
@@ -267,6 +279,13 @@ impl Kubelet {
         NodeClient::new(channel).node_unpublish_volume(request).await?;
         if target.exists() { Err(format!("{} is still there", target.display()).into()) } else { Ok(()) }
     }
+}
+
+/// The directory below which all pods have their volumes; created if need be.
+pub(crate) fn pods(lab: &Lab) -> Result<PathBuf> {
+    let path = lab.at(ROOT).join(PODS);
+    std::fs::create_dir_all(&path)?;
+    Ok(path)
 }
 
 /// Recorded bytes.

@@ -1,4 +1,7 @@
 //! A node of its own on this machine: a mount namespace, so that what is mounted there is seen there alone and is gone when the node is.
+//!
+//! Programs on the node have namespaces of their own, as in containers, which end with them. What they mount below the kubelet's `pods` is mounted
+//! on the node as well, as with `mountPropagation: Bidirectional`; all else stays theirs.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -8,9 +11,12 @@ use std::time::Duration;
 
 use crate::lab::Lab;
 use crate::process::Process;
-use crate::{Result, tools, wait};
+use crate::{Result, kubelet, tools, wait};
 
 const UP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Nothing is propagated out of the node, and on it nothing but what is mounted below this directory.
+const BOOT: &str = "mount --bind \"$1\" \"$1\" && mount --make-shared \"$1\" && exec sleep infinity";
 
 /// A running node. Dropped, it goes down, and its mounts with it.
 pub struct Node {
@@ -34,7 +40,7 @@ impl Node {
             return Ok(None);
         };
         let mut command = lab.command_outside(&unshare);
-        command.args(["--mount", "--propagation", "private", "--", "sleep", "infinity"]);
+        command.args(["--mount", "--propagation", "private", "--", "sh", "-c", BOOT, "sh"]).arg(kubelet::pods(lab)?);
         let process = Process::start("the node", &mut command, &lab.log("node"))?;
         let mut node = Self { process };
         wait::until("the node is up", UP_WITHIN, async || {
@@ -43,7 +49,9 @@ impl Node {
             if name.trim() == "sleep" { Ok(()) } else { Err(format!("still {name}")) }
         })
         .await?;
-        lab.enter(&node.words());
+        let mut container = node.words();
+        container.extend(["unshare", "--mount", "--propagation", "unchanged", "--"].map(OsString::from));
+        lab.enter(&container);
         Ok(Some(node))
     }
 
@@ -57,6 +65,15 @@ impl Node {
         let table = std::fs::read_to_string(self.proc("mountinfo"))?;
         let at = target.to_str().ok_or("not UTF-8")?;
         Ok(table.lines().filter(|line| line.split(' ').nth(4) == Some(at)).count())
+    }
+
+    /// Whether what is mounted there has all of these flags (`ro`, `nosuid` …).
+    pub fn has_flags(&self, target: &Path, flags: &[&str]) -> Result<bool> {
+        let table = std::fs::read_to_string(self.proc("mountinfo"))?;
+        let at = target.to_str().ok_or("not UTF-8")?;
+        let line = table.lines().rfind(|line| line.split(' ').nth(4) == Some(at)).ok_or("nothing is mounted there")?;
+        let set: Vec<_> = line.split(' ').nth(5).unwrap_or_default().split(',').collect();
+        Ok(flags.iter().all(|flag| set.contains(flag)))
     }
 
     /// All mounts.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use chancery_tests::lab::Lab;
 use chancery_tests::mesh::NODE;
 use chancery_tests::node::{Container, Node};
 use chancery_tests::{http, secrets, soak, tools, wait};
+use rustix::fs::XattrFlags;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
@@ -22,6 +25,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(10);
 const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
 const PODS: usize = 250;
+const SELINUX: &str = "security.selinux";
 
 /// A CA, a node with an agent that is a registered plugin, and its kubelet.
 struct Cluster {
@@ -34,18 +38,23 @@ struct Cluster {
 
 impl Cluster {
     async fn start(lifetime: Duration) -> Option<Self> {
-        let cluster = Self::unregistered(lifetime).await?;
+        Self::start_with(lifetime, "").await
+    }
+
+    /// With more sections in the agent's configuration.
+    async fn start_with(lifetime: Duration, more: &str) -> Option<Self> {
+        let cluster = Self::unregistered(lifetime, more).await?;
         cluster.kubelet.register().await.unwrap();
         Some(cluster)
     }
 
-    async fn unregistered(lifetime: Duration) -> Option<Self> {
+    async fn unregistered(lifetime: Duration, more: &str) -> Option<Self> {
         let lab = Lab::new().unwrap();
         let ca = Ca::start(&lab, lifetime).await.unwrap();
         let node = Node::boot(&lab).await.unwrap()?;
         let kubelet = Kubelet::new(&lab, ca.issuer().unwrap()).unwrap();
         let mut agent = Agent::configure(&lab, &ca, NODE).unwrap();
-        agent.append(&kubelet.section(&lab)).unwrap();
+        agent.append(&(kubelet.section(&lab) + more)).unwrap();
         agent.run(&lab).await.unwrap();
         Some(Self { node: Some(node), agent, kubelet: Arc::new(kubelet), ca, lab })
     }
@@ -223,7 +232,7 @@ async fn republish(cluster: &Cluster, pods: &[Pod]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refused_for_good() {
-    let Some(mut cluster) = Cluster::start(HOUR).await else { return };
+    let Some(cluster) = Cluster::start_with(HOUR, "\n[limits]\nworkloads = 3\n\n[log]\nlevel = \"trace\"\n").await else { return };
     let kubelet = &cluster.kubelet.clone();
     let (cart, other) = (Pod::new("cart", 0), Pod::new("checkout", 0));
     let code = async |pod: &Pod, handing: Handing| kubelet.publish_with(pod, &handing).await.map_err(|status| status.code());
@@ -237,6 +246,8 @@ async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refus
     writable.readonly = false;
     assert_eq!(kubelet.call_publish(writable).await.unwrap_err().code(), Code::InvalidArgument);
     assert_eq!((cluster.mounts(&cart), cluster.directories()), (0, 0), "nothing is left of what was refused");
+    let (_, reasons) = http::get(cluster.agent.http, "/readyz").await.unwrap();
+    assert!(!reasons.contains("registered"), "{reasons}");
 
     // As before Kubernetes 1.35, and at Istio's name.
     assert_eq!(code(&cart, Handing::InContext(token(&cart))).await, Ok(()));
@@ -246,8 +257,24 @@ async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refus
     assert_eq!(fetch(&in_cart, "sds.sock").await.unwrap(), CART);
     assert_eq!(fetch(&in_istio, "socket").await.unwrap(), CART);
     assert!(std::fs::write(in_cart.at("file"), "").is_err(), "the pod can write nothing there");
+    let flags = ["ro", "nosuid", "nodev", "noexec"];
+    assert!(cluster.node().has_flags(&kubelet.target(&cart), &flags).unwrap(), "on the node, too, not in the agent's namespace alone");
 
-    for handing in [Handing::None, Handing::InSecrets("no.token.at.all".into()), Handing::InSecrets(token(&other))] {
+    // On the node, nobody else reaches it.
+    let socket = PathBuf::from(cluster.status()["volumes"][0]["socket"].as_str().unwrap());
+    let modes = socket.ancestors().take(4).map(|path| path.metadata().unwrap().permissions().mode() & 0o777);
+    assert_eq!(modes.collect::<Vec<_>>(), [0o666, 0o755, 0o700, 0o700], "{}", socket.display());
+
+    let third = Pod::new("cart", 2);
+    assert_eq!(code(&third, Handing::InSecrets(token(&third))).await, Ok(()));
+    assert_eq!(code(&other, Handing::InSecrets(token(&other))).await, Err(Code::ResourceExhausted), "as many as it may have");
+    kubelet.unpublish(&third).await.unwrap();
+
+    let mut writable = kubelet.request(&cart, &Handing::InSecrets(token(&cart)));
+    writable.readonly = false;
+    assert_eq!(kubelet.call_publish(writable).await.unwrap_err().code(), Code::Unavailable);
+    let refused = [Handing::None, Handing::InSecrets("no.token.at.all".into()), Handing::InSecrets(token(&other))];
+    for handing in &refused {
         assert_eq!(code(&cart, handing.clone()).await, Err(Code::Unavailable), "{handing:?}");
     }
     let problems = cluster.status()["problems"].to_string();
@@ -255,6 +282,14 @@ async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refus
     assert_eq!(fetch(&in_cart, "sds.sock").await.unwrap(), CART);
     assert_eq!(code(&cart, Handing::InSecrets(token(&cart))).await, Ok(()));
     assert!(!cluster.status()["problems"].to_string().contains("its volume"));
+    let mut at_once = JoinSet::new();
+    for handing in (0..8).map(|_| Handing::InSecrets(token(&cart))) {
+        let (kubelet, cart) = (kubelet.clone(), cart.clone());
+        at_once.spawn(async move { kubelet.publish_with(&cart, &handing).await.map_err(|status| status.code()) });
+    }
+    let at_once = at_once.join_all().await;
+    assert!(at_once.iter().all(|code| matches!(code, Ok(()) | Err(Code::Aborted))) && at_once.contains(&Ok(())), "{at_once:?}");
+    assert_eq!(cluster.mounts(&cart), 1);
 
     // One pod's proxies take nothing from another's: each socket has a limit of its own.
     let mut held = Vec::new();
@@ -272,7 +307,6 @@ async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refus
     kubelet.register().await.unwrap();
 
     // What somebody removed is made again, and the containers that are there see it.
-    let socket = cluster.status()["volumes"][0]["socket"].as_str().unwrap().to_owned();
     std::fs::remove_file(&socket).unwrap();
     assert_eq!(code(&cart, Handing::InSecrets(token(&cart))).await, Ok(()));
     assert_eq!(fetch(&in_cart, "sds.sock").await.unwrap(), CART);
@@ -292,6 +326,19 @@ async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refus
     assert_eq!(fetch(&in_istio, "socket").await.unwrap(), CART);
     assert_eq!((cluster.mounts(&cart), cluster.mounts(&istio), cluster.directories()), (0, 1, 1));
 
+    let log = cluster.agent.log().unwrap();
+    assert!(log.contains("a volume was published") && log.contains("TRACE") && !log.contains("eyJ"), "a token begins like this");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_that_was_away_goes_by_what_is_mounted_whatever_it_remembers() {
+    let Some(mut cluster) = Cluster::start(HOUR).await else { return };
+    let kubelet = &cluster.kubelet.clone();
+    let istio = Pod { attributes: [("socketName".to_owned(), "socket".to_owned())].into(), ..Pod::new("cart", 1) };
+    let code = async |pod: &Pod, handing: Handing| kubelet.publish_with(pod, &handing).await.map_err(|status| status.code());
+    let token = |pod: &Pod| kubelet.token(pod, HOUR).unwrap();
+    assert_eq!(code(&istio, Handing::InSecrets(token(&istio))).await, Ok(()));
+
     // A volume whose mount went while the plugin was away is forgotten; the kubelet will ask for it if its pod is still there.
     cluster.agent.kill().unwrap();
     cluster.node().run("umount", &["--lazy".as_ref(), &kubelet.target(&istio)]).unwrap();
@@ -300,13 +347,30 @@ async fn a_volume_that_cannot_be_is_refused_and_one_that_is_there_is_never_refus
     assert_eq!(code(&istio, Handing::InSecrets(token(&istio))).await, Ok(()));
     assert_eq!(fetch(&cluster.container(&istio), "socket").await.unwrap(), CART);
 
-    let log = cluster.agent.log().unwrap();
-    assert!(log.contains("a volume was published") && !log.contains("eyJ"), "a token begins like this");
+    // A plugin that has lost its memory goes by what is mounted: it refuses nobody there for good, and takes nothing away.
+    cluster.agent.kill().unwrap();
+    std::fs::remove_dir_all(cluster.lab.at("agent-state/volumes")).unwrap();
+    cluster.agent.run(&cluster.lab).await.unwrap();
+    assert!(cluster.status()["volumes"].as_array().unwrap().is_empty());
+    for handing in [Handing::None, Handing::InSecrets("no.token.at.all".into()), Handing::InSecrets(token(&Pod::new("checkout", 0)))] {
+        assert_eq!(code(&istio, handing.clone()).await, Err(Code::Unavailable), "{handing:?}");
+    }
+    assert_eq!((cluster.mounts(&istio), cluster.directories()), (1, 1));
+    assert_eq!(code(&istio, Handing::InSecrets(token(&istio))).await, Ok(()));
+    assert_eq!(fetch(&cluster.container(&istio), "socket").await.unwrap(), CART);
+
+    // It tolerates that all is gone, its own memory, too.
+    cluster.agent.kill().unwrap();
+    std::fs::remove_dir_all(cluster.lab.at("agent-state/volumes")).unwrap();
+    cluster.node().run("umount", &["--lazy".as_ref(), &kubelet.target(&istio)]).unwrap();
+    std::fs::remove_dir_all(kubelet.socket_root(&cluster.lab)).unwrap();
+    cluster.agent.run(&cluster.lab).await.unwrap();
+    kubelet.unpublish(&istio).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plugin_that_the_kubelet_refuses_ends_and_says_why() {
-    let Some(mut cluster) = Cluster::unregistered(HOUR).await else { return };
+    let Some(mut cluster) = Cluster::unregistered(HOUR, "").await else { return };
     let (code, reasons) = http::get(cluster.agent.http, "/readyz").await.unwrap();
     assert!(code == 200 && reasons.contains(DRIVER) && reasons.contains("not registered"), "{reasons}");
     std::fs::remove_file(cluster.kubelet.endpoint()).unwrap();
@@ -315,6 +379,25 @@ async fn a_plugin_that_the_kubelet_refuses_ends_and_says_why() {
     cluster.kubelet.refuse("no such driver").await.unwrap();
     let ended = cluster.agent.ended(SOON).await.unwrap();
     assert_eq!(ended.code(), Some(1));
+    assert!(!cluster.kubelet.registration().exists(), "the kubelet forgets it");
     let log = cluster.agent.log().unwrap();
     assert!(log.contains(DRIVER) && log.contains("no such driver"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_a_node_has_selinux_the_pods_directories_get_the_label_of_containers_files() {
+    let Some(mut cluster) = Cluster::unregistered(HOUR, "").await else { return };
+    let root = cluster.kubelet.socket_root(&cluster.lab);
+    let label = || {
+        let mut label = [0; 64];
+        let length = rustix::fs::getxattr(&root, SELINUX, &mut label)?;
+        std::io::Result::Ok(String::from_utf8_lossy(&label[..length]).into_owned())
+    };
+    if label().is_err() {
+        // This machine has none, and so the directory got no label. Now it looks as if it had.
+        cluster.agent.kill().unwrap();
+        rustix::fs::setxattr(&root, SELINUX, b"system_u:object_r:var_run_t:s0", XattrFlags::empty()).unwrap();
+        cluster.agent.run(&cluster.lab).await.unwrap();
+    }
+    assert!(label().unwrap().starts_with("system_u:object_r:container_file_t:s0"));
 }

@@ -13,6 +13,7 @@
 mod authority;
 mod error;
 mod kept;
+mod label;
 mod mounts;
 mod request;
 mod service;
@@ -168,6 +169,7 @@ impl Places {
         create_dir(&settings.registry_dir)?;
         // Nobody else may enter: behind it lie all the pods' sockets.
         files::create_private_dir(&settings.socket_root)?;
+        label::open_to_containers(&settings.socket_root);
         let kept = Kept::open(&settings.state_dir)?;
         let (endpoint, listener) = OpenSocket::bind(settings.plugin_dir.join(ENDPOINT), SOCKET_MODE)?;
         Ok(Self { settings, endpoint, listener, kept })

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Component, PathBuf};
 
 use chancery_proto::csi::v1::volume_capability::AccessType;
@@ -14,7 +15,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::error::VolumeError;
-use crate::svids::{Tenant, Token};
+use crate::svids::{Applicant, Token, WorkloadKey};
 
 /// What the kubelet adds begins with this.
 const KUBELET: &str = "csi.storage.k8s.io/";
@@ -46,7 +47,7 @@ pub(super) struct Unpublish {
 }
 
 /// What the kubelet says of the pod.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Pod {
     uid: Uuid,
     namespace: String,
@@ -109,22 +110,16 @@ impl Pod {
     }
 
     /// Refuses a token that is of any other pod.
-    pub(super) fn check(&self, tenant: &Tenant) -> Result<(), VolumeError> {
-        let workload = tenant.workload();
-        let fits = (workload.pod_uid, &*workload.namespace, tenant.pod_name(), &*workload.service_account)
-            == (self.uid, &*self.namespace, &*self.name, &*self.service_account);
-        if fits {
-            return Ok(());
-        }
-        let said = format!("{}/{} (UID {}, service account {})", self.namespace, self.name, self.uid, self.service_account);
-        let found = format!(
-            "{}/{} (UID {}, service account {})",
-            workload.namespace,
-            tenant.pod_name(),
-            workload.pod_uid,
-            workload.service_account
-        );
-        Err(VolumeError::OtherPod { said, found })
+    pub(super) fn check(&self, applicant: &Applicant) -> Result<(), VolumeError> {
+        let WorkloadKey { pod_uid, namespace, service_account } = applicant.workload().clone();
+        let found = Self { uid: pod_uid, namespace, name: applicant.pod_name().to_owned(), service_account };
+        if found == *self { Ok(()) } else { Err(VolumeError::OtherPod { said: self.to_string(), found: found.to_string() }) }
+    }
+}
+
+impl fmt::Display for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} (UID {}, service account {})", self.namespace, self.name, self.uid, self.service_account)
     }
 }
 

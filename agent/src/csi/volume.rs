@@ -129,3 +129,24 @@ impl Served {
         self.socket.path()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_directory_goes_with_the_last_of_its_volumes() {
+        let root = tempfile::tempdir().unwrap();
+        let directories = Directories::new(root.path().to_owned());
+        let pod = Uuid::from_u128(1);
+        let (one, other) = (directories.create(pod, "csi-1").unwrap(), directories.create(pod, "csi-2").unwrap());
+        std::fs::write(one.join("sds.sock"), "").unwrap();
+        assert_eq!(directories.create(pod, "csi-1").unwrap(), one);
+        assert!(one.join("sds.sock").exists(), "one that is there stays");
+        directories.remove("csi-1").unwrap();
+        directories.remove("csi-1").unwrap();
+        assert!(!one.exists() && other.exists());
+        directories.remove("csi-2").unwrap();
+        assert!(!root.path().join(pod.to_string()).exists());
+    }
+}

@@ -14,12 +14,15 @@ use tonic::Status;
 
 use super::error::VolumeError;
 use super::kept::{Facts, Kept};
-use super::mounts::{self, Mounts};
+use super::mounts::{self, Mounts, View};
 use super::request::{Pod, Publish, Unpublish};
 use super::volume::{Directories, Served};
 use super::{Settings, Sockets, VolumeStatus};
 use crate::svids::{Svids, Tenant, Token};
 use crate::telemetry::{Metrics, Outcome};
+
+/// In the agent's private directory: where the pods' directories are mounted once more.
+const VIEW: &str = "shown";
 
 /// All volumes of the node.
 pub(super) struct Volumes {
@@ -27,6 +30,7 @@ pub(super) struct Volumes {
     sockets: Arc<dyn Sockets>,
     kept: Kept,
     directories: Directories,
+    view: Arc<View>,
     audience: String,
     most: usize,
     metrics: Metrics,
@@ -61,6 +65,7 @@ impl Volumes {
             sockets,
             kept,
             directories: Directories::new(settings.socket_root.clone()),
+            view: Arc::new(View::new(settings.socket_root.clone(), settings.state_dir.join(VIEW))),
             audience: settings.audience.clone(),
             most: settings.max_volumes,
             metrics,
@@ -147,6 +152,11 @@ impl Volumes {
         all
     }
 
+    async fn show(&self, directory: PathBuf, target: PathBuf) -> Result<(), VolumeError> {
+        let view = self.view.clone();
+        blocking(move || view.show(&directory, &target)).await
+    }
+
     fn forget(&self, volume_id: &str) -> Result<(), VolumeError> {
         self.directories.remove(volume_id)?;
         self.kept.forget(volume_id)
@@ -187,7 +197,7 @@ impl Claim {
         let workload = tenant.workload().clone();
         let directory = volumes.directories.create(workload.pod_uid, &self.volume_id)?;
         let served = Served::start(&directory, &wanted.socket, tenant.clone(), &*volumes.sockets)?;
-        show(directory, wanted.target.clone()).await?;
+        volumes.show(directory, wanted.target.clone()).await?;
         let pod = tenant.pod_name().to_owned();
         let facts = Facts::new(self.volume_id.clone(), wanted.target, workload, pod, wanted.socket);
         volumes.kept.write(&facts)?;
@@ -205,7 +215,7 @@ impl Claim {
             tracing::warn!(socket = %volume.served.path().display(), "the socket was removed by somebody; it is made again");
             volume.served = Served::start(&directory, &volume.facts.socket, volume.tenant.clone(), &*volumes.sockets)?;
         }
-        show(directory, wanted.target).await?;
+        volumes.show(directory, wanted.target).await?;
         if !volumes.kept.has(&self.volume_id) {
             volumes.kept.write(&volume.facts)?;
         }
@@ -215,9 +225,9 @@ impl Claim {
 
     async fn admit(&self, token: Option<Token>, pod: &Pod) -> Result<Tenant, VolumeError> {
         let token = token.ok_or_else(|| VolumeError::NoToken(self.volumes.audience.clone()))?;
-        let tenant = self.volumes.svids.admit(token).await?;
-        pod.check(&tenant)?;
-        Ok(tenant)
+        let applicant = self.volumes.svids.recognise(token).await?;
+        pod.check(&applicant)?;
+        Ok(applicant.admit().await?)
     }
 
     async fn unpublish(&self, target: PathBuf) -> Result<(), VolumeError> {
@@ -280,10 +290,6 @@ impl fmt::Debug for Volumes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Volumes").finish_non_exhaustive()
     }
-}
-
-async fn show(directory: PathBuf, target: PathBuf) -> Result<(), VolumeError> {
-    blocking(move || mounts::show(&directory, &target)).await
 }
 
 /// The kernel may take its time.

@@ -30,7 +30,7 @@ use uuid::Uuid;
 pub use crate::ca_client::{Held, ProxyLag, ProxySummary, Token};
 pub use state::{RestoredWorkload, State, StateError, StateFile};
 pub use status::{AgentStatus, LedgerStatus, WorkloadStatus};
-pub use tenant::Tenant;
+pub use tenant::{Applicant, Tenant};
 
 use crate::ca_client::{CaClient, Role};
 use crate::telemetry::{Metrics, Reason};

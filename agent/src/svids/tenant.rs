@@ -17,6 +17,35 @@ impl Hold {
     }
 }
 
+/// A pod whose token is good. Nothing has been done for it yet.
+#[derive(Debug)]
+pub struct Applicant {
+    svids: Svids,
+    workload: WorkloadKey,
+    pod_name: String,
+    token: TokenSource,
+}
+
+impl Applicant {
+    /// Which workload.
+    pub fn workload(&self) -> &WorkloadKey {
+        &self.workload
+    }
+
+    /// The pod's name, for people.
+    pub fn pod_name(&self) -> &str {
+        &self.pod_name
+    }
+
+    /// Takes the pod on. A newer token of a pod that is there already replaces the one before.
+    ///
+    /// # Errors
+    /// If a limit is reached, or the agent stops.
+    pub async fn admit(self) -> Result<Tenant, AttachError> {
+        self.svids.tenant(self.workload, self.pod_name, self.token).await
+    }
+}
+
 /// A pod that has a socket of its own. Its certificate is asked for and renewed with the newest of its tokens, whether a stream is open or
 /// not, until the last clone of this is dropped.
 #[derive(Clone, Debug)]
@@ -56,18 +85,17 @@ impl Tenant {
 }
 
 impl Svids {
-    /// Verifies a pod's `token` offline, and takes the pod on. A newer token of a pod that is there already replaces the one before. On an
-    /// agent that has just started, waits some seconds for the cluster's keys.
+    /// Verifies a pod's `token` offline. On an agent that has just started, waits some seconds for the cluster's keys.
     ///
     /// # Errors
-    /// As for [`Svids::attach`].
-    pub async fn admit(&self, token: Token) -> Result<Tenant, AttachError> {
+    /// If the token does not verify or is for another node, or if the keys did not come in time.
+    pub async fn recognise(&self, token: Token) -> Result<Applicant, AttachError> {
         let verified = self.verify_of_this_node(&token).await?;
-        let info = TokenInfo::of(&verified);
-        self.tenant(WorkloadKey::of(&verified), verified.pod.name, TokenSource::Brought(token, info)).await
+        let (workload, info) = (WorkloadKey::of(&verified), TokenInfo::of(&verified));
+        Ok(Applicant { svids: self.clone(), workload, pod_name: verified.pod.name, token: TokenSource::Brought(token, info) })
     }
 
-    /// Takes a pod on again that [`Svids::admit`] took on before the agent was restarted. It is served what the agent holds of it; anything
+    /// Takes a pod on again that was a tenant before the agent was restarted. It is served what the agent holds of it; anything
     /// new waits for its next token.
     ///
     /// # Errors
