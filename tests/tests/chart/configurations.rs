@@ -77,6 +77,46 @@ fn the_ca_accepts_its_rendered_configuration() {
     assert!(!check(&lab, &rendered, "chancery-ca", "ca.toml", &paths).status.success());
 }
 
+/// The `[[cluster]]` tables of the CA's configuration.
+fn clusters(rendered: &[Value]) -> Vec<toml::Value> {
+    let text = find(rendered, "ConfigMap", "chancery-ca")["data"]["ca.toml"].as_str().unwrap();
+    text.parse::<toml::Table>().unwrap()["cluster"].as_array().unwrap().clone()
+}
+
+#[test]
+fn each_further_cluster_is_served_as_its_values_say() {
+    let lab = Lab::new().unwrap();
+    let Some(chart) = Chart::new(&lab) else { return };
+    let expected: toml::Table = r#"
+        [[cluster]]
+        name = "west"
+        issuer = "https://oidc.example/id/2"
+        agent_accounts = ["chancery-system/chancery-agent"]
+        service_accounts = ["*"]
+        shared_identities = true
+        kubernetes = { kubeconfig = "/etc/chancery/clusters/west/kubeconfig", context = "admin@west" }
+        operators = true
+        publish = { namespaces = ["mesh"], signer_name = "mesh.example/identities" }
+
+        [[cluster]]
+        name = "north"
+        issuer = "https://oidc.example/id/3"
+        agent_accounts = ["chancery-system/chancery-agent"]
+        service_accounts = ["*"]
+        shared_identities = false
+        kubernetes = { kubeconfig = "/etc/chancery/clusters/north/kubeconfig" }
+        operators = false
+        publish = { namespaces = ["chancery-system"] }
+    "#
+    .parse()
+    .unwrap();
+    let everything = clusters(&chart.render(COMBINATIONS[1].1));
+    assert_eq!(everything[1..], *expected["cluster"].as_array().unwrap());
+    // The chart's own cluster has operators as long as it has the roles for them.
+    assert_eq!(everything[0]["operators"].as_bool(), Some(true));
+    assert_eq!(clusters(&chart.render("roles: {create: false}"))[0]["operators"].as_bool(), Some(false));
+}
+
 #[tokio::test]
 async fn the_agent_accepts_its_rendered_configuration() {
     let lab = Lab::new().unwrap();
@@ -189,6 +229,7 @@ fn unset(path: &str, schema: &Value, values: &Value, missing: &mut Vec<String>) 
         let path = format!("{path}.{name}");
         match &values[name] {
             Value::Null if name != "claims" => missing.push(path),
+            Value::Array(items) => unset(&path, &property["items"], items.first().unwrap_or(&Value::Null), missing),
             value => unset(&path, property, value, missing),
         }
     }

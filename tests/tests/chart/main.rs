@@ -121,6 +121,10 @@ fn every_value_is_explained_and_known_to_the_schema() {
     let values: Value = serde_yaml_ng::from_str(&text).unwrap();
     let schema: Value = serde_json::from_slice(&std::fs::read(Chart::directory().join("values.schema.json")).unwrap()).unwrap();
     compare("", &values, &schema);
+    // The list is empty, and its one example a comment.
+    let example = text.lines().skip_while(|line| !line.starts_with("  # - name: ")).map_while(|line| line.strip_prefix("  # "));
+    let example: Value = serde_yaml_ng::from_str(&example.collect::<Vec<_>>().join("\n")).unwrap();
+    compare(".ca.clusters", &example[0], &schema["properties"]["ca"]["properties"]["clusters"]["items"]);
 }
 
 /// Everything in the values is a property in the schema, and the other way round where the values have a map that is not free.
@@ -149,6 +153,50 @@ fn a_disruption_budget_comes_with_a_second_replica_only() {
     let output = chart.helm(&["template", "--skip-schema-validation"], "ca: {replicas: 2}");
     let rendered = chart::parse(&output);
     assert_eq!(find(&rendered, "PodDisruptionBudget", "chancery-ca")["spec"]["maxUnavailable"], 1);
+}
+
+/// Whether a selector's `matchLabels` are all on these pods.
+fn selects(selector: &Value, labels: &Value) -> bool {
+    let wanted = selector.as_object().unwrap();
+    !wanted.is_empty() && wanted.iter().all(|(name, value)| labels[name] == *value)
+}
+
+#[test]
+fn services_and_policies_are_about_the_pods_and_ports_that_there_are() {
+    let lab = Lab::new().unwrap();
+    let Some(chart) = Chart::new(&lab) else { return };
+    let rendered = chart.render("");
+    let labels = |kind: &str, name: &str| &find(&rendered, kind, name)["spec"]["template"]["metadata"]["labels"];
+    let (ca, agent) = (labels("StatefulSet", "chancery-ca"), labels("DaemonSet", "chancery-agent"));
+    let ports = |kind: &str, name: &str| {
+        let ports = pod(find(&rendered, kind, name))["containers"][0]["ports"].as_array().unwrap();
+        ports.iter().map(|port| port["name"].clone()).collect::<Vec<_>>()
+    };
+    for object in rendered.iter().filter(|object| object["kind"] == "Service") {
+        assert!(selects(&object["spec"]["selector"], ca) && !selects(&object["spec"]["selector"], agent), "{object}");
+        let target = &object["spec"]["ports"][0]["targetPort"];
+        assert!(ports("StatefulSet", "chancery-ca").contains(target), "{target}");
+    }
+    for (name, own, other) in [("chancery-ca", ca, agent), ("chancery-agent", agent, ca)] {
+        let policy = &find(&rendered, "NetworkPolicy", name)["spec"];
+        let selected = &policy["podSelector"]["matchLabels"];
+        assert!(selects(selected, own) && !selects(selected, other), "{name}");
+        // What is not listed is forbidden.
+        assert_eq!(policy["policyTypes"], json!(["Ingress", "Egress"]), "{name}");
+    }
+    let policy = &find(&rendered, "NetworkPolicy", "chancery-ca")["spec"];
+    let [tls, metrics] = &policy["ingress"].as_array().unwrap()[..] else { panic!("{policy}") };
+    assert_eq!((&tls["ports"], &metrics["ports"]), (&json!([{"port": "tls"}]), &json!([{"port": "metrics"}])));
+    assert!(tls["from"].as_array().unwrap().len() == 1 && selects(&tls["from"][0]["podSelector"]["matchLabels"], agent), "{tls}");
+    assert_eq!(ports("StatefulSet", "chancery-ca"), ["tls", "metrics"]);
+
+    let policy = &find(&rendered, "NetworkPolicy", "chancery-agent")["spec"];
+    assert_eq!(
+        policy["ingress"].as_array().unwrap().iter().map(|rule| &rule["ports"]).collect::<Vec<_>>(),
+        [&json!([{"port": "metrics"}])]
+    );
+    let [_dns, to_ca] = &policy["egress"].as_array().unwrap()[..] else { panic!("{policy}") };
+    assert!(selects(&to_ca["to"][0]["podSelector"]["matchLabels"], ca) && to_ca["ports"][0]["port"] == 8443, "{to_ca}");
 }
 
 #[test]

@@ -33,6 +33,7 @@ agent_accounts = [{{ printf "%s/chancery-agent" $.Release.Namespace | toJson }}]
 service_accounts = {{ include "chancery.toml.value" .serviceAccounts }}
 shared_identities = {{ .sharedIdentities | default false }}
 kubernetes = { kubeconfig = {{ printf "/etc/chancery/clusters/%s/kubeconfig" .name | toJson }}{{ with .context }}, context = {{ toJson . }}{{ end }} }
+operators = {{ .operators | default false }}
 {{- $bundle := .trustBundle | default dict }}
 {{ include "chancery.publish" (dict "namespaces" ($bundle.namespaces | default (list $.Release.Namespace) | toJson) "signer" $bundle.signerName) }}
 {{- end }}
