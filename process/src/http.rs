@@ -115,7 +115,7 @@ where
         };
         // Over the bound the connection is closed at once: its client sees that, instead of waiting.
         let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
-        let connection = serve_connection(stream, router.clone(), shutdown.clone());
+        let connection = serve_connection(Box::new(stream), router.clone(), shutdown.clone());
         tokio::spawn(async move {
             connection.await;
             drop(slot);
@@ -123,10 +123,12 @@ where
     }
 }
 
-fn serve_connection<S>(stream: S, router: Router, shutdown: CancellationToken) -> impl Future<Output = ()>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+/// A connection of either kind, so that the code that serves one is in the program, and in memory, once.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+fn serve_connection(stream: Box<dyn Duplex>, router: Router, shutdown: CancellationToken) -> impl Future<Output = ()> {
     let service = TowerToHyperService::new(tower::service_fn(move |request: Request<Incoming>| {
         let router = router.clone();
         async move { tower::ServiceExt::oneshot(router, request).await }

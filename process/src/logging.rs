@@ -1,10 +1,10 @@
 //! Logs: one line or one JSON object per event, to stderr, times in UTC. Standard output belongs to answers.
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use tracing_subscriber::{Registry, fmt, reload};
 
 /// The `[log]` table of a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,12 +42,12 @@ impl TryFrom<String> for LogLevel {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        // `EnvFilter` takes a misspelt level for a target that shall log everything, so each level is looked at here.
+        // `Targets` takes a misspelt level for a target that shall log everything, so each level is looked at here.
         let level = |directive: &str| {
             let level = directive.rsplit('=').next().unwrap_or_default().trim();
             !level.is_empty() && level.parse::<LevelFilter>().is_ok()
         };
-        match EnvFilter::try_new(&text) {
+        match text.parse::<Targets>() {
             Ok(_) if text.split(',').all(level) => Ok(Self(text)),
             _ => Err(format!(
                 "`{text}` is no log level; use error, warn, info, debug, trace, or directives such as `info,chancery_ca=debug`"
@@ -66,15 +66,15 @@ impl From<LogLevel> for String {
 const QUIET: &str = "fjall=warn,kube_client=off,kube_runtime=off,lsm_tree=warn";
 
 impl LogLevel {
-    fn filter(&self) -> EnvFilter {
-        // Parsed before, so that the lossy form loses nothing. What is given for a library counts more than what stands in front of it.
-        EnvFilter::new(format!("{QUIET},{}", self.0))
+    fn filter(&self) -> Targets {
+        // It was parsed before. What is given for a library counts more than what stands in front of it.
+        format!("{QUIET},{}", self.0).parse().unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO))
     }
 }
 
 /// Changes the level of a process that logs already.
 #[derive(Clone)]
-pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
+pub struct LogHandle(reload::Handle<Targets, Registry>);
 
 impl LogHandle {
     /// Applies the level. The format stays as it was at the start.
