@@ -23,7 +23,7 @@ use time::OffsetDateTime;
 use super::kept::KeptKeys;
 use super::live::{Live, LiveStatus};
 use super::{ClusterSettings, JwksSource};
-use crate::kubernetes::{self, KubernetesSettings};
+use crate::kubernetes::{self, KubernetesSettings, with_causes};
 
 /// A JWKS larger than this is refused.
 const MAX_JWKS_BYTES: usize = 1 << 20;
@@ -268,15 +268,4 @@ fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// hyper says only "client error (Connect)"; what to mend stands in its causes.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }

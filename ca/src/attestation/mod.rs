@@ -11,6 +11,7 @@ mod accounts;
 mod answers;
 mod caller;
 pub mod development;
+mod error;
 mod kept;
 mod keys;
 mod live;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use chancery_identity::token::{TokenError, VerifiedToken};
-use chancery_identity::{Clock, SpiffeId, SpiffeIdError, TrustDomain};
+use chancery_identity::{Clock, SpiffeId, TrustDomain};
 use chancery_proto::chancery::v1::{ClusterKeys, Role};
 use futures_util::future::join_all;
 use time::OffsetDateTime;
@@ -38,6 +39,7 @@ use uuid::Uuid;
 
 pub use accounts::{AccountPattern, PatternError};
 pub use caller::{Caller, Holder, NotACaller, RESERVED_SEGMENT};
+pub use error::AttestationError;
 pub use keys::{ClusterStatus, check_keys};
 pub use live::{Away, LiveStatus, Mismatch, Obstacle, ReviewCounts, Standing};
 pub use operators::{OPERATORS_AUDIENCE, OPERATORS_CLUSTER_KEY, Operator, OperatorError, Resource, Right, Verb};
@@ -45,81 +47,7 @@ pub use settings::{ClusterSettings, ClusterSettingsError, JwksSource, check as c
 
 use crate::kubernetes::{ApiError, ApiServer, PublishSettings, TrustCopy};
 use keys::Cluster;
-use live::{Doubt, Live};
-use operators::Verdicts;
-
-/// The claim that binds a token to a pod, and what is in it.
-const POD_CLAIM: &str = "kubernetes.io.pod";
-
-/// Why a caller or a workload was not believed. Each has a stable word, [`AttestationError::reason`].
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AttestationError {
-    /// No such cluster in the configuration.
-    #[error("there is no cluster {0:?} in the CA's configuration")]
-    UnknownCluster(String),
-    /// The cluster's keys could not be loaded yet.
-    #[error("the public keys of cluster {cluster} are not loaded: {problem}")]
-    NoKeys {
-        /// Whose.
-        cluster: String,
-        /// Why.
-        problem: String,
-    },
-    /// The token itself.
-    #[error(transparent)]
-    Token(#[from] TokenError),
-    /// The pod runs on another node than the agent.
-    #[error("the token's pod {} runs on node {} ({}), not on the agent's node {expected}", .token.pod.name, .token.node.name, .token.node.uid)]
-    OtherNode {
-        /// The agent's node UID.
-        expected: String,
-        /// Verified.
-        token: Box<VerifiedToken>,
-    },
-    /// A sidecar asked for another pod.
-    #[error("the token belongs to pod {} ({}), not to the sidecar's pod {expected}", .token.pod.name, .token.pod.uid)]
-    OtherPod {
-        /// The sidecar's pod UID.
-        expected: String,
-        /// Verified.
-        token: Box<VerifiedToken>,
-    },
-    /// The cluster may not speak for this account.
-    #[error("cluster {} may not speak for {}/{}; see its `service_accounts`", .token.cluster, .token.namespace, .token.service_account.name)]
-    NotAllowed {
-        /// Verified.
-        token: Box<VerifiedToken>,
-    },
-    /// An account that no agent runs under.
-    #[error("{}/{} of cluster {} is no agent's account; see its `agent_accounts`", .token.namespace, .token.service_account.name, .token.cluster)]
-    NotAnAgent {
-        /// Verified.
-        token: Box<VerifiedToken>,
-    },
-    /// The cluster does not bear out what the token says.
-    #[error("the token of pod {}/{} ({}) is not believed: {mismatch}", .token.namespace, .token.pod.name, .token.pod.uid)]
-    Mismatch {
-        /// What does not fit.
-        mismatch: Mismatch,
-        /// Verified.
-        token: Box<VerifiedToken>,
-    },
-    /// The token could not be held against the cluster.
-    #[error("{obstacle}")]
-    Unconfirmed {
-        /// Why not.
-        obstacle: Obstacle,
-        /// Verified.
-        token: Box<VerifiedToken>,
-    },
-    /// Neither agent nor sidecar.
-    #[error("a caller joins either as an agent or as a sidecar")]
-    Role,
-    /// The names cannot stand in a SPIFFE ID.
-    #[error("no SPIFFE ID can be made of the caller's names: {0}")]
-    Id(#[from] SpiffeIdError),
-}
+use live::Live;
 
 /// An agent or sidecar whose own token was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,7 +70,6 @@ pub struct Clusters {
     clock: Arc<dyn Clock>,
     by_name: ArcSwap<BTreeMap<String, Arc<Cluster>>>,
     changes: watch::Sender<u64>,
-    operators: Verdicts,
     /// Where keys that were fetched are kept.
     directory: Option<PathBuf>,
 }
@@ -170,8 +97,8 @@ impl Clusters {
         clock: Arc<dyn Clock>,
         directory: Option<&Path>,
     ) -> Result<Arc<Self>, ClusterSettingsError> {
-        let (by_name, changes, operators) = (ArcSwap::default(), watch::Sender::new(0), Verdicts::new());
-        let clusters = Self { trust_domain, clock, by_name, changes, operators, directory: directory.map(Path::to_owned) };
+        let (by_name, changes) = (ArcSwap::default(), watch::Sender::new(0));
+        let clusters = Self { trust_domain, clock, by_name, changes, directory: directory.map(Path::to_owned) };
         clusters.replace(settings)?;
         Ok(Arc::new(clusters))
     }
@@ -213,7 +140,7 @@ impl Clusters {
                     return Err(AttestationError::NotAnAgent { token: token.into() });
                 }
                 if let Some(live) = &cluster.live {
-                    live.review(text, &token, audience).await.map_err(|doubt| doubted(doubt, &token))?;
+                    live.review(text, &token, audience).await.map_err(|doubt| AttestationError::doubted(doubt, &token))?;
                 }
                 let holder = Holder::Agent { node: token.node.uid };
                 (token, holder)
@@ -422,16 +349,8 @@ fn verify_now(cluster: &Cluster, token: &str, audiences: &[String], now: OffsetD
 /// Holds a workload's token against what its cluster has now, where its API server is known.
 async fn confirm(cluster: &Cluster, text: &str, token: &VerifiedToken) -> Result<(), AttestationError> {
     match &cluster.live {
-        Some(live) => live.confirm(text, token, &cluster.settings.audiences).await.map_err(|doubt| doubted(doubt, token)),
+        Some(live) => live.confirm(text, token, &cluster.settings.audiences).await.map_err(|doubt| AttestationError::doubted(doubt, token)),
         None => Ok(()),
-    }
-}
-
-fn doubted(doubt: Doubt, token: &VerifiedToken) -> AttestationError {
-    let token = Box::new(token.clone());
-    match doubt {
-        Doubt::Mismatch(mismatch) => AttestationError::Mismatch { mismatch, token },
-        Doubt::Obstacle(obstacle) => AttestationError::Unconfirmed { obstacle, token },
     }
 }
 
@@ -465,46 +384,5 @@ impl AttestedWorkload {
     /// What its token said: cluster, node, pod, service account.
     pub fn token(&self) -> &VerifiedToken {
         &self.token
-    }
-}
-
-impl AttestationError {
-    /// A stable word for metrics and refusals.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::UnknownCluster(_) => "cluster_unknown",
-            Self::NoKeys { .. } => "cluster_keys_missing",
-            Self::Token(TokenError::MissingClaim(claim)) if claim.starts_with(POD_CLAIM) => "token_not_bound",
-            Self::Token(error) => error.reason(),
-            Self::OtherNode { .. } => "token_other_node",
-            Self::OtherPod { .. } => "token_other_pod",
-            Self::NotAllowed { .. } => "account_not_allowed",
-            Self::NotAnAgent { .. } => "account_not_agent",
-            Self::Mismatch { mismatch, .. } => mismatch.reason(),
-            Self::Unconfirmed { obstacle, .. } => obstacle.reason(),
-            Self::Role => "role_unspecified",
-            Self::Id(_) => "id_impossible",
-        }
-    }
-
-    /// Whether the same token may be believed later without anybody's doing.
-    pub fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::NoKeys { .. } | Self::Unconfirmed { .. } | Self::Token(TokenError::UnknownKey { .. } | TokenError::NotYetValid(_))
-        )
-    }
-
-    /// What the token said, where it was verified.
-    pub fn token(&self) -> Option<&VerifiedToken> {
-        match self {
-            Self::OtherNode { token, .. }
-            | Self::OtherPod { token, .. }
-            | Self::NotAllowed { token }
-            | Self::NotAnAgent { token }
-            | Self::Mismatch { token, .. }
-            | Self::Unconfirmed { token, .. } => Some(token),
-            _ => None,
-        }
     }
 }

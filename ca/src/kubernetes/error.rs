@@ -88,7 +88,7 @@ impl From<kube::Error> for ApiError {
 }
 
 /// Libraries say only "client error (Connect)"; what to mend stands in the causes.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -12,6 +12,7 @@ mod questions;
 mod settings;
 
 pub use connection::{ANSWER_TIMEOUT, ApiServer, check};
+pub(crate) use error::with_causes;
 pub use error::{ApiError, CLUSTER_ROLE, ConnectError};
 pub use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
 pub use kube::runtime::watcher::Event;

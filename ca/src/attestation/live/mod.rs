@@ -30,6 +30,7 @@ pub use informer::{Away, Standing};
 pub use reviews::ReviewCounts;
 pub use verdict::Mismatch;
 
+use super::operators::Verdicts;
 use crate::kubernetes::{ANSWER_TIMEOUT, ApiError, ApiServer, KubernetesSettings};
 use informer::Informer;
 use records::{Account, Accounts, Known, Pod, Pods};
@@ -112,6 +113,7 @@ pub(super) struct Live {
     pods: Arc<Informer<Pods>>,
     accounts: Arc<Informer<Accounts>>,
     reviews: Reviews,
+    pub(super) operators: Verdicts,
     calls: Arc<AtomicU64>,
 }
 
@@ -134,6 +136,7 @@ impl Live {
             accounts: Informer::new(cluster, "service accounts", Arc::clone(&clock)),
             clock,
             reviews: Reviews::new(),
+            operators: Verdicts::new(),
             calls: Arc::default(),
         })
     }

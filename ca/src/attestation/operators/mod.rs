@@ -132,15 +132,15 @@ impl Clusters {
             return Err(OperatorError::OtherAudience);
         }
         let (cluster, live) = self.with_operators(cluster)?;
-        let key = verdicts::key(&cluster, token, right);
+        let key = verdicts::key(token, right);
         let asked_at = self.clock.now();
-        if let Some(operator) = self.operators.recall(&key, asked_at) {
+        if let Some(operator) = live.operators.recall(&key, asked_at) {
             return Ok(operator);
         }
         if !may_ask() {
             return Err(OperatorError::Busy);
         }
-        let _turn = self.operators.turn().await.ok_or(OperatorError::Busy)?;
+        let _turn = live.operators.turn().await.ok_or(OperatorError::Busy)?;
         let away = |error: ApiError| OperatorError::Away { cluster: cluster.clone(), problem: error.to_string() };
         let server = live.server().await.map_err(away)?;
         let user = match believed(&review(&server, token).await.map_err(away)?) {
@@ -150,7 +150,7 @@ impl Clusters {
         let (username, uid) = (user.username.clone().unwrap_or_default(), user.uid.clone().unwrap_or_default());
         let allowed = server.may(user, right.verb.name(), GROUP, right.resource.name()).await.map_err(away)?;
         let operator = Operator { cluster, username, uid, allowed };
-        self.operators.remember(key, operator.clone(), asked_at);
+        live.operators.remember(key, operator.clone(), asked_at);
         Ok(operator)
     }
 

@@ -10,7 +10,7 @@ use crate::attestation::answers::{self, Key, Recent, Turns};
 const AT_ONCE: usize = 4;
 const MAX_REMEMBERED: usize = 1024;
 
-/// The verdicts on operators of all clusters. As long as they are remembered, a binding that was taken away may still count.
+/// The verdicts on a cluster's operators. As long as they are remembered, a binding that was taken away may still count.
 #[derive(Debug)]
 pub(in crate::attestation) struct Verdicts {
     turns: Turns,
@@ -37,8 +37,8 @@ impl Verdicts {
 }
 
 /// Of a token and what is asked about it.
-pub(super) fn key(cluster: &str, token: &str, right: Right) -> Key {
-    answers::key([cluster, right.verb.name(), right.resource.name(), token])
+pub(super) fn key(token: &str, right: Right) -> Key {
+    answers::key([right.verb.name(), right.resource.name(), token])
 }
 
 #[cfg(test)]
@@ -56,17 +56,16 @@ mod tests {
     #[test]
     fn what_was_said_counts_for_ten_seconds_and_for_what_was_asked_alone() {
         let (verdicts, now) = (Verdicts::new(), OffsetDateTime::UNIX_EPOCH);
-        let said = key("east", "token", READ);
+        let said = key("token", READ);
         verdicts.remember(said, operator(true), now);
         assert_eq!(verdicts.recall(&said, now + time::Duration::seconds(9)), Some(operator(true)));
         for then in [now + REMEMBERED, now - time::Duration::SECOND] {
             assert_eq!(verdicts.recall(&said, then), None);
         }
         let others = [
-            key("west", "token", READ),
-            key("east", "other", READ),
-            key("east", "token", Right { verb: Verb::Update, ..READ }),
-            key("east", "token", Right { resource: Resource::Agents, ..READ }),
+            key("other", READ),
+            key("token", Right { verb: Verb::Update, ..READ }),
+            key("token", Right { resource: Resource::Agents, ..READ }),
         ];
         assert!(others.iter().all(|other| verdicts.recall(other, now).is_none()));
     }
@@ -74,7 +73,7 @@ mod tests {
     #[test]
     fn no_more_is_remembered_than_fits() {
         let (verdicts, now) = (Verdicts::new(), OffsetDateTime::UNIX_EPOCH);
-        let token = |number: usize| key("east", &number.to_string(), READ);
+        let token = |number: usize| key(&number.to_string(), READ);
         for number in 0..=MAX_REMEMBERED {
             verdicts.remember(token(number), operator(true), now);
         }
