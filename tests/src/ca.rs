@@ -1,12 +1,21 @@
 //! The real CA, started for development, and the operators' command line.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chancery_ca::attestation::development::{DevelopmentIssuer, ISSUER, JWKS_FILE};
+use chancery_identity::tls::{ServerTrust, client_config, trust_from};
+use chancery_identity::{SystemClock, TrustBundle, TrustDomain, TrustState};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
 use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::lab::{Lab, free_address};
 use crate::process::Process;
@@ -144,6 +153,20 @@ impl Ca {
     /// The operators' socket.
     pub fn admin_socket(&self) -> PathBuf {
         self.data.join("admin.sock")
+    }
+
+    /// A connection over the TLS port of somebody who shows no certificate.
+    pub async fn connect(&self) -> Result<Channel> {
+        let trust_domain: TrustDomain = TRUST_DOMAIN.parse()?;
+        let bundle = TrustBundle::from_pem(trust_domain.clone(), &std::fs::read(self.bundle())?)?;
+        let ca = trust_domain.member(["chancery", "ca"])?;
+        let trust = trust_from(TrustState::new(0, trust_domain, [bundle])?);
+        let tls = client_config(ServerTrust::Bundle(trust), ca, None, Arc::new(SystemClock))?;
+        let tcp = TcpStream::connect(self.address).await?;
+        let name = ServerName::IpAddress(self.address.ip().into());
+        let mut stream = Some(TokioIo::new(TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?));
+        let connector = tower::service_fn(move |_| std::future::ready(stream.take().ok_or(io::Error::from(io::ErrorKind::NotConnected))));
+        Ok(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
     }
 
     /// Runs `chancery` with these arguments and returns what it printed.

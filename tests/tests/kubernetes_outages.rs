@@ -4,7 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use chancery_tests::ca::TRUST_DOMAIN;
+use chancery_proto::chancery::v1::agent_service_client::AgentServiceClient;
+use chancery_proto::chancery::v1::{JoinRequest, Role};
+use chancery_tests::ca::{CLUSTER, TRUST_DOMAIN};
 use chancery_tests::caller::Caller;
 use chancery_tests::kubernetes::ApiServer;
 use chancery_tests::kubernetes::place::{Place, ask, granted, refused};
@@ -12,6 +14,8 @@ use chancery_tests::lab::free_address;
 use chancery_tests::secrets;
 use kube::api::DeleteParams;
 use serde_json::Value;
+use tonic::Code;
+use uuid::Uuid;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(30);
@@ -51,6 +55,11 @@ async fn without_the_api_server_known_pods_renew_and_who_is_new_waits_until_it_i
     let refusal = ask(&caller, &tokens[1]).await.unwrap().unwrap_err();
     assert_eq!((refusal.reason.as_str(), refusal.retryable), ("api_server_away", true), "{}", refusal.message);
     assert!(!waiting.is_finished(), "the agent goes on asking");
+    let (cluster, token) = (CLUSTER.to_owned(), join_token.clone());
+    let request_id = Uuid::new_v4().to_string();
+    let join = JoinRequest { role: Role::Agent.into(), cluster, token, request_id, ..JoinRequest::default() };
+    let status = AgentServiceClient::new(place.ca.connect().await.unwrap()).join(join).await.unwrap_err();
+    assert_eq!((status.code(), status.message().contains("has not answered since")), (Code::Unavailable, true), "{status}");
 
     let joining = Caller::join_with_token(&place.lab, &place.ca, &third.name, &join_token);
     let (joined, back) = tokio::join!(joining, server.run_at(home));

@@ -4,23 +4,15 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chancery_identity::tls::{ServerTrust, client_config, trust_from};
-use chancery_identity::{SystemClock, TrustBundle, TrustDomain, TrustState};
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
 use chancery_proto::chancery::v1::{StatusRequest, WatchIdentitiesRequest};
 use chancery_tests::ca::{CLUSTER, Ca, TRUST_DOMAIN};
 use chancery_tests::kubernetes::{Admin, ApiServer, ISSUER, shared};
 use chancery_tests::lab::Lab;
 use chancery_tests::{tools, wait};
-use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -115,22 +107,7 @@ impl Place {
 
     /// Calls the CA over TLS with this token.
     async fn status(&self, token: &str) -> Result<(), Status> {
-        self.connect().await.status(with_token(StatusRequest {}, token)).await.map(drop)
-    }
-
-    /// A connection without a certificate.
-    async fn connect(&self) -> OperatorServiceClient<Channel> {
-        let trust_domain: TrustDomain = TRUST_DOMAIN.parse().unwrap();
-        let bundle = TrustBundle::from_pem(trust_domain.clone(), &std::fs::read(self.ca.bundle()).unwrap()).unwrap();
-        let ca = trust_domain.member(["chancery", "ca"]).unwrap();
-        let trust = trust_from(TrustState::new(0, trust_domain, [bundle]).unwrap());
-        let tls = client_config(ServerTrust::Bundle(trust), ca, None, Arc::new(SystemClock)).unwrap();
-        let tcp = TcpStream::connect(self.ca.address).await.unwrap();
-        let name = ServerName::IpAddress(self.ca.address.ip().into());
-        let mut stream = Some(TokioIo::new(TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.unwrap()));
-        let connector =
-            tower::service_fn(move |_| std::future::ready(stream.take().ok_or(std::io::Error::from(std::io::ErrorKind::NotConnected))));
-        OperatorServiceClient::new(Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap())
+        OperatorServiceClient::new(self.ca.connect().await.unwrap()).status(with_token(StatusRequest {}, token)).await.map(drop)
     }
 
     /// How often the CA has asked about a token or a right.
@@ -156,6 +133,21 @@ async fn without_a_binding_nothing_works_and_nothing_is_recorded() {
         assert!(complaint.contains(&place.actor()) && complaint.contains("clusterrolebinding"), "{command:?}: {complaint}");
     }
     assert_eq!(place.acts(), Vec::<Value>::new(), "a stranger fills no ledger");
+}
+
+#[tokio::test]
+async fn a_person_who_may_make_no_token_of_the_service_account_is_told_so() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server).await;
+    place.bind_all(&["get", "update"]).await;
+    place.admin.forbid(&place.system, "person").await.unwrap();
+    wait::until("refused", SOON, async || match place.chancery(&["status"]) {
+        Err(complaint) if complaint.contains("must be allowed to create serviceaccounts/token") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await
+    .unwrap();
+    assert!(place.chancery(&["status"]).unwrap_err().contains(&format!("{}/operator", place.system)));
 }
 
 #[tokio::test]
@@ -263,7 +255,7 @@ async fn what_somebody_follows_ends_within_a_minute_of_the_binding() {
     let token = place.admin.unbound_token(&place.system, "operator", OPERATORS, HOUR).await.unwrap();
     wait::until("let in", SOON, async || place.status(&token).await).await.unwrap();
     let watch = with_token(WatchIdentitiesRequest::default(), &token);
-    let mut watch = place.connect().await.watch_identities(watch).await.unwrap().into_inner();
+    let mut watch = OperatorServiceClient::new(place.ca.connect().await.unwrap()).watch_identities(watch).await.unwrap().into_inner();
     let mut end = async || loop {
         if let Err(error) = watch.message().await {
             return error;
