@@ -1,4 +1,4 @@
-//! Whoever changes a ledger that others rely on is found: in an export, in a data directory, in the tiles beside it. Each time the first
+//! Whoever changes a ledger that others rely on is found: in an export, in a backup, in a data directory, in the tiles beside it. Each time the first
 //! thing that does not fit is named.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -231,6 +231,28 @@ async fn a_data_directory_that_was_changed_is_found_and_the_place_named() {
     fs::remove_file(&segment).unwrap();
     let (is_intact, said) = place.judge_directory(&copy);
     assert!(!is_intact && said.contains("there is no segment"), "removed: {said}");
+}
+
+#[tokio::test]
+async fn a_backup_is_verified_as_it_lies_there_and_a_change_is_found_and_the_place_named() {
+    let place = Place::new().await;
+    let backup = place.lab.at("ca.tar");
+    let mut command = Command::new(tools::chancery("chancery-ca").unwrap());
+    command.args(["backup", "--data-dir"]).arg(place.ca.data()).arg("--to").arg(&backup);
+    assert!(command.output().unwrap().status.success());
+    let judge = || place.verify(&[backup.to_str().unwrap(), "--certificates"]);
+    let (is_intact, said) = judge();
+    assert!(is_intact && said.contains("intact") && said.contains("signatures          verified"), "{said}");
+
+    let entry = STANDARD.decode(serde_json::from_str::<Value>(&place.lines()[300]).unwrap()["bytes"].as_str().unwrap()).unwrap();
+    let content = fs::read(&backup).unwrap();
+    let at = content.windows(entry.len()).position(|window| window == entry).unwrap();
+    flip(&backup, (at + entry.len() / 2) as u64);
+    let (is_intact, said) = judge();
+    assert!(!is_intact && said.contains("ledger/log/") && said.contains("entry 300 is not as it was written"), "flipped: {said}");
+    fs::write(&backup, &content[..content.len() / 2]).unwrap();
+    let (is_intact, said) = judge();
+    assert!(!is_intact && said.contains("is not intact"), "truncated: {said}");
 }
 
 #[tokio::test]

@@ -27,14 +27,15 @@ pub(super) struct Contents {
 }
 
 /// Reads a backup, and checks all that can be checked. The roots of the trees of these `sizes` are told, as far as there are as many entries.
-/// `member` is told name and content of what lies in a data directory.
+/// `member` is told name and content of what lies in a data directory, and `entry` of each entry its index and bytes.
 ///
 /// # Errors
-/// What is not intact, or what `member` says; what was handed over before is then not to be used.
+/// What is not intact, or what `member` or `entry` says; what was handed over before is then not to be used.
 pub(super) fn read(
     path: &Path,
     sizes: &[u64],
     mut member: impl FnMut(&str, &[u8]) -> Result<(), BackupError>,
+    mut entry: impl FnMut(u64, &[u8]) -> Result<(), String>,
 ) -> Result<Contents, BackupError> {
     let mut reading = Reading {
         path,
@@ -49,7 +50,7 @@ pub(super) fn read(
         checkpoint_keys: BTreeSet::new(),
     };
     archive::read(path, |name, bytes| {
-        let is_data = reading.look_at(name, &bytes)?;
+        let is_data = reading.look_at(name, &bytes, &mut entry)?;
         if is_data {
             member(name, &bytes)?;
         } else if name == KEYS {
@@ -75,7 +76,7 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     /// Whether the member belongs into a data directory.
-    fn look_at(&mut self, name: &str, bytes: &[u8]) -> Result<bool, BackupError> {
+    fn look_at(&mut self, name: &str, bytes: &[u8], entry: &mut impl FnMut(u64, &[u8]) -> Result<(), String>) -> Result<bool, BackupError> {
         let Some(info) = &self.info else {
             self.info = Some(self.read_info(name, bytes)?);
             return Ok(false);
@@ -85,7 +86,7 @@ impl Reading<'_> {
             self.segments += 1;
             // Named as in the backup, for errors.
             let path = self.path.join(name);
-            self.segment(&path, bytes, is_last)?;
+            self.segment(&path, bytes, is_last, entry)?;
             return if is_plain(segment) { Ok(true) } else { Err(self.unknown(name)) };
         }
         match name {
@@ -115,15 +116,21 @@ impl Reading<'_> {
         }
     }
 
-    fn segment(&mut self, path: &Path, bytes: &[u8], is_last: bool) -> Result<(), BackupError> {
-        let Self { tree, sizes, roots, checkpoint_keys, .. } = self;
-        let mut entry = |_, entry: &[u8]| {
-            tree.push(leaf_hash(entry));
-            checkpoint_keys.extend(named_checkpoint_keys(entry));
+    fn segment(
+        &mut self,
+        path: &Path,
+        bytes: &[u8],
+        is_last: bool,
+        entry: &mut impl FnMut(u64, &[u8]) -> Result<(), String>,
+    ) -> Result<(), BackupError> {
+        let Self { tree, sizes, roots, checkpoint_keys, path: backup, .. } = self;
+        let mut entry = |index, bytes: &[u8]| {
+            tree.push(leaf_hash(bytes));
+            checkpoint_keys.extend(named_checkpoint_keys(bytes));
             if sizes.contains(&tree.size()) {
                 roots.insert(tree.size(), tree.root());
             }
-            Ok::<_, BackupError>(())
+            entry(index, bytes).map_err(|problem| BackupError::Damaged { path: (*backup).to_owned(), problem })
         };
         if !is_last {
             return self.walk.full(path, bytes, &mut entry);

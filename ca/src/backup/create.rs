@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use super::archive::Writer;
 use super::last::{self, LastBackup};
 use super::{
-    AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, KIND, LOG, PREVIOUS, SMALL_FILES, contents, keys, unsigned,
+    AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, KIND, LOG, PREVIOUS, SMALL_FILES, contents, keys, unsigned, verify,
 };
 use crate::store::StoreError;
 use crate::store::embedded::audit::{Audit, Walk};
@@ -135,11 +135,11 @@ fn write(
         writer.add(KEYS, &keys::pack(data, recipient)?)?;
     }
     writer.finish()?;
-    contents::read(path, &[], |_, bytes| {
-        done += bytes.len() as u64;
+    let read_back = |bytes| {
+        done += bytes;
         progress(done, total);
-        Ok(())
-    })?;
+    };
+    verify(path, |_, _| Ok(()), read_back)?;
     Ok((info, note))
 }
 

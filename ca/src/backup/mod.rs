@@ -26,6 +26,7 @@ mod restore;
 mod restored;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,7 @@ pub use self::last::{LastBackup, last_backup};
 pub use self::loss::{AcceptLoss, NewLog};
 pub use self::restore::{Restore, Restored, restore};
 pub use self::restored::Restoration;
+pub use self::verify::{Verified, verify};
 use crate::keys::KeyError;
 use crate::ledger::{LedgerError, PublishError};
 use crate::store::StoreError;

@@ -85,11 +85,12 @@ fn unpack(
     let total = fs::metadata(restore.backup).map_err(BackupError::io("open", restore.backup))?.len();
     let mut done = 0;
     let sizes: Vec<u64> = known.iter().map(|known| known.checkpoint.size).collect();
-    let contents = contents::read(restore.backup, &sizes, |name, bytes| {
+    let unpack = |name: &str, bytes: &[u8]| {
         done += bytes.len() as u64;
         progress(done, total);
         write(staging, name, bytes)
-    })?;
+    };
+    let contents = contents::read(restore.backup, &sizes, unpack, |_, _| Ok(()))?;
     for known in known {
         known.check(&contents)?;
     }

@@ -36,7 +36,7 @@ pub(crate) enum Command {
     },
     /// Prove that an entry is in the ledger, or that the ledger begins with an older checkpoint. Each proof is verified before it is printed.
     Prove(prove::ProveArgs),
-    /// Check a whole ledger offline (an export or a data directory), or that a running CA's ledger begins with a checkpoint kept earlier.
+    /// Check a whole ledger offline (an export, a backup or a data directory), or that a running CA's ledger begins with a checkpoint kept earlier.
     Verify(verify::VerifyArgs),
     /// Write entries to a file: JSON Lines that can be verified, or CSV for spreadsheets (--output csv).
     Export(Box<export::ExportArgs>),

@@ -1,12 +1,13 @@
-//! `chancery log verify`: the whole ledger, from an export or from a data directory, without a CA.
+//! `chancery log verify`: the whole ledger, from an export, a backup or a data directory, without a CA.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use chancery_ca::backup;
 use chancery_ca::store::StoreError;
 use chancery_ca::store::embedded::audit::Audit;
 use chancery_identity::checkpoint::Checkpoint;
@@ -25,13 +26,16 @@ use crate::client::CliError;
 /// Progress is shown after so many bytes.
 const STEP: u64 = 1 << 20;
 
+/// Of a name in a tar file.
+const TAR_NAME_BYTES: u64 = 100;
+
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("what").required(true).args(["export", "data_dir", "since"]))]
+#[command(group = ArgGroup::new("what").required(true).args(["file", "data_dir", "since"]))]
 pub(crate) struct VerifyArgs {
-    /// An export in JSON Lines, of all entries.
-    #[arg(value_name = "EXPORT")]
-    export: Option<PathBuf>,
-    /// A CA's data directory, or a backup of one. Nothing in it is changed.
+    /// An export in JSON Lines, of all entries; or a backup.
+    #[arg(value_name = "EXPORT|BACKUP.tar")]
+    file: Option<PathBuf>,
+    /// A CA's data directory, or a copy of one. Nothing in it is changed.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Whether the running CA's ledger begins with the checkpoint in this file.
@@ -86,7 +90,8 @@ pub(super) fn run(args: &VerifyArgs, out: &mut impl Write, format: Format) -> Re
         let checkpoint = args.open(&read_note(path)?).map_err(|problem| CliError::Failed(format!("{}: {problem}", path.display())))?;
         examined.expect(format!("the checkpoint in {}", path.display()), checkpoint);
     }
-    let notes = match (&args.export, &args.data_dir) {
+    let notes = match (&args.file, &args.data_dir) {
+        (Some(file), _) if is_backup(file)? => read_backup(args, file, &mut examined)?,
         (Some(export), _) => read_export(args, export, &mut examined)?,
         (None, Some(directory)) => read_directory(args, directory, &mut examined)?,
         (None, None) => Vec::new(),
@@ -152,6 +157,27 @@ fn read_export(args: &VerifyArgs, path: &Path, examined: &mut Examined) -> Resul
     }
     bar.finish_and_clear();
     Ok(Vec::new())
+}
+
+/// An export is text, and a tar file has zeros behind the name of its first member.
+fn is_backup(path: &Path) -> Result<bool, CliError> {
+    let mut beginning = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(TAR_NAME_BYTES).read_to_end(&mut beginning));
+    read.map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))?;
+    Ok(beginning.contains(&0))
+}
+
+/// Reads a backup, which is not unpacked.
+fn read_backup(args: &VerifyArgs, path: &Path, examined: &mut Examined) -> Result<Vec<String>, CliError> {
+    let broken = |problem: String| CliError::Failed(format!("{}: {problem}", path.display()));
+    let bar = progress(std::fs::metadata(path).map_err(|error| broken(error.to_string()))?.len(), "bytes");
+    let entry = |index, bytes: &[u8]| examined.entry(index, bytes, None).map_err(|finding| finding.to_string());
+    let verified = backup::verify(path, entry, |bytes| bar.inc(bytes)).map_err(|error| CliError::Failed(error.to_string()))?;
+    bar.finish_and_clear();
+    let checkpoint = args.open(&verified.note).map_err(|problem| broken(format!("its checkpoint: {problem}")))?;
+    examined.reached("the checkpoint in the backup".into(), checkpoint)?;
+    let previous = "logs that this one continues are in the backup, too: unpack it, and verify each by `--data-dir DIR/previous/ID`";
+    Ok(if verified.has_previous { vec![previous.to_owned()] } else { Vec::new() })
 }
 
 /// Reads the log in a data directory, and what is derived from it.
