@@ -155,6 +155,50 @@ fn a_disruption_budget_comes_with_a_second_replica_only() {
     assert_eq!(find(&rendered, "PodDisruptionBudget", "chancery-ca")["spec"]["maxUnavailable"], 1);
 }
 
+#[test]
+fn the_kubelet_brings_the_plugin_what_it_needs() {
+    let lab = Lab::new().unwrap();
+    let Some(chart) = Chart::new(&lab) else { return };
+    let rendered = chart.render("csi: {tokenSeconds: 900}");
+    let config = find(&rendered, "ConfigMap", "chancery-agent")["data"]["agent.toml"].as_str().unwrap();
+    let csi = &config.parse::<toml::Table>().unwrap()["csi"];
+    let expected = json!({
+        "attachRequired": false,
+        "podInfoOnMount": true,
+        "fsGroupPolicy": "None",
+        "volumeLifecycleModes": ["Ephemeral"],
+        "requiresRepublish": true,
+        "serviceAccountTokenInSecrets": true,
+        "tokenRequests": [{"audience": csi["audience"].as_str().unwrap(), "expirationSeconds": 900}],
+    });
+    assert_eq!(find(&rendered, "CSIDriver", csi["driver"].as_str().unwrap())["spec"], expected);
+}
+
+#[test]
+fn the_agent_can_mount_into_pods_which_keep_their_sockets_when_it_is_replaced() {
+    let lab = Lab::new().unwrap();
+    let Some(chart) = Chart::new(&lab) else { return };
+    let rendered = chart.render("");
+    let agent = pod(find(&rendered, "DaemonSet", "chancery-agent"));
+    let container = &agent["containers"][0];
+    let context = &container["securityContext"];
+    assert_eq!((&context["privileged"], &context["readOnlyRootFilesystem"]), (&json!(true), &json!(true)));
+    assert_eq!(context["capabilities"], json!({"drop": ["ALL"]}));
+    assert!(container["env"].as_array().unwrap().iter().any(|variable| variable["name"] == "NODE_NAME"));
+    let find = |all: &Value, name: &str| all.as_array().unwrap().iter().find(|found| found["name"] == name).unwrap().clone();
+    for (name, path) in [
+        ("run", "/run/chancery"),
+        ("plugin", "/var/lib/kubelet/plugins/csi.chancery.dev"),
+        ("registry", "/var/lib/kubelet/plugins_registry"),
+        ("pods", "/var/lib/kubelet/pods"),
+    ] {
+        assert_eq!(find(&agent["volumes"], name)["hostPath"]["path"], path);
+        let mount = find(&container["volumeMounts"], name);
+        assert_eq!(mount["mountPath"], path, "paths are the kubelet's own");
+        assert_eq!(mount["mountPropagation"], if name == "pods" { json!("Bidirectional") } else { Value::Null }, "{name}");
+    }
+}
+
 /// Whether a selector's `matchLabels` are all on these pods.
 fn selects(selector: &Value, labels: &Value) -> bool {
     let wanted = selector.as_object().unwrap();
