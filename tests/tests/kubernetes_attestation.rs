@@ -174,25 +174,19 @@ async fn the_first_requests_of_a_thousand_pods_make_fewer_than_twenty_calls_of_t
     let Some(server) = shared().await.unwrap() else { return };
     let place = Place::new(&server, HOUR).await.unwrap();
     let agent = place.agent("\n[limits]\nworkloads = 2000\n").await.unwrap();
-    let mut tokens = Vec::with_capacity(PODS);
     for start in (0..PODS).step_by(AT_ONCE) {
-        let mut creating = JoinSet::new();
+        let mut starting = JoinSet::new();
         for number in start..PODS.min(start + AT_ONCE) {
             let (admin, namespace, node) = (place.of.admin.clone(), place.of.shop.clone(), place.of.node.name.clone());
-            creating.spawn(async move {
+            let socket = agent.sds_socket.clone();
+            // As soon as there is a token, as with the kubelet.
+            starting.spawn(async move {
                 let pod = admin.pod(&namespace, &format!("cart-{number}"), "cart", &node).await.unwrap();
-                admin.token(&pod, "chancery", HOUR).await.unwrap()
+                let token = admin.token(&pod, "chancery", HOUR).await.unwrap();
+                secrets::fetch(&socket, Some(&token), SOON).await.map(drop).map_err(|error| error.to_string())
             });
         }
-        tokens.extend(creating.join_all().await);
-    }
-    while !tokens.is_empty() {
-        let mut fetching = JoinSet::new();
-        for token in tokens.drain(..AT_ONCE.min(tokens.len())) {
-            let socket = agent.sds_socket.clone();
-            fetching.spawn(async move { secrets::fetch(&socket, Some(&token), SOON).await.map(drop).map_err(|error| error.to_string()) });
-        }
-        for outcome in fetching.join_all().await {
+        for outcome in starting.join_all().await {
             outcome.unwrap();
         }
     }

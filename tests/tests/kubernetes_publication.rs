@@ -117,6 +117,18 @@ async fn every_copy_is_the_bundle_before_during_and_after_a_change_of_the_root()
 }
 
 #[tokio::test]
+async fn a_bundle_that_changes_while_the_api_server_is_away_is_everywhere_once_it_is_back() {
+    let Some(mut server) = ApiServer::start().await.unwrap() else { return };
+    let place = Place::allowed(&server).await;
+    place.copies_are_the_bundle(1).await;
+    server.kill().unwrap();
+    place.root(&["prepare", "--reason", "a test"]).unwrap();
+    place.root(&["publish", "--reason", "a test"]).unwrap();
+    server.run().await.unwrap();
+    place.copies_are_the_bundle(2).await;
+}
+
+#[tokio::test]
 async fn where_only_the_beta_of_cluster_trust_bundles_is_served_that_is_kept() {
     let Some(server) = ApiServer::start_with(BETA_ALONE).await.unwrap() else { return };
     let place = Place::allowed(&server).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chancery_identity::Clock;
 use futures_util::{Stream, StreamExt};
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 
 use super::records::Table;
 use crate::kubernetes::{ApiError, Event};
@@ -22,6 +23,8 @@ pub(super) struct Informer<T> {
     what: &'static str,
     clock: Arc<dyn Clock>,
     table: RwLock<T>,
+    /// Those who wait for something to be in the table.
+    told: Arc<Notify>,
     progress: Mutex<Progress>,
 }
 
@@ -64,9 +67,10 @@ pub enum Standing {
 }
 
 impl<T: Table> Informer<T> {
-    pub(super) fn new(cluster: &str, what: &'static str, clock: Arc<dyn Clock>) -> Arc<Self> {
+    /// Wakes `told` with every object that is new or has changed.
+    pub(super) fn new(cluster: &str, what: &'static str, clock: Arc<dyn Clock>, told: Arc<Notify>) -> Arc<Self> {
         let cluster = cluster.to_owned();
-        Arc::new(Self { cluster, what, clock, table: RwLock::default(), progress: Mutex::default() })
+        Arc::new(Self { cluster, what, clock, table: RwLock::default(), told, progress: Mutex::default() })
     }
 
     /// For a look at it, not to be held.
@@ -153,7 +157,10 @@ impl<T: Table> Informer<T> {
                 (progress.synced, progress.listing) = (true, false);
                 tracing::info!(cluster = self.cluster, objects, "the cluster's {} are known", self.what);
             }
-            Event::Apply(object) => self.table.write().unwrap_or_else(PoisonError::into_inner).apply(&object),
+            Event::Apply(object) => {
+                self.table.write().unwrap_or_else(PoisonError::into_inner).apply(&object);
+                self.told.notify_waiters();
+            }
             Event::Delete(object) => self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&object),
         }
     }

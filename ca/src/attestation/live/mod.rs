@@ -2,10 +2,10 @@
 //! account still the same?
 //!
 //! All pods and service accounts are watched, so that nearly every token is answered for out of memory ([`records`], [`informer`]). About
-//! one that the watch does not know the API server is asked ([`reviews`]). Whether it can be asked never decides against anybody: while it
-//! is away, or its pods have not been listed, the answer is an [`Obstacle`], after which the same request is made again. Whether a pod that
-//! nothing is known about may renew while nobody has answered since the start of the CA ([`Obstacle::Unheard`]) is decided by whoever knows
-//! what was issued.
+//! one that the watch does not tell of within a moment the API server is asked ([`reviews`]). Whether it can be asked never decides against
+//! anybody: while it is away, or its pods have not been listed, the answer is an [`Obstacle`], after which the same request is made again.
+//! Whether a pod that nothing is known about may renew while nobody has answered since the start of the CA ([`Obstacle::Unheard`]) is
+//! decided by whoever knows what was issued.
 
 mod informer;
 mod records;
@@ -14,6 +14,7 @@ mod reviews;
 mod tests;
 mod verdict;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -37,6 +38,8 @@ use records::{Account, Accounts, Known, Pod, Pods};
 use reviews::{AT_ONCE, Outcome, Reviews};
 use verdict::{judge_account, judge_pod, judge_review};
 
+/// How long the watch may be behind until somebody who came first is asked about.
+const LAG: Duration = Duration::from_millis(100);
 /// Before settings that lead to no API server are tried again.
 const RECONNECT: Duration = Duration::from_secs(5);
 /// How old what a watch tells can be without anybody noticing: a watch that died in silence is found when it should have ended.
@@ -110,6 +113,8 @@ pub(super) struct Live {
     /// Held while connecting.
     connecting: Mutex<()>,
     reconnect: Notify,
+    /// Woken whenever the watches tell of something.
+    told: Arc<Notify>,
     pods: Arc<Informer<Pods>>,
     accounts: Arc<Informer<Accounts>>,
     reviews: Reviews,
@@ -126,14 +131,16 @@ struct Connected {
 
 impl Live {
     pub(super) fn new(cluster: &str, settings: KubernetesSettings, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let told: Arc<Notify> = Arc::default();
         Arc::new(Self {
             cluster: cluster.to_owned(),
             settings,
             server: ArcSwapOption::empty(),
             connecting: Mutex::default(),
             reconnect: Notify::new(),
-            pods: Informer::new(cluster, "pods", Arc::clone(&clock)),
-            accounts: Informer::new(cluster, "service accounts", Arc::clone(&clock)),
+            pods: Informer::new(cluster, "pods", Arc::clone(&clock), Arc::clone(&told)),
+            accounts: Informer::new(cluster, "service accounts", Arc::clone(&clock), Arc::clone(&told)),
+            told,
             clock,
             reviews: Reviews::new(),
             operators: Verdicts::new(),
@@ -188,7 +195,10 @@ impl Live {
 
     /// Holds a workload's token against the cluster.
     pub(super) async fn confirm(&self, text: &str, token: &VerifiedToken, audiences: &[String]) -> Result<(), Doubt> {
-        let unknowing = self.look(token).map_err(Doubt::Mismatch)?;
+        let mut unknowing = self.look(token).map_err(Doubt::Mismatch)?;
+        if unknowing.contains(&Standing::Synced) {
+            unknowing = self.look_for_a_while(token).await.map_err(Doubt::Mismatch)?;
+        }
         if unknowing.is_empty() {
             return Ok(());
         }
@@ -274,6 +284,24 @@ impl Live {
             (Known::Fits, Known::Unknown) => Ok(vec![accounts()]),
             (Known::Unknown, Known::Unknown) => Ok(vec![pods(), accounts()]),
         }
+    }
+
+    /// The token of a new pod may be here a moment before the watch tells of the pod, which costs less than asking.
+    async fn look_for_a_while(&self, token: &VerifiedToken) -> Result<Vec<Standing>, Mismatch> {
+        let known = async {
+            loop {
+                let told = self.told.notified();
+                let mut told = pin!(told);
+                // From here on nothing is missed.
+                told.as_mut().enable();
+                let unknowing = self.look(token)?;
+                if unknowing.is_empty() {
+                    return Ok(unknowing);
+                }
+                told.await;
+            }
+        };
+        tokio::time::timeout(LAG, known).await.unwrap_or_else(|_| self.look(token))
     }
 
     /// Why the API server is not asked although these tables cannot tell. A table that has been listed once has had its say: what it does not

@@ -291,6 +291,21 @@ async fn while_the_api_server_is_away_known_pods_are_believed_and_new_ones_wait(
     assert_eq!(live.status().standing, Standing::Synced);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_token_comes_a_moment_before_the_watch_tells_of_it_is_not_asked_about() {
+    let clock = TestClock::new();
+    let live = live(&clock);
+    live.pods.follow(stream::iter([Event::Init, Event::InitDone].map(Ok))).await;
+    live.accounts.follow(stream::iter([Event::Init, Event::InitApply(account(ACCOUNT_UID)), Event::InitDone].map(Ok))).await;
+    let (token, audiences) = (token(), audiences());
+    let told = async {
+        tokio::time::sleep(LAG / 2).await;
+        live.pods.follow(stream::iter([Ok(Event::Apply(pod()))])).await;
+    };
+    let (confirmed, ()) = tokio::join!(live.confirm("text", &token, &audiences), told);
+    assert_eq!((reason(confirmed), live.status().reviews), (Ok(()), ReviewCounts::default()));
+}
+
 #[tokio::test]
 async fn a_pod_is_known_to_be_gone_when_it_was_seen_to_go_or_is_missing_for_long() {
     let clock = TestClock::new();

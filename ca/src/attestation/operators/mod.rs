@@ -236,7 +236,10 @@ impl fmt::Display for Right {
 
 #[cfg(test)]
 mod tests {
+    use chancery_identity::SystemClock;
+
     use super::*;
+    use crate::attestation::ClusterSettings;
 
     fn token(claims: &str) -> String {
         format!("{}.{}.c2ln", URL_SAFE_NO_PAD.encode("{}"), URL_SAFE_NO_PAD.encode(claims))
@@ -262,6 +265,31 @@ mod tests {
         for text in ["", "a-static-token", &format!("{good}.more"), &format!("{good}{}", "A".repeat(MAX_TOKEN_BYTES))] {
             assert!(!is_for_operators(text));
         }
+    }
+
+    #[tokio::test]
+    async fn whose_api_server_is_asked_is_never_chosen_by_the_token() {
+        let cluster = |name: &str, operators: bool| -> ClusterSettings {
+            let text = format!(
+                "name = \"{name}\"\nissuer = \"https://k\"\nservice_accounts = [\"*\"]\noperators = {operators}\n\
+                 kubernetes = {{ kubeconfig = \"/nonexistent/{name}\" }}"
+            );
+            toml::from_str(&text).unwrap()
+        };
+        let settings = vec![cluster("east", true), cluster("north", false), cluster("west", true)];
+        let clusters = Clusters::new("example.org".parse().unwrap(), settings.clone(), Arc::new(SystemClock)).unwrap();
+        let right = Right { verb: Verb::Get, resource: Resource::Log };
+        let token = token(r#"{"iss": "https://k", "aud": ["chancery-admin"]}"#);
+        let ask = async |cluster: Option<&str>| clusters.operator(cluster, &token, right, || true).await.unwrap_err();
+        assert_eq!(ask(None).await, OperatorError::WhichCluster { names: vec!["east".into(), "west".into()] });
+        assert_eq!([ask(Some("north")).await, ask(Some("south")).await], [OperatorError::NoCluster, OperatorError::NoCluster]);
+        let away = ask(Some("west")).await;
+        assert!(
+            matches!(&away, OperatorError::Away { cluster, problem } if cluster == "west" && problem.contains("/nonexistent/west")),
+            "{away}"
+        );
+        clusters.replace(settings[..2].to_vec()).unwrap();
+        assert!(matches!(ask(None).await, OperatorError::Away { cluster, .. } if cluster == "east"), "the only one");
     }
 
     #[test]
