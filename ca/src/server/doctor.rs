@@ -176,7 +176,7 @@ impl Facts {
             Level::Warn,
             &|agent| settled && agent.connected && agent.trust_sequence < self.trust_sequence,
             "without the newest trust state",
-            "see its log for why it refused it",
+            "see its log: it refused it, or hangs",
         );
         find(
             Level::Warn,

@@ -28,10 +28,10 @@ pub(super) struct GateReport {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct MissingRow {
     kind: String,
-    pub(super) name: String,
+    name: String,
     node: String,
     agent: String,
-    pub(super) reason: String,
+    reason: String,
     nack: String,
 }
 
@@ -65,6 +65,14 @@ impl GateReport {
             rows(out, format, &["kind", "name", "node", "reason", "nack"], &missing)?;
         }
         Ok(())
+    }
+}
+
+impl MissingRow {
+    /// Who, where and why, in a sentence.
+    pub(super) fn told(&self) -> String {
+        let Self { name, node, reason, .. } = self;
+        if node.is_empty() { format!("{name} {reason}") } else { format!("{name} (node {node}) {reason}") }
     }
 }
 

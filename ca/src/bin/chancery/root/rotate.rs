@@ -241,7 +241,7 @@ impl<W: Write> Walk<'_, W> {
                 self.bar = progress(report.counted);
             }
             self.bar.set_position(report.counted.saturating_sub(report.missing_total));
-            let first = report.missing.first().map(|one| format!(": {} {}", one.name, one.reason)).unwrap_or_default();
+            let first = report.missing.first().map(|one| format!(": {}", one.told())).unwrap_or_default();
             self.bar.set_message(format!("until it can be {}{first}", word(to)));
             return Ok(());
         }
@@ -274,7 +274,7 @@ fn is_away(code: Code) -> bool {
 
 fn late(report: &GateReport) -> CliError {
     for one in report.missing.iter().take(NAMED) {
-        remark(format!("missing: {} {}", one.name, one.reason));
+        remark(format!("missing: {}", one.told()));
     }
     CliError::Failed(format!("the deadline has come, and the root stays where it is: {}", report.obstacles.join("; ")))
 }
