@@ -212,14 +212,14 @@ fn services_and_policies_are_about_the_pods_and_ports_that_there_are() {
     let rendered = chart.render("");
     let labels = |kind: &str, name: &str| &find(&rendered, kind, name)["spec"]["template"]["metadata"]["labels"];
     let (ca, agent) = (labels("StatefulSet", "chancery-ca"), labels("DaemonSet", "chancery-agent"));
-    let ports = |kind: &str, name: &str| {
-        let ports = pod(find(&rendered, kind, name))["containers"][0]["ports"].as_array().unwrap();
-        ports.iter().map(|port| port["name"].clone()).collect::<Vec<_>>()
-    };
-    for object in rendered.iter().filter(|object| object["kind"] == "Service") {
-        assert!(selects(&object["spec"]["selector"], ca) && !selects(&object["spec"]["selector"], agent), "{object}");
-        let target = &object["spec"]["ports"][0]["targetPort"];
-        assert!(ports("StatefulSet", "chancery-ca").contains(target), "{target}");
+    let ports = json!([{"name": "tls", "containerPort": 8443}, {"name": "metrics", "containerPort": 9464}]);
+    assert_eq!(pod(find(&rendered, "StatefulSet", "chancery-ca"))["containers"][0]["ports"], ports);
+    let config = find(&rendered, "ConfigMap", "chancery-ca")["data"]["ca.toml"].as_str().unwrap();
+    assert!(config.contains("\nlisten = \"0.0.0.0:8443\"\nhttp_listen = \"0.0.0.0:9464\"\n"), "{config}");
+    for (name, port, target) in [("chancery-ca", 8443, "tls"), ("chancery-ca-metrics", 9464, "metrics")] {
+        let service = &find(&rendered, "Service", name)["spec"];
+        assert!(selects(&service["selector"], ca) && !selects(&service["selector"], agent), "{name}");
+        assert_eq!((&service["ports"][0]["port"], &service["ports"][0]["targetPort"]), (&json!(port), &json!(target)), "{name}");
     }
     for (name, own, other) in [("chancery-ca", ca, agent), ("chancery-agent", agent, ca)] {
         let policy = &find(&rendered, "NetworkPolicy", name)["spec"];
@@ -232,7 +232,6 @@ fn services_and_policies_are_about_the_pods_and_ports_that_there_are() {
     let [tls, metrics] = &policy["ingress"].as_array().unwrap()[..] else { panic!("{policy}") };
     assert_eq!((&tls["ports"], &metrics["ports"]), (&json!([{"port": "tls"}]), &json!([{"port": "metrics"}])));
     assert!(tls["from"].as_array().unwrap().len() == 1 && selects(&tls["from"][0]["podSelector"]["matchLabels"], agent), "{tls}");
-    assert_eq!(ports("StatefulSet", "chancery-ca"), ["tls", "metrics"]);
 
     let policy = &find(&rendered, "NetworkPolicy", "chancery-agent")["spec"];
     assert_eq!(
@@ -241,6 +240,18 @@ fn services_and_policies_are_about_the_pods_and_ports_that_there_are() {
     );
     let [_dns, to_ca] = &policy["egress"].as_array().unwrap()[..] else { panic!("{policy}") };
     assert!(selects(&to_ca["to"][0]["podSelector"]["matchLabels"], ca) && to_ca["ports"][0]["port"] == 8443, "{to_ca}");
+}
+
+#[test]
+fn the_ledgers_volume_outlives_an_uninstall() {
+    let lab = Lab::new().unwrap();
+    let Some(chart) = Chart::new(&lab) else { return };
+    let rendered = chart.render("");
+    let spec = &find(&rendered, "StatefulSet", "chancery-ca")["spec"];
+    assert_eq!(spec["persistentVolumeClaimRetentionPolicy"], json!({"whenDeleted": "Retain", "whenScaled": "Retain"}));
+    let data = &spec["volumeClaimTemplates"][0]["metadata"]["name"];
+    let mounts = pod(find(&rendered, "StatefulSet", "chancery-ca"))["containers"][0]["volumeMounts"].as_array().unwrap();
+    assert!(mounts.iter().any(|mount| mount["name"] == *data && mount["mountPath"] == "/var/lib/chancery"));
 }
 
 #[test]
