@@ -46,7 +46,7 @@ use zeroize::Zeroizing;
 use crate::attestation::{AttestedAgent, AttestedWorkload, Caller, Clusters, Holder};
 use crate::authority::{Authority, Issuer, LeafRequest, UnrecordedLeaf};
 use crate::ledger::acts::{Applicant, State};
-use crate::ledger::{Body, IdentityFilter, Issuance as Entry, Ledger, LedgerError, Provenance, Refusals};
+use crate::ledger::{Body, Identity, IdentityFilter, Issuance as Entry, Ledger, LedgerError, Provenance, Refusals};
 
 use policy::{Asked, Decision, Workload};
 pub use policy::{Policy, PolicySettings};
@@ -203,17 +203,26 @@ impl Issuance {
 
     /// The first SVID of an agent or sidecar that proved itself by its token.
     pub async fn issue_agent(&self, attested: &AttestedAgent, csr: &[u8], request_id: Uuid) -> Result<Issued, Refusal> {
-        self.issue_own(attested.caller(), Some(attested.token()), csr, request_id, IssueReason::Join).await
+        self.issue_own(attested.caller(), Some(attested.token()), String::new(), csr, request_id).await
     }
 
     /// A new SVID for an agent or sidecar, on the strength of the one it has.
     pub async fn renew_agent(&self, caller: &Caller, csr: &[u8], request_id: Uuid) -> Result<Issued, Refusal> {
-        if !self.clusters.contains(caller.cluster()) {
-            let refusal = Refusal::unknown_cluster(caller.cluster());
+        let before = self.issued_before(caller).await;
+        let obstacle = match (caller.holder(), &before) {
+            _ if !self.clusters.contains(caller.cluster()) => Some(Refusal::unknown_cluster(caller.cluster())),
+            (Holder::Sidecar { pod }, Some(before)) if self.clusters.is_gone(caller.cluster(), pod, before.time) => {
+                Some(Refusal::gone(pod))
+            }
+            _ => None,
+        };
+        if let Some(refusal) = obstacle {
             self.note(caller.id().as_str(), &request_id.to_string(), &refusal);
             return Err(refusal);
         }
-        self.issue_own(caller, None, csr, request_id, IssueReason::AgentRenewal).await
+        // The SVID names the node by UID alone, which an auditor would have to look up.
+        let known_node = before.map(|before| before.issuance.node).unwrap_or_default();
+        self.issue_own(caller, None, known_node, csr, request_id).await
     }
 
     /// Remembers a refusal that came before the cycle: a joining caller whose token was not believed.
@@ -227,11 +236,11 @@ impl Issuance {
         &self,
         caller: &Caller,
         token: Option<&VerifiedToken>,
+        known_node: String,
         csr: &[u8],
         request_id: Uuid,
-        reason: IssueReason,
     ) -> Result<Issued, Refusal> {
-        let known_node = if token.is_none() { self.known_node(caller).await } else { String::new() };
+        let reason = if token.is_some() { IssueReason::Join } else { IssueReason::AgentRenewal };
         let trust_sequence = self.authority.trust().borrow().sequence;
         let subject = Subject { caller, token, known_node, request_id, reason, trust_sequence };
         let mut attempt = 1;
@@ -251,14 +260,10 @@ impl Issuance {
         outcome
     }
 
-    /// The name of the node that the holder's entry before has: the SVID names it by UID alone, which an auditor would have to look up.
-    async fn known_node(&self, caller: &Caller) -> String {
+    /// The newest SVID of an agent or sidecar, as far as the ledger can be asked: that it cannot is no reason to refuse.
+    async fn issued_before(&self, caller: &Caller) -> Option<Identity> {
         let filter = IdentityFilter { spiffe_id: Some(caller.id().clone()), ..IdentityFilter::default() };
-        match self.ledger.list(&filter, 1, None).await {
-            Ok(page) => page.identities.into_iter().next().map(|before| before.issuance.node).unwrap_or_default(),
-            // A name for convenience is no reason to refuse.
-            Err(_) => String::new(),
-        }
+        self.ledger.list(&filter, 1, None).await.ok()?.identities.pop()
     }
 
     /// Steps 1 to 5 for a workload.

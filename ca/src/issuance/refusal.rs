@@ -50,6 +50,11 @@ impl Refusal {
         AttestationError::UnknownCluster(cluster.to_owned()).into()
     }
 
+    /// A sidecar whose pod its cluster has no more.
+    pub(super) fn gone(pod: Uuid) -> Self {
+        Self::new("pod_gone", format!("the sidecar's pod {pod} is gone; a pod has a sidecar while it exists"), false)
+    }
+
     /// Whom an operator banned, or revoked without allowing more.
     pub(super) fn forbidden(obstacle: String) -> Self {
         Self::new("forbidden", obstacle, false)

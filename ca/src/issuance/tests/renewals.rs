@@ -1,6 +1,7 @@
-//! Whom the ledger knows: pods with a certificate that is good, under the very same names and UIDs.
+//! Renewals that no token speaks for; and whom the ledger knows: pods with a good certificate, under the very same names and UIDs.
 
 use super::*;
+use crate::attestation::testing::watched;
 use crate::ledger::acts::Subject;
 
 async fn verified(f: &Fixture, pod: &str) -> VerifiedToken {
@@ -52,4 +53,22 @@ async fn what_a_sidecar_joined_with_vouches_for_nobody() {
     let (csr, _) = csr::generate(KeyType::EcdsaP256, None).unwrap();
     f.issuance.issue_agent(&attested, &csr, Uuid::new_v4()).await.unwrap();
     assert!(!f.issuance.has_certificate(attested.token()).await);
+}
+
+#[tokio::test]
+async fn a_sidecar_whose_pod_is_gone_renews_no_more() {
+    let f = fixture().await;
+    let mut renewed = Vec::new();
+    for pod in ["there", "gone"] {
+        let attested = f.clusters.attest_agent("east", Role::Sidecar, &f.token(pod)).await.unwrap();
+        let (csr, _) = csr::generate(KeyType::EcdsaP256, None).unwrap();
+        f.issuance.issue_agent(&attested, &csr, Uuid::new_v4()).await.unwrap();
+        let [there, gone] = ["there", "gone"].map(|name| pod_uid("shop", name));
+        let clusters = watched(&[there, gone], &[there], f.ca.clock.clone()).await;
+        let policy = Policy::new("example.org".parse().unwrap(), PolicySettings::default(), &clusters.settings()).unwrap();
+        let (authority, ledger, refusals) = (f.authority.clone(), f.ledger.clone(), f.refusals.clone());
+        let issuance = Issuance::new(authority, clusters, policy, ledger, refusals, f.counts.clone(), f.ca.clock.clone());
+        renewed.push(issuance.renew_agent(attested.caller(), &csr, Uuid::new_v4()).await.map(drop).map_err(|refusal| refusal.reason));
+    }
+    assert_eq!(renewed, [Ok(()), Err("pod_gone")]);
 }
