@@ -1,7 +1,5 @@
 //! Wires the agent together and ends it in order.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,10 +41,10 @@ async fn serve(path: PathBuf, config: Config, log: LogHandle) -> Result<(), Fail
 
     // Everything that can be refused is opened before the agent joins: a start that fails leaves no trace at the CA.
     let cluster = config.cluster.0.clone();
-    create_socket_directory(&config.sds.socket)?;
+    // First, since it leaves its directory open to proxies, and whoever else makes that leaves it to the agent alone.
+    let sds = sds::Server::bind(config.sds())?;
     let state_file = StateFile::open(&config.state_dir, config.allow_disk_state, config.trust_domain.clone(), cluster)?;
     let state = state_file.load(clock.now())?;
-    let sds = sds::Server::bind(config.sds())?;
     let places = config.csi().map(Places::take).transpose()?;
     let admin_listener = files::bind_socket(&config.admin_socket, admin::SOCKET_MODE)?;
     let http_listener = http::bind(config.http_listen).await?;
@@ -109,17 +107,6 @@ struct OnSds(sds::PodSockets);
 impl csi::Sockets for OnSds {
     fn serve(&self, listener: UnixListener, tenant: Tenant, stop: CancellationToken) {
         self.0.serve(listener, tenant, stop);
-    }
-}
-
-/// The proxies' users must be able to enter it; one that is there already is its owner's business.
-fn create_socket_directory(socket: &Path) -> std::io::Result<()> {
-    match socket.parent() {
-        Some(directory) if !directory.exists() => {
-            std::fs::create_dir_all(directory)?;
-            std::fs::set_permissions(directory, Permissions::from_mode(0o755))
-        }
-        _ => Ok(()),
     }
 }
 

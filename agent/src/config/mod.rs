@@ -247,9 +247,7 @@ impl Config {
             state: Some(state),
         }
     }
-}
 
-impl Config {
     /// What the service for proxies needs.
     pub fn sds(&self) -> sds::Settings {
         sds::Settings {

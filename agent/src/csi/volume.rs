@@ -54,15 +54,11 @@ impl Directories {
         Self { root }
     }
 
-    /// A volume's.
-    pub(super) fn path(&self, pod_uid: Uuid, volume_id: &str) -> PathBuf {
-        self.root.join(pod_uid.to_string()).join(Name::of(volume_id).as_str())
-    }
-
     /// Makes a volume's directory. One that is there stays: the pod has it mounted.
     pub(super) fn create(&self, pod_uid: Uuid, volume_id: &str) -> Result<PathBuf, VolumeError> {
-        let directory = self.path(pod_uid, volume_id);
-        for (path, mode) in [(directory.parent().unwrap_or(&self.root), PRIVATE), (&*directory, ENTERED_BY_THE_POD)] {
+        let pod = self.root.join(pod_uid.to_string());
+        let directory = pod.join(Name::of(volume_id).as_str());
+        for (path, mode) in [(&pod, PRIVATE), (&directory, ENTERED_BY_THE_POD)] {
             match std::fs::create_dir(path) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(VolumeError::io(path, "create")(error)),
                 _ => {}

@@ -23,6 +23,8 @@ mod socket;
 pub mod stream;
 pub mod tokens;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -56,6 +58,7 @@ const STREAM_WINDOW_BYTES: u32 = 8 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024;
 /// Between two summaries for the CA.
 const SUMMARY_PAUSE: Duration = Duration::from_millis(25);
+const ENTERED_BY_PROXIES: u32 = 0o755;
 /// Proxies get this long to close their connections.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
@@ -154,9 +157,13 @@ struct Context {
 impl Server {
     /// Listens. A socket that a dead process left behind is replaced, a living one's is refused. Must be called within a tokio runtime.
     pub fn bind(settings: Settings) -> Result<Self, FileError> {
-        if let Some(directory) = settings.socket.parent() {
+        if let Some(directory) = settings.socket.parent().filter(|directory| !directory.exists()) {
+            let created = std::fs::create_dir_all(directory).and_then(|()| {
+                // Whatever the umask is, proxies must be able to enter. One that is there already is its owner's business.
+                std::fs::set_permissions(directory, Permissions::from_mode(ENTERED_BY_PROXIES))
+            });
             let action = "create the directory of the socket";
-            std::fs::create_dir_all(directory).map_err(|error| FileError::Io { path: directory.to_owned(), action, error })?;
+            created.map_err(|error| FileError::Io { path: directory.to_owned(), action, error })?;
         }
         let listener = bind_socket(&settings.socket, settings.socket_mode)?;
         let numbers = socket::Numbers::default();

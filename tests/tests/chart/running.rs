@@ -101,6 +101,9 @@ async fn what_is_installed_gives_a_pod_its_certificate_with_the_rights_of_the_ch
     let mut agent = start(&lab, &cluster, "chancery-agent", "run", &replaced);
     ready(&mut agent, agent_http).await;
 
+    // It made the directory, where proxies must be able to enter.
+    assert_eq!(lab.at("run").metadata().unwrap().permissions().mode() & 0o777, 0o755);
+
     let shop = cluster.admin.namespace("shop").await.unwrap();
     cluster.admin.account(&shop, "cart").await.unwrap();
     let pod = cluster.admin.pod(&shop, "cart-0", "cart", &node.name).await.unwrap();
