@@ -8,7 +8,7 @@ use std::time::Duration;
 use chancery_tests::ca::{CLUSTER, Ca};
 use chancery_tests::caller::Caller;
 use chancery_tests::kubernetes::ApiServer;
-use chancery_tests::kubernetes::place::{Territory, granted, refused};
+use chancery_tests::kubernetes::place::{Territory, by_kubeconfig, granted, refused};
 use chancery_tests::lab::Lab;
 use chancery_tests::node::Node;
 
@@ -38,7 +38,7 @@ async fn one_ca_serves_the_cluster_that_it_runs_in_and_another_each_by_its_own_a
     let Some(node) = Node::boot(&lab).await.unwrap() else { return };
     mount_account(&node, &own, &own_server).await;
 
-    let kubeconfig = format!("{{ kubeconfig = \"{}\" }}", other.ca_kubeconfig(&other_server).await.unwrap().display());
+    let kubeconfig = by_kubeconfig(&other.ca_kubeconfig(&other_server).await.unwrap());
     let sections = own.section(CLUSTER, "{ in_cluster = true }", &format!("{}/*", own.shop))
         + &other.section(OTHER, &kubeconfig, &format!("{}/*", other.shop));
     let mut ca = Ca::configure(&lab, &lab.at("ca"), HOUR, &sections).unwrap();

@@ -2,35 +2,27 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chancery_tests::ca::{CLUSTER, Ca};
-use chancery_tests::kubernetes::{ApiServer, ISSUER, shared};
+use chancery_tests::kubernetes::place::{Territory, by_kubeconfig};
+use chancery_tests::kubernetes::{ApiServer, shared};
 use chancery_tests::lab::Lab;
 use chancery_tests::wait;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(60);
 
-/// A kubeconfig of an account that may only what the CA needs.
-async fn kubeconfig(server: &ApiServer, verbs: &[&str]) -> String {
-    let admin = server.admin().await.unwrap();
-    let namespace = admin.namespace("system").await.unwrap();
-    admin.account(&namespace, "ca").await.unwrap();
-    admin.allow(&namespace, "ca", &json!([{"apiGroups": [""], "resources": ["pods", "serviceaccounts"], "verbs": verbs}])).await.unwrap();
-    let token = admin.unbound_token(&namespace, "ca", ISSUER, HOUR).await.unwrap();
-    std::fs::read_to_string(server.kubeconfig_for_token(&token).unwrap()).unwrap()
-}
-
-fn configured(lab: &Lab, kubeconfig: &str) -> Ca {
-    let file = lab.at("kubeconfig");
-    std::fs::write(&file, kubeconfig).unwrap();
-    let cluster = format!(
-        "\n[[cluster]]\nname = \"{CLUSTER}\"\nissuer = \"{ISSUER}\"\nservice_accounts = [\"*\"]\nkubernetes = {{ kubeconfig = \"{}\" }}\n",
-        file.display()
-    );
-    Ca::configure(lab, &lab.at("ca"), HOUR, &cluster).unwrap()
+/// The CA of a cluster, whose account may do no more than this with pods and service accounts; and its kubeconfig.
+async fn configured(server: &ApiServer, lab: &Lab, verbs: &[&str]) -> (Ca, PathBuf) {
+    let of = Territory::new(server).await.unwrap();
+    of.admin.forbid(&of.system, "ca").await.unwrap();
+    of.allow_ca(verbs).await.unwrap();
+    let kubeconfig = of.ca_kubeconfig(server).await.unwrap();
+    let cluster = of.section(CLUSTER, &by_kubeconfig(&kubeconfig), "*");
+    (Ca::configure(lab, &lab.at("ca"), HOUR, &cluster).unwrap(), kubeconfig)
 }
 
 /// Waits until the CA says this of itself, or no longer says it.
@@ -45,14 +37,15 @@ async fn status(ca: &Ca, words: &str, says: bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replaced_kubeconfig_is_taken_over_without_a_restart() {
     let Some(server) = shared().await.unwrap() else { return };
-    let (lab, good) = (Lab::new().unwrap(), kubeconfig(&server, &["get", "list", "watch"]).await);
-    let mut ca = configured(&lab, &good);
+    let lab = Lab::new().unwrap();
+    let (mut ca, kubeconfig) = configured(&server, &lab, &["get", "list", "watch"]).await;
+    let good = std::fs::read_to_string(&kubeconfig).unwrap();
     ca.run(&lab).await.unwrap();
     let mut expired: Value = serde_json::from_str(&good).unwrap();
     expired["users"][0]["user"]["token"] = "expired".into();
-    std::fs::write(lab.at("kubeconfig"), expired.to_string()).unwrap();
+    std::fs::write(&kubeconfig, expired.to_string()).unwrap();
     status(&ca, "does not accept the CA's credentials", true).await;
-    std::fs::write(lab.at("kubeconfig"), &good).unwrap();
+    std::fs::write(&kubeconfig, &good).unwrap();
     status(&ca, "has not been heard", false).await;
 }
 
@@ -60,7 +53,7 @@ async fn a_replaced_kubeconfig_is_taken_over_without_a_restart() {
 async fn a_ca_that_may_not_watch_pods_is_not_ready_and_says_what_it_must_be_allowed() {
     let Some(server) = shared().await.unwrap() else { return };
     let lab = Lab::new().unwrap();
-    let mut ca = configured(&lab, &kubeconfig(&server, &["get"]).await);
+    let (mut ca, _) = configured(&server, &lab, &["get"]).await;
     let ready = tokio::time::timeout(Duration::from_secs(5), ca.run(&lab)).await;
     assert!(ready.is_err(), "{ready:?}");
     status(&ca, "the pods of cluster", true).await;

@@ -5,8 +5,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use chancery_tests::ca::{CLUSTER, Ca};
-use chancery_tests::kubernetes::{Admin, ApiServer, ISSUER, shared};
+use chancery_tests::ca::Ca;
+use chancery_tests::kubernetes::place::{self, Territory};
+use chancery_tests::kubernetes::{Admin, ApiServer, shared};
 use chancery_tests::lab::Lab;
 use chancery_tests::{tools, wait};
 use k8s_openapi::api::certificates::{v1, v1beta1};
@@ -40,26 +41,15 @@ impl Place {
                 "verbs": ["get", "create", "patch"]}),
             json!({"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [SIGNER], "verbs": ["attest"]}),
         ];
-        Self::new(server, &rules).await
+        let of = Territory::new(server).await.unwrap();
+        of.admin.allow(&of.system, "ca", &json!(rules)).await.unwrap();
+        Self::of(server, of).await
     }
 
-    async fn new(server: &ApiServer, more_rules: &[Value]) -> Self {
-        let admin = server.admin().await.unwrap();
-        let namespace = admin.namespace("system").await.unwrap();
-        admin.account(&namespace, "ca").await.unwrap();
-        let mut rules = vec![json!({"apiGroups": [""], "resources": ["pods", "serviceaccounts"], "verbs": ["get", "list", "watch"]})];
-        rules.extend_from_slice(more_rules);
-        admin.allow(&namespace, "ca", &json!(rules)).await.unwrap();
-        let token = admin.unbound_token(&namespace, "ca", ISSUER, HOUR).await.unwrap();
-        let kubeconfig = server.kubeconfig_for_token(&token).unwrap();
-        let cluster = format!(
-            "\n[[cluster]]\nname = \"{CLUSTER}\"\nissuer = \"{ISSUER}\"\nservice_accounts = [\"*\"]\n\
-             kubernetes = {{ kubeconfig = \"{}\" }}\npublish = {{ namespaces = [\"{namespace}\"], signer_name = \"{SIGNER}\" }}\n",
-            kubeconfig.display()
-        );
-        let lab = Lab::new().unwrap();
-        let ca = Ca::start_in(&lab, &lab.at("ca"), HOUR, &cluster).await.unwrap();
-        Self { admin, namespace, ca, _lab: lab }
+    async fn of(server: &ApiServer, of: Territory) -> Self {
+        let publish = format!("publish = {{ namespaces = [\"{}\"], signer_name = \"{SIGNER}\" }}\n", of.system);
+        let place::Place { of, ca, lab, .. } = place::Place::with(server, of, HOUR, &publish).await.unwrap();
+        Self { admin: of.admin, namespace: of.system, ca, _lab: lab }
     }
 
     /// Waits until every copy is the bundle, which has so many roots.
@@ -147,7 +137,7 @@ async fn where_only_the_beta_of_cluster_trust_bundles_is_served_that_is_kept() {
 #[tokio::test]
 async fn a_ca_that_may_not_publish_says_what_it_must_be_allowed() {
     let Some(server) = shared().await.unwrap() else { return };
-    let place = Place::new(&server, &[]).await;
+    let place = Place::of(&server, Territory::new(&server).await.unwrap()).await;
     let findings = async || {
         let findings = place.ca.chancery(&["doctor"]).unwrap_or_else(|error| error.to_string());
         let expected = ["get, create and patch on the ConfigMap chancery-trust-bundle", "attest on the signer chancery.dev/mesh"];

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
 use chancery_proto::chancery::v1::{StatusRequest, WatchIdentitiesRequest};
 use chancery_tests::ca::{CLUSTER, Ca, TRUST_DOMAIN};
+use chancery_tests::kubernetes::place::{self, Territory};
 use chancery_tests::kubernetes::{Admin, ApiServer, ISSUER, shared};
 use chancery_tests::lab::Lab;
 use chancery_tests::{tools, wait};
@@ -36,36 +37,22 @@ struct Place {
 
 impl Place {
     async fn new(server: &ApiServer) -> Self {
-        Self::with(server, "operators = true").await
+        Self::with(server, "operators = true\n").await
     }
 
     async fn with(server: &ApiServer, more: &str) -> Self {
-        let admin = server.admin().await.unwrap();
-        let system = admin.namespace("system").await.unwrap();
-        for account in ["ca", "person", "operator"] {
-            admin.account(&system, account).await.unwrap();
+        let of = Territory::new(server).await.unwrap();
+        for account in ["person", "operator"] {
+            of.admin.account(&of.system, account).await.unwrap();
         }
-        let rules = json!([
-            {"apiGroups": [""], "resources": ["pods", "serviceaccounts"], "verbs": ["get", "list", "watch"]},
-            {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
-            {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
-        ]);
-        admin.allow(&system, "ca", &rules).await.unwrap();
+        let rights = json!([{"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]}]);
+        of.admin.allow(&of.system, "ca", &rights).await.unwrap();
         let tokens = json!([{"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]}]);
-        admin.allow(&system, "person", &tokens).await.unwrap();
-        let kubeconfig = async |account: &str| {
-            let token = admin.unbound_token(&system, account, ISSUER, HOUR).await.unwrap();
-            server.kubeconfig_for_token(&token).unwrap()
-        };
-        let (own, person) = (kubeconfig("ca").await, kubeconfig("person").await);
-        let cluster = format!(
-            "\n[[cluster]]\nname = \"{CLUSTER}\"\nissuer = \"{ISSUER}\"\nservice_accounts = [\"*\"]\n\
-             kubernetes = {{ kubeconfig = \"{}\" }}\n{more}\n",
-            own.display()
-        );
-        let lab = Lab::new().unwrap();
-        let ca = Ca::start_in(&lab, &lab.at("ca"), HOUR, &cluster).await.unwrap();
-        Self { admin, system, person, ca, _lab: lab }
+        of.admin.allow(&of.system, "person", &tokens).await.unwrap();
+        let own = of.admin.unbound_token(&of.system, "person", ISSUER, HOUR).await.unwrap();
+        let person = server.kubeconfig_for_token(&own).unwrap();
+        let place::Place { of, ca, lab, .. } = place::Place::with(server, of, HOUR, more).await.unwrap();
+        Self { admin: of.admin, system: of.system, person, ca, _lab: lab }
     }
 
     /// Lets the operators' service account do this, as a `ClusterRoleBinding` does.

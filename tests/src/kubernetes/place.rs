@@ -1,6 +1,6 @@
 //! A cluster with a node, and a CA that watches it with the rights of a service account of that cluster.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chancery_proto::chancery::v1::{Refusal, WorkloadRequest};
@@ -109,10 +109,14 @@ impl Territory {
 impl Place {
     /// A CA that issues for `lifetime` and reaches the API server by a kubeconfig.
     pub async fn new(server: &ApiServer, lifetime: Duration) -> Result<Self> {
-        let of = Territory::new(server).await?;
+        Self::with(server, Territory::new(server).await?, lifetime, "").await
+    }
+
+    /// The same, with these lines at the end of the cluster's section.
+    pub async fn with(server: &ApiServer, of: Territory, lifetime: Duration, more: &str) -> Result<Self> {
         let kubeconfig = of.ca_kubeconfig(server).await?;
         let lab = Lab::new()?;
-        let cluster = of.section(CLUSTER, &format!("{{ kubeconfig = \"{}\" }}", kubeconfig.display()), "*");
+        let cluster = of.section(CLUSTER, &by_kubeconfig(&kubeconfig), "*") + more;
         let ca = Ca::start_in(&lab, &lab.at("ca"), lifetime, &cluster).await?;
         Ok(Self { of, ca, kubeconfig, lab })
     }
@@ -160,6 +164,11 @@ impl Place {
         let own = format!("system:serviceaccount:{}:ca", self.of.system);
         Ok(server.calls()?.into_iter().filter(|call| call.user == own).collect())
     }
+}
+
+/// How a CA reaches an API server, in its configuration.
+pub fn by_kubeconfig(file: &Path) -> String {
+    format!("{{ kubeconfig = \"{}\" }}", file.display())
 }
 
 /// Asks for a certificate by this token: where the ledger has it, or why there is none.
