@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use chancery_proto::chancery::v1::agent_service_client::AgentServiceClient;
-use chancery_proto::chancery::v1::{JoinRequest, Role};
+use chancery_proto::chancery::v1::workload_result::Outcome;
+use chancery_proto::chancery::v1::{JoinRequest, Role, WorkloadRequest};
 use chancery_tests::ca::{CLUSTER, TRUST_DOMAIN};
 use chancery_tests::caller::Caller;
 use chancery_tests::kubernetes::ApiServer;
@@ -70,6 +71,43 @@ async fn without_the_api_server_known_pods_renew_and_who_is_new_waits_until_it_i
     assert_eq!(secrets.svid.id().to_string(), format!("spiffe://{TRUST_DOMAIN}/ns/{}/sa/cart", place.of.shop));
     assert_eq!([place.issued(&new[0]).unwrap(), place.issued(&new[1]).unwrap()], [1, 1]);
     proxy.answer(None, lifetime).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_api_server_that_says_nothing_holds_up_a_call_for_no_longer_than_one_question_and_no_known_pod_alone() {
+    const ONE_QUESTION: Duration = Duration::from_secs(8);
+    let Some(server) = ApiServer::start().await.unwrap() else { return };
+    let place = Place::new(&server, HOUR).await.unwrap();
+    let caller = place.caller(&place.of.node).await.unwrap();
+    let known = place.of.token(&place.of.pod("known").await.unwrap()).await.unwrap();
+    granted(&caller, &known).await.unwrap();
+    // The CA may not watch any more, and so does not know who is new.
+    place.of.admin.forbid(&place.of.system, "ca").await.unwrap();
+    place.of.allow_ca(&["get"]).await.unwrap();
+    place.renew_kubeconfig(&server).await.unwrap();
+    place.says("has not been heard").await.unwrap();
+    let mut tokens = vec![known];
+    for number in 0..4 {
+        tokens.push(place.of.token(&place.of.pod(&format!("new-{number}")).await.unwrap()).await.unwrap());
+    }
+
+    server.freeze().unwrap();
+    let begun = Instant::now();
+    ask(&caller, &tokens[0]).await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let requests = tokens.iter().map(|token| WorkloadRequest { token: token.clone(), ..caller.request().unwrap() }).collect();
+    let begun = Instant::now();
+    let mut outcomes = caller.call(requests).await.unwrap().into_iter().map(|result| result.outcome.unwrap());
+    assert!(begun.elapsed() < ONE_QUESTION, "{:?}", begun.elapsed());
+    assert!(matches!(outcomes.next().unwrap(), Outcome::Svid(_)));
+    for outcome in outcomes {
+        let Outcome::Refusal(refusal) = outcome else { panic!("nobody could tell") };
+        assert_eq!((refusal.reason.as_str(), refusal.retryable), ("api_server_away", true), "{}", refusal.message);
+    }
+    server.thaw().unwrap();
+    for token in &tokens {
+        granted(&caller, token).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

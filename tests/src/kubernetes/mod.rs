@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use rustix::process::Signal;
 
 pub use admin::{Admin, Node, Pod};
 pub use audit::Call;
@@ -107,6 +108,16 @@ impl ApiServer {
     /// SIGKILL, to the API server alone: etcd keeps what it holds.
     pub fn kill(&mut self) -> Result<()> {
         self.server.take().map_or(Ok(()), Process::kill)
+    }
+
+    /// It is there and says nothing (SIGSTOP).
+    pub fn freeze(&self) -> Result<()> {
+        self.server.as_ref().ok_or("not running")?.signal(Signal::STOP)
+    }
+
+    /// It goes on where it was frozen.
+    pub fn thaw(&self) -> Result<()> {
+        self.server.as_ref().ok_or("not running")?.signal(Signal::CONT)
     }
 
     /// Signs tokens with a new key from now on. The old ones stay published. The server is restarted for it.
