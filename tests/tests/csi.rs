@@ -373,9 +373,13 @@ async fn a_plugin_that_the_kubelet_refuses_ends_and_says_why() {
     let Some(mut cluster) = Cluster::unregistered(HOUR, "").await else { return };
     let (code, reasons) = http::get(cluster.agent.http, "/readyz").await.unwrap();
     assert!(code == 200 && reasons.contains(DRIVER) && reasons.contains("not registered"), "{reasons}");
-    std::fs::remove_file(cluster.kubelet.endpoint()).unwrap();
-    let (code, reasons) = http::get(cluster.agent.http, "/readyz").await.unwrap();
-    assert!(code == 503 && reasons.contains("csi.sock") && reasons.contains("removed"), "{code} {reasons}");
+    for (socket, name) in [(cluster.kubelet.endpoint(), "csi.sock"), (&cluster.kubelet.registration(), "-reg.sock")] {
+        let away = socket.with_extension("away");
+        std::fs::rename(socket, &away).unwrap();
+        let (code, reasons) = http::get(cluster.agent.http, "/readyz").await.unwrap();
+        assert!(code == 503 && reasons.contains(name) && reasons.contains("removed"), "{code} {reasons}");
+        std::fs::rename(&away, socket).unwrap();
+    }
     cluster.kubelet.refuse("no such driver").await.unwrap();
     let ended = cluster.agent.ended(SOON).await.unwrap();
     assert_eq!(ended.code(), Some(1));

@@ -22,7 +22,7 @@ mod volume;
 mod volumes;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use chancery_process::files::{self, FileError};
@@ -155,6 +155,8 @@ pub struct Plugin(Arc<Shared>);
 struct Shared {
     settings: Settings,
     endpoint: OpenSocket,
+    /// Where the kubelet finds the plugin, once it may.
+    announcement: OnceLock<OpenSocket>,
     volumes: Arc<Volumes>,
     stage: watch::Sender<Stage>,
 }
@@ -179,7 +181,7 @@ impl Places {
     pub fn plugin(self, svids: Svids, sockets: Arc<dyn Sockets>, metrics: Metrics) -> (Plugin, UnixListener) {
         let Self { settings, endpoint, listener, kept } = self;
         let volumes = Arc::new(Volumes::new(&settings, kept, svids, sockets, metrics));
-        let shared = Shared { settings, endpoint, volumes, stage: watch::Sender::default() };
+        let shared = Shared { settings, endpoint, announcement: OnceLock::new(), volumes, stage: watch::Sender::default() };
         (Plugin(Arc::new(shared)), listener)
     }
 }
@@ -193,6 +195,7 @@ impl Plugin {
         self.0.volumes.restore().await;
         let path = self.0.settings.registry_dir.join(format!("{}-reg.sock", self.0.settings.driver));
         let (announcement, announced) = OpenSocket::bind(path, SOCKET_MODE)?;
+        let announcement = self.0.announcement.get_or_init(|| announcement);
         self.0.stage.send_replace(Stage::Announced);
         let patience = async {
             shutdown.cancelled().await;
@@ -212,9 +215,10 @@ impl Plugin {
 
     /// Whether the kubelet can use the plugin.
     pub fn health(&self) -> Health {
-        let Shared { settings, endpoint, stage, .. } = &*self.0;
-        if !endpoint.is_there() {
-            let path = endpoint.path().display();
+        let Shared { settings, endpoint, announcement, stage, .. } = &*self.0;
+        // Without its announcement the kubelet forgets the plugin.
+        if let Some(gone) = std::iter::once(endpoint).chain(announcement.get()).find(|socket| !socket.is_there()) {
+            let path = gone.path().display();
             return Health::Unreachable(format!("{path}: the CSI plugin's socket was removed or replaced; restart the agent"));
         }
         match *stage.borrow() {
