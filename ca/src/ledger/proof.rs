@@ -1,4 +1,5 @@
-//! Which nodes of the tree a root or a proof is made of (RFC 6962 section 2.1), and how it is made of them.
+//! Which nodes of the tree a root or a proof is made of (RFC 6962 section 2.1; `ct_merkle` knows), and how it is made of the hashes that are
+//! kept.
 //!
 //! Pure: a [`Plan`] says what it needs, and is told the hashes. Every node that a plan names is the root of a complete subtree, so its hash
 //! never changes once it is known.
@@ -48,42 +49,24 @@ impl Plan {
 
     /// That the entry `index` is among the first `size`; it is.
     pub(super) fn inclusion(index: u64, size: u64) -> Self {
-        let mut entries = 0..size;
-        let mut hashes = Vec::new();
-        while entries.end - entries.start > 1 {
-            let middle = split(&entries);
-            if index < middle {
-                hashes.push(subtrees(middle..entries.end));
-                entries.end = middle;
-            } else {
-                hashes.push(subtrees(entries.start..middle));
-                entries.start = middle;
-            }
-        }
-        hashes.reverse();
-        Self { hashes }
+        Self::of(&ct_merkle::indices_for_inclusion_proof(size, index), size)
     }
 
     /// That the first `new` entries begin with the first `old`; `old` is not larger.
     pub(super) fn consistency(old: u64, new: u64) -> Self {
-        let mut entries = 0..new;
-        let mut hashes = Vec::new();
-        while old > 0 && entries.end > old {
-            let middle = split(&entries);
-            if old <= middle {
-                hashes.push(subtrees(middle..entries.end));
-                entries.end = middle;
-            } else {
-                hashes.push(subtrees(entries.start..middle));
-                entries.start = middle;
-            }
-        }
-        // Whoever verifies knows the root of the older tree, if that is a complete subtree.
-        if old > 0 && entries.start > 0 {
-            hashes.push(subtrees(entries));
-        }
-        hashes.reverse();
-        Self { hashes }
+        // That every tree begins with the empty one needs no proof.
+        let nodes = if old == 0 { Vec::new() } else { ct_merkle::indices_for_consistency_proof(old, new - old) };
+        Self::of(&nodes, new)
+    }
+
+    /// The hashes of `nodes` of the tree over the first `size` entries, numbered as RFC 9420 appendix C does.
+    fn of(nodes: &[u64], size: u64) -> Self {
+        let entries = |node: &u64| {
+            let height = node.trailing_ones();
+            let first = node >> (height + 1) << height;
+            first..size.min(first + (1 << height))
+        };
+        Self { hashes: nodes.iter().map(|node| subtrees(entries(node))).collect() }
     }
 
     /// Which hashes of which tiles are needed.
@@ -122,12 +105,6 @@ impl Node {
         let place = |index: u64| usize::try_from(index.checked_sub(part.first)?).ok();
         part.hashes.get(place(needed.start)?..place(needed.end)?).map(root_of)
     }
-}
-
-/// Where a tree of more than one entry is split: its left side is the largest complete subtree that is not all of it.
-fn split(entries: &Range<u64>) -> u64 {
-    let last = entries.end - entries.start - 1;
-    entries.start + (1 << last.ilog2())
 }
 
 /// The largest complete subtrees that make up `entries`, which begin where one of that size can.

@@ -1,8 +1,14 @@
-//! The Merkle tree of RFC 6962 section 2.1: its hashes, and what proofs prove (RFC 9162 sections 2.1.3.2 and 2.1.4.2, the same tree).
+//! The Merkle tree of RFC 6962 section 2.1: its hashes, and what proofs prove. Proofs are judged by `ct_merkle`, with this process's SHA-256.
 
 use aws_lc_rs::digest::{Context, SHA256, digest};
+use ct_merkle::digest::typenum::U32;
+use ct_merkle::digest::{FixedOutput, HashMarker, Output, OutputSizeUser, Update};
+use ct_merkle::{ConsistencyProof, InclusionProof, RootHash};
 
 use super::Checkpoint;
+
+/// The most entries of a tree, as `ct_merkle` numbers its nodes: 2^63.
+const MAX_ENTRIES: u64 = 1 << 63;
 
 /// SHA-256 of a node of the tree.
 pub type Hash = [u8; 32];
@@ -111,93 +117,65 @@ impl GrowingTree {
 /// Checks that `entry`, as it is stored, is the entry `index` of the tree of `checkpoint`.
 ///
 /// # Errors
-/// If `proof` (RFC 9162 section 2.1.3.1, the leaf's sibling first) does not show it.
+/// If `proof` (RFC 6962 section 2.1.1, the leaf's sibling first) does not show it.
 pub fn verify_inclusion(entry: &[u8], index: u64, checkpoint: &Checkpoint, proof: &[Hash]) -> Result<(), ProofError> {
     let size = checkpoint.size;
-    let mut place = Place { node: index, last: size.saturating_sub(1) };
     if index >= size {
         return Err(ProofError::BeyondCheckpoint { index, size });
     }
-    let mut root = leaf_hash(entry);
-    for sibling in proof {
-        match place.rise() {
-            None => return Err(ProofError::NotIncluded { index, size }),
-            Some(Side::Left) => root = node_hash(sibling, &root),
-            Some(Side::Right) => root = node_hash(&root, sibling),
-        }
-    }
-    if place.last == 0 && root == checkpoint.root { Ok(()) } else { Err(ProofError::NotIncluded { index, size }) }
+    let proof = InclusionProof::from_digests(proof.iter().map(Into::into));
+    let is_included = size <= MAX_ENTRIES && root_hash(checkpoint).verify_inclusion(&entry, index, &proof).is_ok();
+    if is_included { Ok(()) } else { Err(ProofError::NotIncluded { index, size }) }
 }
 
 /// Checks that the tree of `new` begins with the tree of `old`: nothing was removed or changed since.
 ///
 /// # Errors
-/// If `proof` (RFC 9162 section 2.1.4.1) does not show it; nothing is to be shown where one of them is empty or they are of one size.
+/// If `proof` (RFC 6962 section 2.1.2) does not show it; nothing is to be shown where the older one is empty or they are of one size.
 pub fn verify_consistency(old: &Checkpoint, new: &Checkpoint, proof: &[Hash]) -> Result<(), ProofError> {
     if old.origin != new.origin {
         return Err(ProofError::OtherOrigin { old: old.origin.clone(), new: new.origin.clone() });
     }
-    if begins_with(old, new, proof) { Ok(()) } else { Err(ProofError::NotConsistent { old: old.size, new: new.size }) }
-}
-
-fn begins_with(old: &Checkpoint, new: &Checkpoint, proof: &[Hash]) -> bool {
-    if old.size == 0 {
-        return proof.is_empty() && old.root == empty_root();
-    }
-    if old.size >= new.size {
-        return proof.is_empty() && old.size == new.size && old.root == new.root;
-    }
-    // The largest complete subtree that ends with the older tree. If that is the whole older tree, its root is known.
-    let height = old.size.trailing_zeros();
-    let mut place = Place { node: (old.size >> height) - 1, last: (new.size - 1) >> height };
-    let (start, proof) = match proof.split_first() {
-        _ if old.size.is_power_of_two() => (&old.root, proof),
-        Some((start, proof)) => (start, proof),
-        None => return false,
+    let is_consistent = if old.size == 0 {
+        proof.is_empty() && old.root == empty_root() && (new.size > 0 || new.root == old.root)
+    } else {
+        let proof = ConsistencyProof::from_digests(proof.iter().map(Into::into));
+        root_hash(new).verify_consistency(&root_hash(old), &proof).is_ok()
     };
-    let (mut old_root, mut new_root) = (*start, *start);
-    for sibling in proof {
-        match place.rise() {
-            None => return false,
-            Some(Side::Left) => {
-                old_root = node_hash(sibling, &old_root);
-                new_root = node_hash(sibling, &new_root);
-            }
-            Some(Side::Right) => new_root = node_hash(&new_root, sibling),
-        }
-    }
-    place.last == 0 && old_root == old.root && new_root == new.root
+    if is_consistent { Ok(()) } else { Err(ProofError::NotConsistent { old: old.size, new: new.size }) }
 }
 
-/// A node on the way up: its number in its level, and the last node's of that level.
-struct Place {
-    node: u64,
-    last: u64,
+fn root_hash(checkpoint: &Checkpoint) -> RootHash<Sha256> {
+    RootHash::new(checkpoint.root.into(), checkpoint.size)
 }
 
-/// On which side of a node its sibling is.
-enum Side {
-    Left,
-    Right,
-}
+/// The process's SHA-256, as `ct_merkle` takes it.
+#[derive(Clone)]
+struct Sha256(Context);
 
-impl Place {
-    /// Goes up to the next node that has two below it, and tells on which side the sibling was; nothing at the root.
-    fn rise(&mut self) -> Option<Side> {
-        if self.last == 0 {
-            return None;
-        }
-        let side = if !self.node.is_multiple_of(2) || self.node == self.last { Side::Left } else { Side::Right };
-        // The last node of a level without a sibling stands for itself one level higher.
-        while self.node.is_multiple_of(2) && self.node == self.last && self.node > 0 {
-            self.node >>= 1;
-            self.last >>= 1;
-        }
-        self.node >>= 1;
-        self.last >>= 1;
-        Some(side)
+impl Default for Sha256 {
+    fn default() -> Self {
+        Self(Context::new(&SHA256))
     }
 }
+
+impl Update for Sha256 {
+    fn update(&mut self, data: &[u8]) {
+        self.0.update(data);
+    }
+}
+
+impl OutputSizeUser for Sha256 {
+    type OutputSize = U32;
+}
+
+impl FixedOutput for Sha256 {
+    fn finalize_into(self, out: &mut Output<Self>) {
+        out.copy_from_slice(self.0.finish().as_ref());
+    }
+}
+
+impl HashMarker for Sha256 {}
 
 fn finished(digest: &[u8]) -> Hash {
     let mut hash = [0; 32];
