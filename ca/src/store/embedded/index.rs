@@ -1,7 +1,7 @@
 //! Finds entries by term: derived from the log, and rebuilt from it when it is missing or damaged.
 //!
 //! Under the hash of each term are the indexes of the entries that have it, newest first. The last ones are in memory ([`staged`]); once they
-//! are many they become a table of an LSM tree ([`tree`]), which is durable and tells how far it goes. What a crash loses of them the log
+//! are many they become a batch of an LSM tree ([`tree`]), which is durable and tells how far it goes. What a crash loses of them the log
 //! fills in: [`Derived::applied`] tells from where on.
 //!
 //! A tree that cannot be opened, or turns out to be damaged while it is read, is replaced by an empty one with a warning;
@@ -108,10 +108,11 @@ impl Derived for Index {
         self.with_opened(|_| Ok(()))
     }
 
-    /// Makes what was applied durable; called before closing.
+    /// Makes what was applied durable, unless it is so little that it is indexed again as quickly; called before closing.
     fn flush(&self) -> Result<(), StoreError> {
         let _adding = self.adding();
-        self.write_out()
+        let is_worth_it = self.with_opened(|opened| Ok(opened.staged.is_worth_a_batch()))?;
+        if is_worth_it { self.write_out() } else { Ok(()) }
     }
 }
 
@@ -175,7 +176,7 @@ impl Index {
         Ok(staged.is_full())
     }
 
-    /// Makes a table of what is staged. Questions go on meanwhile.
+    /// Makes a batch of what is staged. Questions go on meanwhile.
     fn write_out(&self) -> Result<(), StoreError> {
         let written = self.with_opened(|Opened { tree, staged }| tree.write(staged).map(|()| staged.entries()))?;
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);

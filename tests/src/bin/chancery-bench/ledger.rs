@@ -47,15 +47,18 @@ pub(crate) async fn measure(directory: &Path, entries: u64, report: &mut Report)
 
     let opened = open(&mut ca, &lab).await?;
     report.line("ledger_open_clean", opened.as_secs_f64(), "s", Limit::AtMost(1.0))?;
+    remark(&format!("at {entries} entries; until a question is answered"))?;
     ask(&ca, entries, &serials, report).await?;
     prove(&ca, entries, &serials, report).await?;
     report.line("ledger_rss", memory::resident_mib(ca.id()?)?, "MiB", Limit::AtMost(200.0))?;
+    remark(&format!("at {entries} entries; after the questions and proofs"))?;
 
     let (client, requests) = issue::client(&lab, &ca).await?;
     issue::drive(&client, &requests, BEFORE_THE_KILL, issue::BATCH).await?;
     ca.kill()?;
     let opened = open(&mut ca, &lab).await?;
     report.line("ledger_open_killed", opened.as_secs_f64(), "s", Limit::AtMost(5.0))?;
+    remark(&format!("at {entries} entries, and {BEFORE_THE_KILL} issued just before the kill; until a question is answered"))?;
     ca.stop().await?;
     verify(&data, report)
 }

@@ -1,10 +1,17 @@
 //! How a term and the entries that have it become keys and values of the tree.
 //!
-//! Key: the partition, the term's hash, then the oldest entry. Partition and entry are inverted, so that the newest come first. Value: the
-//! distances to the entries after the oldest, as varints; empty if there is but one. Postings of a term never overlap.
+//! A *batch* is what is written at once: entries that follow each other, none of which is in another batch. Its keys are beside each other, so
+//! that no two tables ever have to be merged: an entry costs the same however many there were before. A look-up goes through the batches, the
+//! newest first, until it has found enough; of a batch that has nothing for it a filter tells so.
 //!
-//! A partition has the entries of a range, and its keys are beside each other: what is merged is the newest one alone, so that an entry costs
-//! the same however many there were before. A look-up goes through the partitions one by one until it has found enough.
+//! ```text
+//! batch                           format, end of the batch
+//! batch, hash                     the newest entries that have the term, at most MAX_ENTRIES
+//! batch, hash, oldest entry       the ones before, so many at a time
+//! ```
+//!
+//! A batch is named by its first entry. It and the oldest entry are inverted, so that the newest come first. Entries are written as the
+//! oldest one's distance to the batch's first, and then the distances from one to the next, as varints.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -18,13 +25,11 @@ pub(super) const MAX_ENTRIES: usize = 1024;
 /// First bytes of the SHA-256 of dimension and value. Two terms may share it: look-ups compare once more with the entry.
 pub(super) type TermHash = [u8; 8];
 
-/// A million entries make a partition: larger ones cost an append more, and smaller ones a look-up.
-const PARTITION_BITS: u32 = if cfg!(test) { 6 } else { 20 };
-const PARTITION: u64 = 1 << PARTITION_BITS;
-/// Three bytes are enough for an entry within a partition.
-const OFFSET_BYTES: usize = 3;
-/// Of what is in one posting.
-pub(super) type Key = [u8; 1 + 4 + 8 + OFFSET_BYTES];
+/// Raised when keys, values or the meaning of terms change; a tree of another format is built anew.
+const FORMAT: u8 = 4;
+const BATCH_BYTES: usize = 8;
+const NEWEST_BYTES: usize = BATCH_BYTES + size_of::<TermHash>();
+const OLDER_BYTES: usize = NEWEST_BYTES + 8;
 
 /// The hash of `term`.
 pub(super) fn hash(term: &Term) -> TermHash {
@@ -61,57 +66,62 @@ impl Hasher {
     }
 }
 
-/// The parts of `entries` that are in one partition each, newest first.
-pub(super) fn partitions(entries: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let partitions = entries.start / PARTITION..entries.end.div_ceil(PARTITION);
-    partitions.rev().map(move |partition| {
-        let (first, end) = (partition * PARTITION, (partition + 1) * PARTITION);
-        first.max(entries.start)..end.min(entries.end)
-    })
+/// Where the tree says that it has the batch that begins with the entry `first`.
+pub(super) fn batch_key(first: u64) -> [u8; BATCH_BYTES] {
+    (!first).to_be_bytes()
 }
 
-/// The key of the posting whose oldest entry is `oldest`; `tag` keeps postings apart from the rest of the tree.
-pub(super) fn key(tag: u8, hash: TermHash, oldest: u64) -> Key {
-    let mut key = [tag; size_of::<Key>()];
-    // 2^52 entries and more share the last partition; none will.
-    let partition = u32::try_from(oldest / PARTITION).unwrap_or(u32::MAX);
-    key[1..5].copy_from_slice(&(!partition).to_be_bytes());
-    key[5..13].copy_from_slice(&hash);
-    let inverted = (PARTITION - 1 - oldest % PARTITION).to_be_bytes();
-    key[13..].copy_from_slice(&inverted[8 - OFFSET_BYTES..]);
+/// The value at [`batch_key`].
+pub(super) fn batch_value(batch: &Range<u64>) -> Vec<u8> {
+    [&[FORMAT], &batch.end.to_be_bytes()[..]].concat()
+}
+
+/// The batch that is said to be there; none if key or value is not as [`batch_key`] and [`batch_value`] make them.
+pub(super) fn read_batch(key: &[u8], value: &[u8]) -> Option<Range<u64>> {
+    let first = !u64::from_be_bytes(key.try_into().ok()?);
+    let end = u64::from_be_bytes(value.strip_prefix(&[FORMAT])?.try_into().ok()?);
+    (first < end).then_some(first..end)
+}
+
+/// Where a batch has the newest entries with a term.
+pub(super) fn newest_key(batch: &Range<u64>, hash: TermHash) -> [u8; NEWEST_BYTES] {
+    let mut key = [0; NEWEST_BYTES];
+    key[..BATCH_BYTES].copy_from_slice(&batch_key(batch.start));
+    key[BATCH_BYTES..].copy_from_slice(&hash);
     key
 }
 
-/// The keys of a term's postings with `entries`, which are of one partition.
-pub(super) fn keys(tag: u8, hash: TermHash, entries: &Range<u64>) -> RangeInclusive<Key> {
-    key(tag, hash, entries.end.saturating_sub(1))..=key(tag, hash, entries.start)
+/// Where a batch has older entries with a term, whose oldest one is `oldest`.
+pub(super) fn older_key(batch: &Range<u64>, hash: TermHash, oldest: u64) -> [u8; OLDER_BYTES] {
+    let mut key = [0; OLDER_BYTES];
+    key[..NEWEST_BYTES].copy_from_slice(&newest_key(batch, hash));
+    key[NEWEST_BYTES..].copy_from_slice(&(!oldest).to_be_bytes());
+    key
 }
 
-/// The value of a posting; `indexes` ascend, the first one being in the key.
-pub(super) fn value(indexes: impl Iterator<Item = u64>) -> Vec<u8> {
+/// The keys of older entries of a batch, as far as they begin before `before`.
+pub(super) fn older_keys(batch: &Range<u64>, hash: TermHash, before: u64) -> RangeInclusive<[u8; OLDER_BYTES]> {
+    older_key(batch, hash, before.saturating_sub(1))..=older_key(batch, hash, batch.start)
+}
+
+/// What stands for `indexes`, which ascend, at [`newest_key`] and [`older_key`].
+pub(super) fn value(batch: &Range<u64>, indexes: &[u64]) -> Vec<u8> {
     let mut value = Vec::new();
-    let mut last = None;
+    let mut last = batch.start;
     for index in indexes {
-        if let Some(last) = last {
-            prost::encoding::encode_varint(index - last, &mut value);
-        }
-        last = Some(index);
+        prost::encoding::encode_varint(index - last, &mut value);
+        last = *index;
     }
     value
 }
 
-/// The indexes of a posting, ascending; none if key or value is not as [`key`] and [`value`] make them.
-pub(super) fn read(key: &[u8], mut value: &[u8]) -> Option<Vec<u64>> {
-    let key: &Key = key.try_into().ok()?;
-    let partition = !u32::from_be_bytes(key[1..5].try_into().ok()?);
-    let mut offset = [0; 8];
-    offset[8 - OFFSET_BYTES..].copy_from_slice(&key[13..]);
-    let newer = (PARTITION - 1).checked_sub(u64::from_be_bytes(offset))?;
-    let mut index = u64::from(partition) * PARTITION + newer;
-    let mut indexes = vec![index];
+/// The indexes that `value` stands for, ascending; none if it is not as [`value`] makes it.
+pub(super) fn read(batch: &Range<u64>, mut value: &[u8]) -> Option<Vec<u64>> {
+    let mut indexes = Vec::new();
+    let mut index = batch.start;
     while !value.is_empty() {
         index = index.checked_add(prost::encoding::decode_varint(&mut value).ok()?)?;
         indexes.push(index);
     }
-    Some(indexes)
+    (!indexes.is_empty() && batch.contains(&index)).then_some(indexes)
 }

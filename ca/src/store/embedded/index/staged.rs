@@ -1,7 +1,7 @@
 //! What was indexed last and is not in the tree yet: in memory, in the order in which the tree will have it.
 //!
-//! Gathering many entries before they become a table makes one key out of what they have in common, and is what keeps an entry cheap. A
-//! crash loses it; the log fills it in again.
+//! Gathering many entries before they become a batch makes one key out of what they have in common, and keeps the batches few. A crash loses
+//! it; the log fills it in again.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -10,10 +10,12 @@ use bytes::Bytes;
 
 use super::postings::TermHash;
 
-/// From this many postings on, 4 MiB, it is to become a table.
-const MAX_POSTINGS: usize = 1 << 18;
-/// Likewise, entries without many terms.
-const MAX_ENTRIES: u64 = 1 << 16;
+/// From this many postings on, 16 MiB, it is to become a batch.
+const MAX_POSTINGS: usize = 1 << 20;
+/// Likewise, entries without many terms: what a start after a crash indexes again takes about a second.
+const MAX_ENTRIES: u64 = 1 << 17;
+/// Fewer are indexed again at the next start, which takes less than a tenth of a second, rather than made a batch of their own.
+const MIN_ENTRIES: u64 = if cfg!(test) { 1 } else { 1 << 12 };
 
 /// Postings and dictionary values of the entries in a range.
 #[derive(Debug)]
@@ -50,17 +52,21 @@ impl Staged {
         self.entries.end = end;
     }
 
-    /// Whether it is large enough to become a table.
+    /// Whether it is to become a batch now.
     pub(super) fn is_full(&self) -> bool {
         self.runs.iter().map(Vec::len).sum::<usize>() >= MAX_POSTINGS || self.entries.end - self.entries.start >= MAX_ENTRIES
     }
 
-    /// Those of `entries`, by hash, then ascending.
-    pub(super) fn postings(&self, entries: &Range<u64>) -> impl Iterator<Item = (TermHash, u64)> + use<> {
-        let of_entries = self.runs.iter().flatten().filter(|(_, index)| entries.contains(index));
-        let mut postings: Vec<_> = of_entries.copied().collect();
+    /// Whether it is worth to become a batch before the index is closed.
+    pub(super) fn is_worth_a_batch(&self) -> bool {
+        self.entries.end - self.entries.start >= MIN_ENTRIES
+    }
+
+    /// By hash, then ascending.
+    pub(super) fn postings(&self) -> Vec<(TermHash, u64)> {
+        let mut postings = self.runs.concat();
         merge(&mut postings);
-        postings.into_iter()
+        postings
     }
 
     /// By dimension, then ascending.

@@ -159,16 +159,19 @@ fn a_deleted_index_is_built_anew() {
     assert_complete(&index, &entries);
 }
 
-/// More than fit into memory, and common enough that their postings are split.
+/// More than are kept in memory, and common enough that their postings are split.
 #[test]
-fn many_entries_become_tables() {
+fn many_entries_become_batches() {
     let dir = tempfile::tempdir().unwrap();
-    let (index, entries) = (open(dir.path()), sample(140_000));
+    let (index, entries) = (open(dir.path()), sample(200_000));
     for (first, batch) in (0..).step_by(7000).zip(entries.chunks(7000)) {
         index.apply(first, batch).unwrap();
+        if first == 35_000 {
+            index.flush().unwrap();
+        }
     }
-    let in_tables = index.with_opened(|opened| Ok(opened.tree.indexed())).unwrap();
-    assert_eq!(in_tables, 140_000);
+    let in_batches = index.with_opened(|opened| Ok(opened.tree.indexed())).unwrap();
+    assert_eq!(in_batches, 175_000);
     for (before, limit) in [(u64::MAX, 30_000), (100_000, 5000), (70_001, 1), (10, 10)] {
         let term = letter(1, b'c');
         assert_eq!(index.look_up(&term, before, limit).unwrap(), expected(&entries, &term, before, limit));
