@@ -194,7 +194,7 @@ pub enum AuthorityError {
     },
     /// More would be revoked than proxies are given.
     #[error(
-        "{found} unexpired certificates would be revoked, and at most {MAX_REVOKED} are; revoke less, or distrust the root of all of them          (`chancery root distrust`)"
+        "{found} unexpired certificates would be revoked, and at most {MAX_REVOKED} are; revoke less, or distrust the root of all of them (`chancery root distrust`)"
     )]
     TooManyRevoked {
         /// So many, or more.
