@@ -29,7 +29,7 @@ use crate::attestation::{Caller, Clusters};
 use crate::authority::Authority;
 use crate::fleet::{CAPABILITIES, Fleet, LedgerSource, Member, SessionEnd, Sources, trust_message};
 use crate::issuance::{self, HeldCertificate, Issuance, Issued, MAX_RECOVERED, MAX_REQUESTS, Refusal};
-use crate::ledger::{IdentityFilter, Ledger};
+use crate::ledger::{IdentityFilter, Ledger, LedgerError};
 
 /// How long the first message of a session may take.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -169,7 +169,10 @@ impl AgentApi {
             self.ledger.recover_acts(&origin, &entries, caller.id().as_str()).await?;
         }
         let held = certificates.into_iter().map(read_held).collect();
-        let recorded = self.issuance.recover(&caller, held).await?;
+        // Goes on to its end when the caller goes away: what it has taken on stays taken until it is recorded.
+        let issuance = Arc::clone(&self.issuance);
+        let recovering = tokio::spawn(async move { issuance.recover(&caller, held).await });
+        let recorded = recovering.await.unwrap_or(Err(LedgerError::Closed))?;
         Ok(RecoverResponse { recorded: u32::try_from(recorded).unwrap_or(u32::MAX) })
     }
 

@@ -50,6 +50,7 @@ use crate::ledger::{Body, Identity, IdentityFilter, Issuance as Entry, Ledger, L
 
 use policy::{Asked, Decision, Workload};
 pub use policy::{Policy, PolicySettings};
+use recover::Recovering;
 pub use recover::{HeldCertificate, MAX_RECOVERED};
 pub use refusal::Refusal;
 
@@ -103,6 +104,7 @@ pub struct Issuance {
     refusals: Arc<Refusals>,
     observer: Arc<dyn IssuanceObserver>,
     clock: Arc<dyn Clock>,
+    recovering: Recovering,
 }
 
 /// On whose behalf a leaf is issued, and what of it the ledger holds.
@@ -135,7 +137,8 @@ impl Issuance {
         observer: Arc<dyn IssuanceObserver>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { authority, clusters, policy: ArcSwap::from_pointee(policy), ledger, refusals, observer, clock }
+        let (policy, recovering) = (ArcSwap::from_pointee(policy), Recovering::default());
+        Self { authority, clusters, policy, ledger, refusals, observer, clock, recovering }
     }
 
     /// The policy in force.

@@ -5,10 +5,11 @@
 //! ([`Provenance::Recovered`]).
 
 use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use chancery_identity::profile::LeafFacts;
-use chancery_identity::{TrustBundle, TrustState, verify_chain};
+use chancery_identity::{Serial, TrustBundle, TrustState, verify_chain};
 use chancery_proto::chancery::v1::{AuthorityCertificate, IssueReason};
 use rustls_pki_types::CertificateDer;
 use uuid::Uuid;
@@ -39,6 +40,16 @@ pub struct HeldCertificate {
     pub pod_uid: Option<Uuid>,
 }
 
+/// The certificates that are being recorded by calls under way: whoever brings one of them meanwhile is passed over.
+#[derive(Debug, Default)]
+pub(super) struct Recovering(Mutex<HashSet<Serial>>);
+
+/// Those of one call.
+struct Taken<'a> {
+    of: &'a Recovering,
+    serials: Vec<Serial>,
+}
+
 /// What is to be recorded.
 struct Recovered {
     facts: LeafFacts,
@@ -60,9 +71,10 @@ impl Issuance {
         let authorities = self.ledger.authority_certificates().await?;
         let mut known: HashSet<_> = authorities.into_iter().map(|(_, authority)| authority.certificate).collect();
         let node = self.issued_before(caller).await.map(|before| before.issuance.node).unwrap_or_default();
+        let mut taken = Taken { of: &self.recovering, serials: Vec::new() };
         let (mut bodies, mut revoked, mut recovered) = (Vec::new(), Vec::new(), 0);
         for held in held.into_iter().take(MAX_RECOVERED) {
-            let Recovered { facts, entry, issuing_certificate } = match self.recovered(caller, &node, held).await? {
+            let Recovered { facts, entry, issuing_certificate } = match self.recovered(caller, &node, held, &mut taken).await? {
                 Ok(recovered) => recovered,
                 Err(problem) => {
                     tracing::info!(agent = %caller.id(), problem, "a certificate that an agent holds is not recovered");
@@ -95,7 +107,13 @@ impl Issuance {
     }
 
     /// What is to be recorded of what is held, or why nothing is.
-    async fn recovered(&self, caller: &Caller, node: &str, held: HeldCertificate) -> Result<Result<Recovered, String>, LedgerError> {
+    async fn recovered(
+        &self,
+        caller: &Caller,
+        node: &str,
+        held: HeldCertificate,
+        taken: &mut Taken<'_>,
+    ) -> Result<Result<Recovered, String>, LedgerError> {
         let HeldCertificate { chain, namespace, service_account, pod, pod_uid } = held;
         let [leaf, issuing] = &chain[..] else { return Ok(Err("its chain has not two certificates".into())) };
         let trust = self.authority.trust().borrow().clone();
@@ -115,6 +133,9 @@ impl Issuance {
         }
         if [&namespace, &service_account, &pod].iter().any(|name| name.len() > MAX_NAME) {
             return Ok(Err(format!("a name has more than {MAX_NAME} bytes")));
+        }
+        if !taken.add(facts.serial) {
+            return Ok(Err("it is being recorded already".into()));
         }
         if self.ledger.show(facts.serial).await?.is_some() {
             return Ok(Err("the ledger has it".into()));
@@ -140,6 +161,30 @@ impl Issuance {
             provenance: Provenance::Recovered,
         };
         Ok(Ok(Recovered { facts, entry, issuing_certificate: issuing.to_vec() }))
+    }
+}
+
+impl Recovering {
+    fn serials(&self) -> MutexGuard<'_, HashSet<Serial>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taken<'_> {
+    /// Whether nobody has it.
+    fn add(&mut self, serial: Serial) -> bool {
+        let is_free = self.of.serials().insert(serial);
+        self.serials.extend(is_free.then_some(serial));
+        is_free
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut serials = self.of.serials();
+        for serial in &self.serials {
+            serials.remove(serial);
+        }
     }
 }
 

@@ -65,6 +65,16 @@ async fn a_certificate_whose_entry_was_lost_is_recorded_again_once_and_says_whos
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_told_twice_at_once_is_recorded_once() {
+    let f = after_a_loss().await;
+    let (cart, till) = (lost(&f, CART).await, lost(&f, "spiffe://example.org/ns/shop/sa/till").await);
+    let entries = f.ledger.entries();
+    let one = f.issuance.recover(&f.caller, vec![cart.clone(), till.clone(), cart.clone()]);
+    let (one, other) = tokio::join!(one, f.issuance.recover(&f.caller, vec![till, cart]));
+    assert_eq!((one.unwrap() + other.unwrap(), f.ledger.entries() - entries), (2, 2));
+}
+
+#[tokio::test]
 async fn nothing_is_recorded_that_this_ca_did_not_issue_or_that_is_anothers() {
     let (f, stranger) = (after_a_loss().await, after_a_loss().await);
     let good = lost(&f, CART).await;
