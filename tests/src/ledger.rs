@@ -46,7 +46,9 @@ async fn open(directory: &DataDirectory) -> Result<Ledger> {
     let options = Options { dictionary_dimensions: DICTIONARY_DIMENSIONS.to_vec(), ..Options::new(Arc::new(EntryTerms), clock.clone()) };
     let store = EmbeddedStore::open(&directory.ledger(), options).await?.store;
     let (domain, ledger_keys) = (TRUST_DOMAIN.parse()?, FileKeyManager::open(directory.ledger_keys())?);
-    Ok(Ledger::open(Arc::new(store), clock, LedgerOptions::new(domain, Arc::new(ledger_keys))).await?)
+    let ledger = Ledger::open(Arc::new(store), clock, LedgerOptions::new(domain, Arc::new(ledger_keys))).await?;
+    ledger.record_states();
+    Ok(ledger)
 }
 
 /// Records an act in the data directory of a development CA that does not run, and returns its entry.

@@ -244,7 +244,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Opens the ledger in `store`, which was told [`EntryTerms`] and [`DICTIONARY_DIMENSIONS`]. Starts tasks that end with the last clone.
+    /// Opens the ledger in `store`, which was told [`EntryTerms`] and [`DICTIONARY_DIMENSIONS`]. Starts a task that ends with the last clone.
+    /// Records nothing by itself, until [`Self::record_states`]: whether this is the ledger that was published is not known yet.
     ///
     /// # Errors
     /// If the store cannot be read, its last entry is of a newer version, or an act in it is not this CA's own.
@@ -253,7 +254,6 @@ impl Ledger {
         let origin = checkpoint::origin(&options.trust_domain, store.log_id());
         let acts = Arc::new(Acts::open(&store, options.keys, origin.clone()).await?);
         let queue = Arc::new(Committer::start(Arc::clone(&store), Arc::clone(&clock), options.queue_bytes).await?);
-        tokio::spawn(acts::recorder::run(Arc::clone(&acts), Arc::clone(&store), Arc::downgrade(&queue), queue.sealed()));
         Ok(Self { store, clock, queue, acts, origin: origin.into(), longest_lifetime: Arc::new(longest_lifetime) })
     }
 
@@ -265,6 +265,12 @@ impl Ledger {
 
     /// Records `bodies` durably in one write, in their order, whatever the epoch, and returns their indexes.
     pub async fn append_all(&self, bodies: Vec<Body>) -> Result<Vec<u64>, LedgerError> {
+    /// Records the state whenever a segment of the log was sealed, from now on, in a task that ends with the last clone.
+    pub fn record_states(&self) {
+        let (acts, store, queue) = (Arc::clone(&self.acts), Arc::clone(&self.store), Arc::downgrade(&self.queue));
+        tokio::spawn(acts::recorder::run(acts, store, queue, self.queue.sealed()));
+    }
+
         self.enqueue(None, bodies).await
     }
 

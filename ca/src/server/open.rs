@@ -152,7 +152,10 @@ async fn open_ledger(
         LedgerOptions { longest_lifetime: config.longest_lifetime(), ..LedgerOptions::new(config.trust_domain.clone(), Arc::clone(&keys)) };
     let ledger = Ledger::open(store, Arc::clone(clock), options).await?;
     match Checkpoints::open(ledger.clone(), keys, log_files, directory.checkpoint(), Arc::clone(clock)).await {
-        Ok(checkpoints) => Ok((ledger, checkpoints, opened.repairs)),
+        Ok(checkpoints) => {
+            ledger.record_states();
+            Ok((ledger, checkpoints, opened.repairs))
+        }
         Err(refused) => {
             // What it would be closed for is less than what it is refused for.
             ledger.close().await.ok();

@@ -251,6 +251,7 @@ async fn fill_segment(ledger: &Ledger) {
 async fn when_a_segment_is_sealed_the_state_follows_and_opening_reads_no_act_before_it() {
     let place = Place { segment_bytes: 32 << 10, ..Place::new() };
     let ledger = place.ledger().await;
+    ledger.record_states();
     ledger.act("local:uid=0", ban(1), "").await.unwrap();
     fill_segment(&ledger).await;
     let before = ledger.current_state();

@@ -155,6 +155,36 @@ async fn an_old_backup_and_another_history_are_refused_by_name() {
     assert_eq!(place.files.content(Path::new(FILE)).unwrap(), published.newest().note.as_bytes(), "nothing was signed over it");
 }
 
+/// The note of `checkpoint`, with the key that signs those of `of`.
+async fn signed(place: &Place, of: &Checkpoints, checkpoint: Checkpoint) -> String {
+    let bytes = place.ledger_keys().sign("checkpoint", checkpoint.to_string().as_bytes()).await.unwrap();
+    let signature = chancery_identity::checkpoint::Signature { key: of.verifiers()[0].clone(), bytes };
+    chancery_identity::checkpoint::assemble(&checkpoint, &[signature]).unwrap()
+}
+
+#[tokio::test]
+async fn a_log_that_ends_behind_a_seal_and_is_refused_for_its_checkpoint_is_left_as_it_is() {
+    let place = Place { segment_bytes: 32 << 10, ..Place::new() };
+    let ledger = place.ledger().await;
+    act(&ledger).await.unwrap();
+    while ledger.store().sealed() == 0 {
+        ledger.append(start(&"x".repeat(1000))).await.unwrap();
+    }
+    let checkpoints = place.checkpoints(&ledger).await;
+    let newest = checkpoints.newest().checkpoint.clone();
+    let note = signed(&place, &checkpoints, Checkpoint { size: newest.size + 1, ..newest.clone() }).await;
+    files::replace(&place.files, Path::new(FILE), note.as_bytes()).unwrap();
+    ledger.close().await.unwrap();
+    drop((checkpoints, ledger));
+
+    let ledger = place.ledger().await;
+    let refused = place.try_checkpoints(&ledger).await.unwrap_err();
+    assert!(matches!(refused, PublishError::EntriesMissing { .. }), "{refused}");
+    // Whatever was begun when it was opened has time to be done.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(ledger.store().head().await.unwrap().entries, newest.size, "no state was signed behind its end");
+}
+
 #[tokio::test]
 async fn a_ledger_that_forks_while_it_is_open_is_not_published() {
     let place = Place::new();
@@ -163,11 +193,7 @@ async fn a_ledger_that_forks_while_it_is_open_is_not_published() {
     ledger.append(start("1")).await.unwrap();
     let published = checkpoints.publish().await.unwrap();
     // What another CA with the same keys would have published, over another entry.
-    let keys = place.ledger_keys();
-    let other = Checkpoint { root: [9; 32], ..published.checkpoint.clone() };
-    let signature = keys.sign("checkpoint", other.to_string().as_bytes()).await.unwrap();
-    let signature = chancery_identity::checkpoint::Signature { key: checkpoints.verifiers()[0].clone(), bytes: signature };
-    let note = chancery_identity::checkpoint::assemble(&other, &[signature]).unwrap();
+    let note = signed(&place, &checkpoints, Checkpoint { root: [9; 32], ..published.checkpoint.clone() }).await;
     files::replace(&place.files, Path::new(FILE), note.as_bytes()).unwrap();
     ledger.append(start("2")).await.unwrap();
     let refused = checkpoints.publish().await.unwrap_err();
