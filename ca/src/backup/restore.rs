@@ -168,8 +168,8 @@ fn unknown_end(restore: &Restore<'_>, contents: &Contents) -> Option<String> {
     let entries = contents.info.entries;
     restore.checkpoints.is_empty().then(|| {
         format!(
-            "whether the ledger went on after its {entries} entries was not checked: no `--checkpoint` was given. Agents that know more will \
-             raise an alarm"
+            "whether the ledger went on after its {entries} entries was not checked: no `--checkpoint` was given. As soon as an agent shows that \
+             it did, the CA issues nothing more, and `restore --accept-loss` is due"
         )
     })
 }

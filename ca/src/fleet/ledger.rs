@@ -1,21 +1,23 @@
 //! The ledger's checkpoints as one agent is shown them, and what the agent's own say about this CA's ledger.
 //!
 //! An agent names the newest checkpoint that it knows. That one is compared with the ledger: if it is not the beginning of what the ledger
-//! is now, entries were lost or changed, or a backup was restored, whatever the CA itself believes. Then the agent is shown the newest
+//! is now, entries were lost or changed, or a backup was restored, whatever the CA itself believes; and if this CA has signed it, that is proven,
+//! and the ledger records nothing more ([`Ledger::contradicted`]). Then the agent is shown the newest
 //! checkpoint with a proof from its own, and judges for itself; the next one follows when it has reported and [`EVERY`] has passed. An agent
 //! that knows the lost log which this one continues is shown this one's first entry, which says so.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use chancery_identity::checkpoint::{Checkpoint, MAX_NOTE_BYTES};
+use chancery_identity::SpiffeId;
+use chancery_identity::checkpoint::{Checkpoint, MAX_NOTE_BYTES, verify};
 use chancery_proto::chancery::v1::{FirstEntry, LedgerAlarm, LedgerCheckpoint, LedgerView, StandingActs};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::fleet::shortened_to;
-use crate::ledger::{Ledger, LedgerError, Published};
+use crate::ledger::{Contradiction, Ledger, LedgerError, Published};
 use crate::store::MAX_ENTRY_BYTES;
 
 /// Between two checkpoints for one agent. Each costs a proof; what a fork costs its author does not depend on how soon it is found.
@@ -47,6 +49,7 @@ pub(super) struct Looked {
 #[derive(Debug)]
 pub(super) struct Showing {
     source: LedgerSource,
+    agent: SpiffeId,
     /// The agent goes over to a log that continues a lost one.
     goes_over: bool,
     /// The note that the agent reported; `None` before its first report.
@@ -60,8 +63,8 @@ pub(super) struct Showing {
 }
 
 impl Showing {
-    pub(super) fn new(source: LedgerSource, goes_over: bool) -> Self {
-        Self { source, goes_over, reported: None, compared: None, answered: false, not_before: Instant::now(), work: None }
+    pub(super) fn new(source: LedgerSource, agent: SpiffeId, goes_over: bool) -> Self {
+        Self { source, agent, goes_over, reported: None, compared: None, answered: false, not_before: Instant::now(), work: None }
     }
 
     /// Takes the agent's report in.
@@ -115,7 +118,7 @@ impl Showing {
         let newest = self.source.newest.borrow_and_update().clone();
         let Some(reported) = self.reported.clone() else { return };
         self.compared = Some(reported.clone());
-        self.work = Some(tokio::spawn(look(self.source.ledger.clone(), newest, reported, self.goes_over)));
+        self.work = Some(tokio::spawn(look(self.source.ledger.clone(), newest, self.agent.clone(), reported, self.goes_over)));
     }
 }
 
@@ -127,16 +130,20 @@ impl Drop for Showing {
     }
 }
 
-async fn look(ledger: Ledger, newest: Arc<Published>, reported: String, goes_over: bool) -> Result<Looked, LedgerError> {
+async fn look(ledger: Ledger, newest: Arc<Published>, agent: SpiffeId, reported: String, goes_over: bool) -> Result<Looked, LedgerError> {
     if reported == newest.note {
         return Ok(Looked { alarm: None, offer: None });
     }
     let theirs = read(&reported);
     let alarm = match (&theirs, reported.is_empty()) {
         (None, true) => None,
-        (None, false) => Some(("unreadable", "what the agent reports as its checkpoint is none".to_owned())),
+        (None, false) => Some(Problem::alleged("unreadable", "what the agent reports as its checkpoint is none".to_owned())),
         (Some(theirs), _) => compare(&ledger, &newest, theirs, &reported).await?,
     };
+    if let (Some(Problem { proven: true, entries, .. }), Some(theirs)) = (&alarm, &theirs) {
+        let (shown_by, note) = (agent.to_string(), reported.clone());
+        ledger.contradicted(Contradiction { shown_by, note, size: theirs.size, entries: *entries });
+    }
     let ours = &newest.checkpoint;
     let from = theirs.as_ref().filter(|theirs| theirs.origin == ours.origin && theirs.size <= ours.size).map_or(0, |theirs| theirs.size);
     let proof = if from == 0 { Vec::new() } else { ledger.consistency_proof(from, ours.size).await? };
@@ -149,7 +156,7 @@ async fn look(ledger: Ledger, newest: Arc<Published>, reported: String, goes_ove
         proof: proof.into_iter().map(|hash| hash.to_vec()).collect(),
         first,
     };
-    let alarm = alarm.map(|(reason, message)| LedgerAlarm {
+    let alarm = alarm.map(|Problem { reason, message, .. }| LedgerAlarm {
         reason: reason.to_owned(),
         message,
         remembered: reported,
@@ -177,22 +184,36 @@ pub(super) fn read(note: &str) -> Option<Checkpoint> {
     format!("{text}\n").parse().ok()
 }
 
+/// Why an agent's checkpoint is not the beginning of the ledger.
+struct Problem {
+    reason: &'static str,
+    message: String,
+    /// This CA has signed it, so that it is not the agent's word alone.
+    proven: bool,
+    /// How many the ledger has.
+    entries: u64,
+}
+
+impl Problem {
+    fn alleged(reason: &'static str, message: String) -> Self {
+        Self { reason, message, proven: false, entries: 0 }
+    }
+}
+
 /// Why `theirs` is not the beginning of the ledger.
-async fn compare(
-    ledger: &Ledger,
-    newest: &Published,
-    theirs: &Checkpoint,
-    note: &str,
-) -> Result<Option<(&'static str, String)>, LedgerError> {
-    let (size, entries) = (theirs.size, ledger.entries());
+async fn compare(ledger: &Ledger, newest: &Published, theirs: &Checkpoint, note: &str) -> Result<Option<Problem>, LedgerError> {
+    let size = theirs.size;
     if theirs.origin != newest.checkpoint.origin && is_continued(ledger, theirs) {
         return Ok(None);
     }
     if theirs.origin != newest.checkpoint.origin {
         let (found, ours) = (&theirs.origin, &newest.checkpoint.origin);
-        return Ok(Some(("other_origin", format!("the agent knows the log {found}, with {size} entries; this CA's is {ours}"))));
+        let message = format!("the agent knows the log {found}, with {size} entries; this CA's is {ours}");
+        return Ok(Some(Problem::alleged("other_origin", message)));
     }
-    let problem = if size > entries {
+    // What is durable, not what is published: an agent may have been shown a checkpoint that was published a moment ago.
+    let entries = ledger.store().head().await?.entries;
+    let (reason, message) = if size > entries {
         let lost = format!(
             "the agent was shown a ledger of {size} entries, and this one has {entries}: a backup was restored, or entries are lost"
         );
@@ -202,8 +223,14 @@ async fn compare(
     } else {
         return Ok(None);
     };
-    Ok(Some(match newest.verifier.verify(note) {
-        Ok(_) => problem,
-        Err(error) => ("other_key", format!("{} (but the agent's checkpoint is not proven to be this CA's: {error})", problem.1)),
-    }))
+    if let Err(error) = verify(note, &newest.signed_by) {
+        let message = format!("{message} (but the agent's checkpoint is not proven to be this CA's: {error})");
+        return Ok(Some(Problem::alleged("other_key", message)));
+    }
+    // Nothing is stopped for hashes that are damaged where they are kept.
+    if size <= entries && ledger.tree_root_of_entries(size).await? == theirs.root {
+        tracing::error!(size, "the ledger's tree does not fit its entries: stop the CA and remove the ledger's `tree`, which is made anew");
+        return Ok(None);
+    }
+    Ok(Some(Problem { reason, message, proven: true, entries }))
 }

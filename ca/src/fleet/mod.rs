@@ -251,11 +251,12 @@ impl Fleet {
         self.lock().by_id.values().map(|record| record.describe(BEHIND_IN_LIST)).collect()
     }
 
-    /// The agent with this SPIFFE ID, or those on the node of this name, with everyone who is behind there.
+    /// The agent with this SPIFFE ID, or those on the node of this name, with everyone who is behind there, and the evidence for an alarm.
     pub fn agents_called(&self, name: &str) -> Vec<AgentRecord> {
         let agents = self.lock();
         let called = agents.by_id.values().filter(|record| record.member.id.as_str() == name || record.member.node == name);
-        called.map(|record| record.describe(MAX_LAGGING)).collect()
+        let in_full = |record: &Record| AgentRecord { ledger_evidence: record.ledger_alarm().cloned(), ..record.describe(MAX_LAGGING) };
+        called.map(in_full).collect()
     }
 
     /// The agent on `node` that was seen last, by the node's name.
@@ -475,6 +476,7 @@ impl Record {
             proven_sequence: self.report.convergence.as_ref().map_or(0, |convergence| convergence.trust_sequence),
             behind: self.report.lagging.iter().take(behind).map(convergence::describe).collect(),
             trust: String::new(),
+            ledger_evidence: None,
         }
     }
 }

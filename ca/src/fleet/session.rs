@@ -163,7 +163,7 @@ impl Session {
         key_changes.mark_changed();
         let mut told = None;
         let mut showing = self.ledger.take().map(|view| {
-            let mut showing = Showing::new(sources.ledger.clone(), self.goes_over);
+            let mut showing = Showing::new(sources.ledger.clone(), self.member.id.clone(), self.goes_over);
             showing.heard(&view);
             showing
         });

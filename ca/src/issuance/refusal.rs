@@ -140,6 +140,7 @@ impl From<LedgerError> for Refusal {
             LedgerError::Busy => "ledger_busy",
             LedgerError::EpochMoved { .. } => "ledger_epoch",
             LedgerError::Full(_) => "ledger_full",
+            LedgerError::Contradicted(_) => "ledger_contradicted",
             _ => "ledger_failed",
         };
         Self::new(reason, format!("the issuance could not be recorded: {error}"), error.is_retryable())

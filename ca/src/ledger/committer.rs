@@ -62,7 +62,7 @@ pub(super) struct Queue {
     room: Arc<Semaphore>,
     head: watch::Receiver<Head>,
     sealed: watch::Receiver<u64>,
-    health: watch::Receiver<LedgerHealth>,
+    health: watch::Sender<LedgerHealth>,
     counters: Arc<Counters>,
 }
 
@@ -183,7 +183,11 @@ impl Queue {
     }
 
     pub(super) fn health(&self) -> watch::Receiver<LedgerHealth> {
-        self.health.clone()
+        self.health.subscribe()
+    }
+
+    pub(super) fn set_health(&self, health: LedgerHealth) {
+        set_health(&self.health, health);
     }
 
     pub(super) fn stats(&self) -> LedgerStats {
@@ -206,7 +210,7 @@ impl Committer {
         let end = read_end(&store).await?;
         let (head_sender, head) = watch::channel(end.head);
         let (sealed_sender, sealed) = watch::channel(store.sealed());
-        let (health_sender, health) = watch::channel(LedgerHealth::Ok);
+        let health = watch::Sender::new(LedgerHealth::Ok);
         let (sender, receiver) = mpsc::unbounded_channel();
         let counters = Arc::new(Counters::default());
         let committer = Self {
@@ -216,7 +220,7 @@ impl Committer {
             prefix: Vec::with_capacity(MAX_PREFIX_BYTES),
             head: head_sender,
             sealed: sealed_sender,
-            health: health_sender,
+            health: health.clone(),
             counters: Arc::clone(&counters),
         };
         tokio::spawn(committer.run(receiver));
@@ -265,6 +269,9 @@ impl Committer {
     /// Commits `group` and answers it.
     async fn record(&mut self, mut group: Vec<Waiting>) {
         for _ in 0..MAX_HEAD_MOVES {
+            if let LedgerHealth::Contradicted(proof) = &*self.health.borrow() {
+                return refuse_all(group, &LedgerError::Contradicted(Arc::clone(proof)));
+            }
             let end = match self.end().await {
                 Ok(end) => end,
                 Err(error) => return self.refuse(group, error),
@@ -343,16 +350,8 @@ impl Committer {
         refuse_all(group, &refusal);
     }
 
-    /// Publishes `health` if it is another kind than before; nothing follows `Failed`.
     fn tell(&self, health: LedgerHealth) {
-        self.health.send_if_modified(|current| {
-            let changed = std::mem::discriminant(current) != std::mem::discriminant(&health);
-            let changed = changed && !matches!(current, LedgerHealth::Failed(_));
-            if changed {
-                *current = health;
-            }
-            changed
-        });
+        set_health(&self.health, health);
     }
 
     fn count(&self, group: &[Waiting], took: Duration) {
@@ -362,6 +361,18 @@ impl Committer {
         self.counters.last_group_entries.store(entries, Ordering::Relaxed);
         self.counters.commit_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
+}
+
+/// Publishes `health` if it is another kind than before; nothing follows what ends the recording.
+fn set_health(of: &watch::Sender<LedgerHealth>, health: LedgerHealth) {
+    of.send_if_modified(|current| {
+        let changed = std::mem::discriminant(current) != std::mem::discriminant(&health);
+        let changed = changed && !matches!(current, LedgerHealth::Failed(_) | LedgerHealth::Contradicted(_));
+        if changed {
+            *current = health;
+        }
+        changed
+    });
 }
 
 impl Counters {

@@ -9,6 +9,7 @@ pub mod acts;
 mod candidates;
 mod checkpoints;
 mod committer;
+mod contradiction;
 pub mod entry;
 mod filter;
 mod follow;
@@ -33,6 +34,7 @@ use tokio::sync::watch;
 use self::acts::{ActError, Acts};
 pub use self::checkpoints::{Checkpoints, PublishError, Published};
 use self::committer::{Append, Committer, Queue};
+pub use self::contradiction::Contradiction;
 pub use self::entry::{Body, Entry, EntryError, Issuance, Provenance};
 pub use self::filter::{FilterError, FingerprintFilter, IdentityFilter, PodFilter, ServiceAccountFilter};
 pub use self::follow::Watch;
@@ -152,15 +154,18 @@ pub enum LedgerError {
         /// Some of those that it fits, first halves, hex.
         found: Vec<String>,
     },
+    /// An agent has proven that this ledger is not the one that it was; nothing is recorded.
+    #[error("{0}")]
+    Contradicted(Arc<Contradiction>),
     /// The ledger was closed.
     #[error("the ledger is closed")]
     Closed,
 }
 
 impl LedgerError {
-    /// Whether the same request may succeed later without anybody's doing.
+    /// Whether the same request may succeed later without the doing of whoever asks. In the place of a contradicted ledger comes another one.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Busy | Self::EpochMoved { .. } | Self::Full(_) | Self::Store(_) | Self::Closed)
+        matches!(self, Self::Busy | Self::EpochMoved { .. } | Self::Full(_) | Self::Store(_) | Self::Contradicted(_) | Self::Closed)
     }
 }
 
@@ -175,20 +180,23 @@ pub enum LedgerHealth {
     Unavailable(StoreError),
     /// Nothing more is recorded: the process must end, and the next start recovers.
     Failed(StoreError),
+    /// Nothing more is recorded, and the next start is refused: an agent has proven that this ledger is not the one that it was.
+    Contradicted(Arc<Contradiction>),
 }
 
 impl LedgerHealth {
     /// What [`Self::name`] may be.
-    pub const NAMES: [&'static str; 4] = ["ok", "full", "unavailable", "failed"];
+    pub const NAMES: [&'static str; 5] = ["ok", "full", "unavailable", "failed", "contradicted"];
 
     /// In one word, for metrics.
     pub fn name(&self) -> &'static str {
-        let [ok, full, unavailable, failed] = Self::NAMES;
+        let [ok, full, unavailable, failed, contradicted] = Self::NAMES;
         match self {
             Self::Ok => ok,
             Self::Full(_) => full,
             Self::Unavailable(_) => unavailable,
             Self::Failed(_) => failed,
+            Self::Contradicted(_) => contradicted,
         }
     }
 }
@@ -257,6 +265,12 @@ impl Ledger {
         Ok(Self { store, clock, queue, acts, origin: origin.into(), longest_lifetime: Arc::new(longest_lifetime) })
     }
 
+    /// Records the state whenever a segment of the log was sealed, from now on, in a task that ends with the last clone.
+    pub fn record_states(&self) {
+        let (acts, store, queue) = (Arc::clone(&self.acts), Arc::clone(&self.store), Arc::downgrade(&self.queue));
+        tokio::spawn(acts::recorder::run(acts, store, queue, self.queue.sealed()));
+    }
+
     /// Records `body` durably, whatever the epoch, and returns its index.
     pub async fn append(&self, body: Body) -> Result<u64, LedgerError> {
         let indexes = self.append_all(vec![body]).await?;
@@ -265,12 +279,6 @@ impl Ledger {
 
     /// Records `bodies` durably in one write, in their order, whatever the epoch, and returns their indexes.
     pub async fn append_all(&self, bodies: Vec<Body>) -> Result<Vec<u64>, LedgerError> {
-    /// Records the state whenever a segment of the log was sealed, from now on, in a task that ends with the last clone.
-    pub fn record_states(&self) {
-        let (acts, store, queue) = (Arc::clone(&self.acts), Arc::clone(&self.store), Arc::downgrade(&self.queue));
-        tokio::spawn(acts::recorder::run(acts, store, queue, self.queue.sealed()));
-    }
-
         self.enqueue(None, bodies).await
     }
 

@@ -73,6 +73,7 @@ impl Parts {
         match &*self.ledger.health().borrow() {
             LedgerHealth::Ok => {}
             LedgerHealth::Full(error) | LedgerHealth::Unavailable(error) | LedgerHealth::Failed(error) => obstacles.push(error.to_string()),
+            LedgerHealth::Contradicted(proof) => obstacles.push(proof.to_string()),
         }
         obstacles.extend(self.authority.problem(self.clock.now()));
         obstacles.extend(clusters::obstacles(&self.clusters.status()));

@@ -3,12 +3,12 @@
 use chancery_identity::X509Svid;
 use chancery_identity::checkpoint::{Checkpoint, CheckpointVerifier, Hash, verify_consistency};
 use chancery_proto::chancery::v1::{
-    AgentMessage, AgentRecord, CaMessage, Hello, LedgerAlarm, LedgerCheckpoint, LedgerView, ListAgentsRequest, Report, agent_message,
-    ca_message,
+    AgentMessage, AgentRecord, BanRequest, CaMessage, DiagnoseRequest, Hello, LedgerAlarm, LedgerCheckpoint, LedgerView, ListAgentsRequest,
+    Report, agent_message, ca_message,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
 use crate::support::{Ca, NODE, SOON, TRUST_DOMAIN, copy, issue};
 
@@ -51,6 +51,11 @@ impl Follower {
 
 fn report(note: &str, alarm: Option<LedgerAlarm>) -> Report {
     Report { ledger: Some(LedgerView { checkpoint: note.to_owned(), alarm }), ..Report::default() }
+}
+
+/// With the evidence.
+async fn named(ca: &Ca) -> AgentRecord {
+    ca.operator().await.list_agents(ListAgentsRequest { agent: NODE.into() }).await.unwrap().into_inner().agents.remove(0)
 }
 
 async fn listed(ca: &Ca) -> AgentRecord {
@@ -109,27 +114,73 @@ async fn an_agent_is_shown_checkpoints_each_of_which_is_proved_to_continue_the_o
     assert!(ca.status().await.problems.is_empty());
 }
 
+/// Nothing is recorded, everybody is told why, and it does not start again.
+async fn is_ended(ca: Ca, agent: &X509Svid, note: &str, says: &str) {
+    let entries = ca.status().await.ledger_entries;
+    let refusal = issue(&mut ca.connect(Some(agent)).await, ca.token(|_| ())).await.unwrap_err();
+    assert!(refusal.retryable && refusal.reason == "ledger_contradicted", "the agent keeps what it has, and tries again: {refusal:?}");
+    let ban = BanRequest { agent: agent.id().to_string(), reason: "why not".into() };
+    let refused = ca.operator().await.ban(ban).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    for (told, what) in [
+        (refused.message().to_owned(), "an act"),
+        (refusal.message, "an issuance"),
+        (ca.get("/readyz").await, "readyz"),
+        (format!("{:?}", ca.operator().await.diagnose(DiagnoseRequest {}).await.unwrap().into_inner().findings), "doctor"),
+    ] {
+        for part in [says, agent.id().as_str(), "restore FILE --accept-loss"] {
+            assert!(told.contains(part), "{what}: {part}: {told}");
+        }
+    }
+    assert!(ca.get("/readyz").await.starts_with("HTTP/1.1 503"));
+    let metrics = ca.get("/metrics").await;
+    for line in ["chancery_ready 0", "chancery_ledger_agent_alarms 1", "chancery_ledger_recording{state=\"contradicted\"} 1"] {
+        assert!(metrics.contains(line), "{line}");
+    }
+    let data = ca.data_dir();
+    let (checkpoint, conflict) = (data.join("checkpoint"), data.join("checkpoint.conflict"));
+    ca.until_async("it is kept", async || std::fs::read_to_string(&conflict).is_ok_and(|kept| kept == note)).await;
+    let published = std::fs::read_to_string(&checkpoint).unwrap();
+    assert_eq!(ca.status().await.ledger_entries, entries);
+    let directory = ca.stop().await;
+    assert_eq!(std::fs::read_to_string(checkpoint).unwrap(), published, "and nothing more is published");
+    let refused = Ca::try_start(directory, "").await.err().expect("it does not start").to_string();
+    assert!(refused.contains("checkpoint.conflict") && refused.contains("--accept-loss"), "{refused}");
+}
+
 #[tokio::test]
-async fn a_restored_old_backup_is_given_away_by_an_agent_that_knows_more() {
+async fn a_restored_old_backup_is_given_away_by_an_agent_that_knows_more_and_ends() {
     let (ca, agent, note) = restored().await;
     assert!(ca.status().await.problems.is_empty(), "by itself the CA cannot know");
     let mut follower = Follower::new(&ca, &agent, &note).await;
     let status = ca.until("the alarm", |status| !status.problems.is_empty()).await;
-    assert!(status.problems[0].contains("a backup was restored"), "{:?}", status.problems);
-    assert!(status.ready, "it goes on issuing");
+    assert!(status.problems[0].contains("a backup was restored") && !status.ready, "{:?}", status.problems);
     let (shown, older) = follower.is_shown().await;
     assert_eq!(shown.proof_from, 0);
-    let record = listed(&ca).await;
-    assert!(record.ledger_size > older.size && record.ledger_alarm.starts_with("rolled_back: "), "{record:?}");
-    assert!(ca.get("/metrics").await.contains("chancery_ledger_agent_alarms 1"));
-    assert!(ca.get("/readyz").await.contains("a backup was restored"));
-
-    // Once it has as many entries, they are others.
+    ca.until_async("the alarm", async || listed(&ca).await.ledger_alarm.starts_with("rolled_back: ")).await;
+    let record = named(&ca).await;
+    assert!(record.ledger_size > older.size, "{record:?}");
+    let evidence = record.ledger_evidence.unwrap();
+    assert_eq!((&evidence.remembered, &evidence.offered), (&note, &shown.note));
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_chancery"))
+        .arg("--socket")
+        .arg(&ca.running.admin_socket)
+        .args(["--output", "json", "agent", "show", NODE])
+        .output();
+    let printed: serde_json::Value = serde_json::from_slice(&output.await.unwrap().stdout).unwrap();
+    assert_eq!((&printed["ledger_evidence"]["remembered"], &printed["ledger_evidence"]["offered"]), (&note.into(), &shown.note.into()));
     drop(follower);
+    is_ended(ca, &agent, &evidence.remembered, "a backup was restored").await;
+}
+
+#[tokio::test]
+async fn a_ledger_that_has_outgrown_what_an_agent_knows_with_other_entries_is_given_away_too_and_ends() {
+    let (ca, agent, note) = restored().await;
     issue_some(&ca, &agent).await;
     issue_some(&ca, &agent).await;
     let _follower = Follower::new(&ca, &agent, &note).await;
     ca.until_async("the fork", async || listed(&ca).await.ledger_alarm.starts_with("forked: ")).await;
+    is_ended(ca, &agent, &note, "there are two histories").await;
 }
 
 #[tokio::test]

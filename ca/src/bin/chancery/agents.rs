@@ -15,7 +15,8 @@ use crate::revocation::{self, Recorded, WaitArgs};
 pub(crate) enum Command {
     /// Every agent that was seen since the CA started or has a certificate that is good, and whether it has the newest trust state.
     List,
-    /// One agent, by its SPIFFE ID or its node's name, with every proxy there that is behind, and why.
+    /// One agent, by its SPIFFE ID or its node's name, with every proxy there that is behind, and why; and with both checkpoints of an alarm
+    /// about the ledger.
     Show {
         /// Its SPIFFE ID, or its node's name.
         agent: String,
@@ -64,9 +65,21 @@ struct AgentRow {
     svid_not_after: String,
     ledger_size: u64,
     ledger_alarm: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ledger_evidence: Option<LedgerEvidence>,
     holders: u32,
     proven_sequence: u64,
     behind: Vec<String>,
+}
+
+/// Why the agent and the CA's ledger contradict each other.
+#[derive(Debug, Serialize)]
+struct LedgerEvidence {
+    raised_at: String,
+    /// The signed checkpoint that the agent remembers.
+    remembered: String,
+    /// The one that it was shown.
+    offered: String,
 }
 
 /// The answer to an act.
@@ -161,6 +174,11 @@ impl AgentRow {
             svid_not_after: moment(record.svid_not_after_ms),
             ledger_size: record.ledger_size,
             ledger_alarm: record.ledger_alarm,
+            ledger_evidence: record.ledger_evidence.map(|alarm| LedgerEvidence {
+                raised_at: moment(alarm.raised_at_ms),
+                remembered: alarm.remembered,
+                offered: alarm.offered,
+            }),
             holders: record.holders,
             proven_sequence: record.proven_sequence,
             behind: record.behind,

@@ -8,7 +8,7 @@ use super::*;
 use crate::authority::testing::TestCa;
 use crate::fleet::session::{LEDGER_CHECKPOINTS, LEDGER_CONTINUED, STANDING_ACTS};
 use crate::ledger::acts::{Change, Root, RootState, State};
-use crate::ledger::{Body, Ledger, Published};
+use crate::ledger::{Body, Ledger, LedgerError, Published};
 
 pub(super) const ORIGIN: &str = "example.org/chancery/00000000000000000000000000000001";
 /// Longer than between two checkpoints.
@@ -193,9 +193,33 @@ async fn an_agent_that_knows_more_than_this_ledger_has_gives_a_restored_backup_a
     let problems = fleet.ledger_problems();
     assert!(problems[0].contains("chancery/agent/east/node-1, which knows 120 entries"), "{problems:?}");
 
-    restored.grow(50, "after").await;
-    agent.says(agent_message::Message::Report(report(&before.published().note, None))).await;
-    until("it does not end when the ledger has outgrown it", || alarm_of(&fleet).starts_with("forked: ")).await;
+    let proof = restored.ledger.contradiction().expect("it is proven");
+    assert_eq!((&proof.note, proof.size, proof.entries, proof.is_fork()), (&before.published().note, 120, 100, false));
+    assert!(proof.shown_by.ends_with("chancery/agent/east/node-1"), "{}", proof.shown_by);
+    let refused = restored.ledger.append(Body::Start(Start::default())).await.unwrap_err();
+    assert!(matches!(refused, LedgerError::Contradicted(_)), "{refused}");
+    let shown = fleet.agents_called("node-1").remove(0).ledger_evidence.expect("both checkpoints");
+    assert_eq!((shown.remembered, shown.offered), (before.published().note, restored.published().note));
+    assert_eq!(fleet.agents()[0].ledger_evidence, None, "which are not in a list of all");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_was_published_a_moment_ago_and_one_of_this_ledgers_beginning_prove_nothing() {
+    let (fleet, _) = fleet();
+    let log = Log::new(ORIGIN, 5).await;
+    let older = log.published();
+    record(&log.ledger, 20, "more").await;
+    // Published, and shown, before the session here hears of it.
+    let newer = publish(&log.ledger, &log.key, ORIGIN).await;
+    for note in [&older.note, &newer.note] {
+        let (_ca, mut agent) = log.met_by(&fleet, note);
+        if *note == newer.note {
+            agent.is_shown().await;
+        } else {
+            agent.hears_of_another().await;
+        }
+        assert_eq!((alarm_of(&fleet), log.ledger.contradiction()), (String::new(), None));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,8 +230,11 @@ async fn an_agent_that_knows_other_entries_gives_a_fork_away_until_it_knows_thes
     let (_ca, mut agent) = log.met_by(&fleet, &fork.published().note);
     agent.is_shown().await;
     until("the alarm", || alarm_of(&fleet).starts_with("forked: ")).await;
+    let proof = log.ledger.contradiction().expect("it is proven");
+    assert_eq!((&proof.note, proof.size, proof.is_fork()), (&fork.published().note, 7, true));
     agent.says(agent_message::Message::Report(report(&log.published().note, None))).await;
     until("it knows these", || alarm_of(&fleet).is_empty()).await;
+    assert!(log.ledger.contradiction().is_some(), "there are two histories all the same");
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,6 +251,7 @@ async fn what_fits_the_ledger_is_no_alarm_whichever_key_signed_it_and_what_does_
     agent.says(agent_message::Message::Report(report(&claimed, None))).await;
     until("the alarm", || alarm_of(&fleet).starts_with("other_key: ")).await;
     assert!(alarm_of(&fleet).contains("not proven to be this CA's"), "{}", alarm_of(&fleet));
+    assert_eq!(log.ledger.contradiction(), None, "it is that agent's word");
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,6 +264,7 @@ async fn a_checkpoint_of_another_log_and_what_is_none_are_alarms() {
     until("the alarm", || alarm_of(&fleet).starts_with("other_origin: ")).await;
     agent.says(agent_message::Message::Report(report(&"x".repeat(1 << 20), None))).await;
     until("the alarm", || alarm_of(&fleet).starts_with("unreadable: ")).await;
+    assert_eq!(log.ledger.contradiction(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ pub(in crate::ledger) async fn run(acts: Arc<Acts>, store: SharedStore, queue: W
         match recorded {
             Ok(()) if sealed.changed().await.is_err() => return,
             Ok(()) => {}
-            Err(LedgerError::Closed) => return,
+            Err(LedgerError::Closed | LedgerError::Contradicted(_)) => return,
             Err(error) => {
                 warn!(%error, "the ledger's state was not recorded; trying again");
                 tokio::time::sleep(RETRY).await;

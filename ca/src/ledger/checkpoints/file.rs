@@ -40,6 +40,16 @@ impl CheckpointFile {
         written.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| self.failed(&error))
     }
 
+    /// Removes it, durably.
+    pub(super) async fn remove(&self) -> Result<(), PublishError> {
+        let (files, path) = (Arc::clone(&self.files), self.path.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            files.remove(&path)?;
+            files.sync_dir(path.parent().unwrap_or(Path::new(".")))
+        });
+        removed.await.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| self.failed(&error))
+    }
+
     fn failed(&self, error: &std::io::Error) -> PublishError {
         PublishError::File { path: self.path.clone(), problem: error.to_string() }
     }

@@ -5,6 +5,10 @@
 //! happens to the log, this CA never signs a second history: opening refuses a log that ends before the published checkpoint or has other
 //! entries, which is what an old backup looks like.
 //!
+//! What agents remember is held against the ledger as well. A checkpoint of this CA's that the ledger does not continue
+//! ([`Ledger::contradicted`]) is kept beside the published one, in `checkpoint.conflict`: nothing more is published, and opening refuses the log
+//! for it too.
+//!
 //! A checkpoint is published at most once a second while entries arrive ([`Checkpoints::run`]), and on demand ([`Checkpoints::publish`]).
 
 mod file;
@@ -24,10 +28,12 @@ use tracing::{error, info, warn};
 use self::file::CheckpointFile;
 use self::keys::SigningKeys;
 use super::acts::{CA_ACTOR, Change};
-use super::{Ledger, LedgerError};
+use super::{Contradiction, Ledger, LedgerError};
 use crate::keys::{KeyError, KeyManager};
 use crate::store::embedded::files::LogFiles;
 
+/// The extension of the file with a checkpoint that the ledger does not continue.
+const CONFLICT: &str = "conflict";
 /// How often [`Checkpoints::run`] looks whether there are new entries.
 const EVERY: Duration = Duration::from_secs(1);
 /// How long checkpoints carry the signatures of both keys after a rotation: agents and auditors learn of the newer one meanwhile.
@@ -83,7 +89,8 @@ pub enum PublishError {
     /// The entries are others than those that were published.
     #[error(
         "the ledger's first {size} entries have the root {found}, and a checkpoint with the root {published} was published ({}): this is another \
-         history. Keep a copy of it, and restore the newest backup of the published one (`chancery-ca restore`)",
+         history. Keep a copy of it, and restore the newest backup of the published one (`chancery-ca restore`); if there is none, `--accept-loss \
+         --reason` begins a new ledger",
         path.display()
     )]
     OtherHistory {
@@ -131,6 +138,8 @@ pub struct Checkpoints {
     ledger: Ledger,
     clock: Arc<dyn Clock>,
     file: CheckpointFile,
+    /// The one that an agent showed, and that the ledger does not continue.
+    conflict: CheckpointFile,
     keys: RwLock<SigningKeys>,
     newest: watch::Sender<Arc<Published>>,
     /// Held by who publishes or changes keys.
@@ -151,8 +160,12 @@ impl Checkpoints {
         path: PathBuf,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, PublishError> {
+        let conflict = CheckpointFile::new(Arc::clone(&files), path.with_extension(CONFLICT));
         let file = CheckpointFile::new(files, path);
         let mut keys = SigningKeys::load(keys, ledger.origin().to_owned()).await?;
+        if let Some(note) = conflict.read().await? {
+            check(&ledger, &keys, &conflict, note).await?;
+        }
         let (checkpoint, note) = match file.read().await? {
             Some(note) => check(&ledger, &keys, &file, note).await?,
             None => begin(&ledger, &mut keys, &file).await?,
@@ -163,12 +176,17 @@ impl Checkpoints {
             ledger,
             clock,
             file,
+            conflict,
             keys: RwLock::new(keys),
             newest,
             publishing: tokio::sync::Mutex::default(),
             problem: Mutex::default(),
         };
         checkpoints.publish_with(&checkpoints.keys()).await?;
+        if checkpoints.conflict.read().await?.is_some() {
+            warn!(file = %checkpoints.conflict.path().display(), "the ledger continues the checkpoint that it was in conflict with; it is forgotten");
+            checkpoints.conflict.remove().await?;
+        }
         Ok(checkpoints)
     }
 
@@ -271,6 +289,9 @@ impl Checkpoints {
     }
 
     async fn publish_with(&self, keys: &SigningKeys) -> Result<Arc<Published>, PublishError> {
+        if let Some(proof) = self.ledger.contradiction() {
+            return Err(LedgerError::Contradicted(proof).into());
+        }
         let head = self.ledger.queue.head();
         let on_disk = self.file.read().await?;
         let last = self.newest();
@@ -295,10 +316,22 @@ impl Checkpoints {
         Ok(published)
     }
 
+    /// Puts what the ledger contradicts where the next start finds it.
+    async fn keep(&self, proof: &Contradiction) -> Result<(), PublishError> {
+        let _publishing = self.publishing.lock().await;
+        if self.conflict.read().await?.as_ref() == Some(&proof.note) {
+            return Ok(());
+        }
+        self.conflict.write(proof.note.clone()).await?;
+        error!(file = %self.conflict.path().display(), "{proof}");
+        Ok(())
+    }
+
     async fn publish_and_tell(&self) {
-        let result = match self.retire_older_key().await {
-            Ok(()) => self.publish().await.map(|_| ()),
-            failed => failed,
+        let result = match (self.ledger.contradiction(), self.retire_older_key().await) {
+            (Some(proof), _) => self.keep(&proof).await,
+            (None, Ok(())) => self.publish().await.map(|_| ()),
+            (None, failed) => failed,
         };
         let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         match (result, problem.as_ref()) {
@@ -311,7 +344,7 @@ impl Checkpoints {
                 let failure = failure.to_string();
                 // Once for each problem, not every second.
                 if before != Some(&failure) {
-                    error!(error = %failure, "no checkpoint of the ledger was published; trying again");
+                    error!(error = %failure, "no checkpoint of the ledger was written; trying again");
                 }
                 *problem = Some(failure);
             }

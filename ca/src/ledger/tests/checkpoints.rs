@@ -186,6 +186,47 @@ async fn a_log_that_ends_behind_a_seal_and_is_refused_for_its_checkpoint_is_left
 }
 
 #[tokio::test]
+async fn what_an_agent_has_proven_ends_the_ledger_and_keeps_it_from_being_opened_again() {
+    const CONFLICT: &str = "/data/checkpoint.conflict";
+    // More entries, and as many but others.
+    for (more, root) in [(5, [9; 32]), (0, [9; 32])] {
+        let place = Place::new();
+        let ledger = place.ledger().await;
+        let checkpoints = place.checkpoints(&ledger).await;
+        ledger.append_all(vec![start("1"); 3]).await.unwrap();
+        let published = checkpoints.publish().await.unwrap();
+        let theirs = Checkpoint { size: 3 + more, root, ..published.checkpoint.clone() };
+        let note = signed(&place, &checkpoints, theirs).await;
+        ledger.contradicted(Contradiction { shown_by: "an agent".into(), note: note.clone(), size: 3 + more, entries: 3 });
+
+        let refusals = [ledger.append(start("2")).await.unwrap_err(), act(&ledger).await.unwrap_err()];
+        for refusal in refusals {
+            assert!(matches!(refusal, LedgerError::Contradicted(_)) && refusal.is_retryable(), "{refusal}");
+            for said in ["an agent showed", &format!("{} entries", 3 + more), "--accept-loss", "checkpoint.conflict"] {
+                assert!(refusal.to_string().contains(said), "{said}: {refusal}");
+            }
+        }
+        assert!(matches!(&*ledger.health().borrow(), LedgerHealth::Contradicted(_)));
+        checkpoints.rotate_key("local:uid=0", "why not").await.unwrap_err();
+        run_once(&checkpoints).await;
+        assert_eq!(place.files.content(Path::new(CONFLICT)).unwrap(), note.as_bytes());
+        assert_eq!(place.files.content(Path::new(FILE)).unwrap(), published.note.as_bytes(), "both are kept");
+        ledger.close().await.unwrap();
+        drop((checkpoints, ledger));
+
+        let ledger = place.ledger().await;
+        let refused = place.try_checkpoints(&ledger).await.unwrap_err().to_string();
+        assert!(refused.contains(CONFLICT) && refused.contains("--accept-loss"), "{refused}");
+        assert_eq!(ledger.entries(), 3);
+
+        // Should the ledger turn out to be the one that the agent was shown, after all.
+        files::replace(&place.files, Path::new(CONFLICT), published.note.as_bytes()).unwrap();
+        place.checkpoints(&ledger).await;
+        assert_eq!(place.files.content(Path::new(CONFLICT)), None);
+    }
+}
+
+#[tokio::test]
 async fn a_ledger_that_forks_while_it_is_open_is_not_published() {
     let place = Place::new();
     let ledger = place.ledger().await;
