@@ -317,12 +317,16 @@ async fn an_operator_sees_the_alarm_and_ends_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn acts_are_kept_over_a_restart_and_told_with_those_of_the_log_before() {
     let (ca, place, agent, ..) = shown().await;
-    let acts = |origin: &str, entry: &[u8]| wire::StandingActs { origin: origin.into(), entries: vec![entry.to_vec()] };
+    let acts = |origin: &str, entry: &[u8]| wire::StandingActs {
+        origin: origin.into(),
+        entries: vec![entry.to_vec()],
+        ..wire::StandingActs::default()
+    };
     let (first, second, third) = (acts("one", b"\0\xff"), acts("two", b"b"), acts("three", b"c"));
     for told in [&first, &second, &acts("two", b"b, but older"), &second, &third] {
         ca.send(wire::ca_message::Message::StandingActs(told.clone())).await;
     }
-    let too_many = wire::StandingActs { origin: "four".into(), entries: vec![Vec::new(); 257] };
+    let too_many = wire::StandingActs { origin: "four".into(), entries: vec![Vec::new(); 257], ..wire::StandingActs::default() };
     ca.send(wire::ca_message::Message::StandingActs(too_many)).await;
     eventually("they are kept", || agent.client.ledger().borrow().acts.last().is_some_and(|acts| acts.origin == "three")).await;
     agent.stop().await;
@@ -332,4 +336,29 @@ async fn acts_are_kept_over_a_restart_and_told_with_those_of_the_log_before() {
     ca.send(wire::ca_message::Message::Order(order)).await;
     eventually("the CA is told", || !ca.behaviour.told.lock().unwrap().is_empty()).await;
     assert_eq!(ca.behaviour.told.lock().unwrap()[0].acts, [second, third]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acts_that_a_log_lacks_since_it_was_restored_or_went_back_stay_until_an_act_takes_them_away() {
+    let (ca, _place, agent, ..) = shown().await;
+    let told = |epoch, restored_ms, entries: &[&[u8]]| wire::StandingActs {
+        origin: "one".into(),
+        entries: entries.iter().map(|entry| entry.to_vec()).collect(),
+        epoch,
+        restored_ms,
+    };
+    let (before, after) = (told(5, 0, &[b"a", b"b"]), told(7, 1000, &[b"c"]));
+    for told in [&told(4, 0, &[b"a"]), &before, &told(3, 0, &[]), &told(5, 1000, &[]), &after, &told(6, 1000, &[])] {
+        ca.send(wire::ca_message::Message::StandingActs(told.clone())).await;
+    }
+    let tell = || wire::Order { order: Some(wire::order::Order::TellCertificates(wire::TellCertificates {})) };
+    let known = || agent.client.ledger().borrow().acts.iter().map(|acts| (acts.restored_ms, acts.entries.len())).collect::<Vec<_>>();
+    eventually("both are kept", || known() == [(0, 2), (1000, 1)]).await;
+    ca.send(wire::ca_message::Message::Order(tell())).await;
+    eventually("the CA is told", || !ca.behaviour.told.lock().unwrap().is_empty()).await;
+    assert_eq!(ca.behaviour.told.lock().unwrap()[0].acts, [before, after]);
+
+    ca.send(wire::ca_message::Message::StandingActs(told(8, 1000, &[]))).await;
+    eventually("an act took them away", || known() == [(0, 2), (1000, 0)]).await;
+    agent.stop().await;
 }

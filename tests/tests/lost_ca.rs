@@ -11,6 +11,7 @@ use std::time::Duration;
 use age::secrecy::ExposeSecret;
 use chancery_tests::agent::Agent;
 use chancery_tests::ca::Ca;
+use chancery_tests::caller::Caller;
 use chancery_tests::lab::{Lab, copy_directory};
 use chancery_tests::load::Load;
 use chancery_tests::mesh::{Mesh, NODE, Settings, Workload};
@@ -135,4 +136,69 @@ async fn a_ca_that_is_lost_with_everything_is_set_up_anew_and_agents_take_it_aft
     wait::until("a connection under the new root", SOON, async || connects(&cart).await).await.unwrap();
     let status = mesh.agent.ask(&["status"]).unwrap();
     assert_eq!(status["problems"], serde_json::json!([]), "{status}");
+}
+
+/// Nothing that was recorded behind the backup was in a checkpoint that somebody was shown, so nobody can tell that it was there but by what agents
+/// keep of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ban_and_a_change_of_trust_behind_the_end_of_a_restored_backup_stay_in_force() {
+    let lab = Lab::new().unwrap();
+    let mut ca = Ca::start(&lab, HOUR).await.unwrap();
+    let stolen = Caller::join(&lab, &ca, "node-d").await.unwrap().spiffe_id().unwrap();
+    let caller = Caller::join(&lab, &ca, "node-b").await.unwrap();
+    let agent = Agent::start(&lab, &ca, NODE).await.unwrap();
+    let (data, kept, backup) = (ca.data().to_owned(), lab.at("kept"), lab.at("ca.tar"));
+    ca.chancery(&["log", "checkpoint"]).unwrap();
+    run("chancery-ca", &["backup", "--data-dir", text(&data), "--to", text(&backup)]);
+    // All this within the half minute until agents are shown another checkpoint.
+    for _ in 0..20 {
+        caller.issue(caller.request().unwrap()).await.unwrap().unwrap();
+    }
+    // It does not wait for the agents of this test that are none.
+    let _not_acknowledged = ca.ask(&["agent", "ban", &stolen, "--wait", "0s", "--reason", "its disk was stolen"]);
+    for step in ["prepare", "publish"] {
+        ca.chancery(&["root", step, "--reason", "once a year"]).unwrap();
+    }
+    let sequence = |ca: &Ca| ca.ask(&["status"]).unwrap()["trust_sequence"].as_u64().unwrap();
+    let has = |sequence: u64| {
+        let status = agent.ask(&["status"]).map_err(|error| error.to_string())?;
+        if status["trust_sequence"] == sequence { Ok(()) } else { Err(status.to_string()) }
+    };
+    let before = sequence(&ca);
+    wait::until("the agent has the newest trust state", SOON, async || has(before)).await.unwrap();
+    let memory = lab.at("agent-state").join("ledger");
+    let keeps = async || {
+        let known: Value =
+            serde_json::from_slice(&std::fs::read(&memory).map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+        if known["acts"][0]["entries"].as_array().is_some_and(|acts| acts.len() == 1) { Ok(()) } else { Err(known.to_string()) }
+    };
+    wait::until("the agent keeps the ban", SOON, keeps).await.unwrap();
+    ca.kill().unwrap();
+    std::fs::rename(&data, &kept).unwrap();
+
+    run("chancery-ca", &["restore", text(&backup), "--data-dir", text(&data)]);
+    for directory in ["keys", "ledger-keys", "development"] {
+        copy_directory(&kept.join(directory), &data.join(directory)).unwrap();
+    }
+    ca.run(&lab).await.unwrap();
+    let banned = async || {
+        let acts = ca.ask(&["log", "acts", "--action", "agent.ban"]).map_err(|error| error.to_string())?;
+        let is_so = acts[0]["target"] == stolen.as_str() && acts[0]["actor"] == "ca";
+        if is_so { Ok(()) } else { Err(acts.to_string()) }
+    };
+    wait::until("the ban is recorded again", SOON, banned).await.unwrap();
+    let refused = Caller::join(&lab, &ca, "node-d").await.err().expect("it is banned").to_string();
+    assert!(refused.contains("was banned by an operator"), "{refused}");
+
+    // The lost root is not there any more; another one reaches the agent, with a larger sequence than any that it was given.
+    for step in ["prepare", "publish"] {
+        ca.chancery(&["root", step, "--reason", "once a year"]).unwrap();
+    }
+    let after = sequence(&ca);
+    assert!(after > before, "{after} {before}");
+    wait::until("the agent takes the newer trust state over", SOON, async || has(after)).await.unwrap();
+    let issued = wait::until("the CA answers", SOON, async || caller.issue(caller.request().unwrap()).await);
+    issued.await.unwrap().unwrap();
+    let status = ca.ask(&["status"]).unwrap();
+    assert!(status["ready"] == true && !status["problems"].to_string().contains("contradict"), "{status}");
 }

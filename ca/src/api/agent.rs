@@ -164,7 +164,7 @@ impl AgentApi {
         let (caller, _permit) = self.admit(&request, u32::try_from(count).unwrap_or(u32::MAX))?;
         let RecoverRequest { certificates, acts } = request.into_inner();
         // First: whom they keep from certificates has those revoked that are recovered.
-        for StandingActs { origin, entries } in acts.into_iter().take(MAX_LOGS) {
+        for StandingActs { origin, entries, .. } in acts.into_iter().take(MAX_LOGS) {
             let entries: Vec<_> = entries.into_iter().map(Bytes::from).collect();
             self.ledger.recover_acts(&origin, &entries, caller.id().as_str()).await?;
         }

@@ -22,7 +22,7 @@ use tokio::runtime::Runtime;
 
 use super::contents::Contents;
 use super::restore::{Known, Restore};
-use super::restored::{LEAST_LIFETIME, lifetime};
+use super::restored::{LEAST_LIFETIME, lifetime, trust_floor};
 use super::{BackupError, CHECKPOINT, LEDGER_KEYS, PREVIOUS};
 use crate::keys::{FileKeyManager, KeyManager};
 use crate::ledger::acts::{ACTS_KEY, ActsVerifier, Change, Fold, State};
@@ -33,8 +33,6 @@ use crate::store::embedded::audit::Audit;
 use crate::store::embedded::files::SystemFiles;
 use crate::store::embedded::{EmbeddedStore, Options as StoreOptions};
 
-/// Room in the sequence of trust states for entries that were lost behind the newest checkpoint that anybody knows: days at full speed.
-const UNKNOWN_ENTRIES: u64 = 1_000_000_000;
 /// Copies recorded at once.
 const BATCH: usize = 1000;
 
@@ -142,7 +140,7 @@ impl Anew<'_> {
         let change = Change::AcceptedLoss {
             origin: self.origin.to_owned(),
             checkpoint: self.note.to_owned(),
-            trust_floor: old.state.trust_floor().saturating_add(missing.end).saturating_add(UNKNOWN_ENTRIES),
+            trust_floor: trust_floor(&old.state, missing.end, now),
             missing: missing.clone(),
             roots_kept_until,
             epoch: old.state.epoch,
@@ -245,7 +243,8 @@ fn as_copy(index: u64, body: Body) -> Body {
 /// `state` with the entry numbers that it has in a log whose entries from `first` on are copies of the old log's entries `copied`. They keep
 /// their order: what was recorded before a root became active, or before somebody was revoked, still is.
 fn placed(state: &State, copied: &[u64], first: u64) -> State {
-    let mut state = state.clone();
+    // That the old log was restored says nothing of this one.
+    let mut state = State { restored: None, ..state.clone() };
     // The first copy of what was recorded behind an act; its revocations are about all before.
     let behind = |act: u64| first + copied.partition_point(|index| *index < act) as u64;
     state.revocations.values_mut().for_each(|revocation| revocation.entry = behind(revocation.entry));

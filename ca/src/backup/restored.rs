@@ -14,12 +14,14 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::BackupError;
-use crate::ledger::acts::Change;
+use crate::ledger::acts::{Change, Restored, State};
 use crate::ledger::{Body, Entry, Leaf};
 use crate::store::embedded::audit::Audit;
 
 /// In a data directory.
 const NAME: &str = "restored";
+/// Room in the sequence of trust states for entries that were lost behind the newest checkpoint that anybody knows: days at full speed.
+const UNKNOWN_ENTRIES: u64 = 1_000_000_000;
 /// What is missing may have been issued for so long, whatever the ledger has: agents' own certificates are.
 pub(super) const LEAST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -53,14 +55,22 @@ impl Restoration {
         }
     }
 
-    /// What is to be recorded, and why.
-    pub fn act(&self) -> (Change, String) {
-        let roots_kept_until = self.restored_at + Duration::from_secs(self.longest_lifetime_s);
+    /// What is to be recorded, and why, in a log whose acts have led to `state`; nothing if that says it already, since the CA was killed before
+    /// it noted so.
+    pub fn act(&self, state: &State) -> Option<(Change, String)> {
+        let until = self.restored_at + Duration::from_secs(self.longest_lifetime_s);
+        // As it is recorded, in milliseconds.
+        let roots_kept_until = until.replace_nanosecond(until.nanosecond() / 1_000_000 * 1_000_000).unwrap_or(until);
+        let is_this = |known: Restored| (known.entries, known.roots_kept_until) == (self.entries, roots_kept_until);
+        if state.restored.is_some_and(is_this) {
+            return None;
+        }
         let why = format!("restored at {} from the backup made at {}", self.restored_at, self.made_at);
-        (Change::Restored { entries: self.entries, roots_kept_until }, why)
+        let (trust_floor, epoch) = (trust_floor(state, 0, self.restored_at), state.epoch);
+        Some((Change::Restored { entries: self.entries, roots_kept_until, trust_floor, epoch }, why))
     }
 
-    /// It is recorded. A CA that is killed before this records it twice, which changes nothing.
+    /// It is recorded.
     ///
     /// # Errors
     /// If that cannot be noted.
@@ -74,6 +84,14 @@ impl Restoration {
         let text = serde_json::to_string(self).unwrap_or_default();
         Ok(files::write_private(&data_dir.join(NAME), format!("{text}\n").as_bytes())?)
     }
+}
+
+/// What is added from now on to the sequence of each trust state, so that none is smaller than one that agents were given before entries were lost:
+/// behind `state`, maybe up to the entry `end`, and maybe by a log that was restored from the same backup before. That one grew by less than an
+/// entry a microsecond.
+pub(super) fn trust_floor(state: &State, end: u64, now: OffsetDateTime) -> u64 {
+    let grown = state.trust_floor().saturating_add(end).saturating_add(UNKNOWN_ENTRIES);
+    grown.max(u64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or_default())
 }
 
 /// The longest lifetime of a certificate in the log in `ledger`, and of those that it may lack. What cannot be read there the CA finds at its

@@ -7,6 +7,7 @@ use chancery_proto::chancery::v1::StandingActs;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::wire;
 use crate::ledger::{Ledger, LedgerError};
 
 /// After a failure to read the ledger.
@@ -21,9 +22,12 @@ pub async fn tell_standing_acts(ledger: Ledger, told: watch::Sender<Arc<Standing
             match standing(&ledger).await {
                 Ok(acts) => {
                     told.send_if_modified(|known| {
-                        let news = **known != acts;
-                        *known = Arc::new(acts);
-                        news
+                        // The epoch alone is no news.
+                        let is_known = StandingActs { epoch: known.epoch, ..acts.clone() } == **known;
+                        if !is_known {
+                            *known = Arc::new(acts);
+                        }
+                        !is_known
                     });
                     if state.changed().await.is_err() {
                         return;
@@ -40,6 +44,8 @@ pub async fn tell_standing_acts(ledger: Ledger, told: watch::Sender<Arc<Standing
 }
 
 async fn standing(ledger: &Ledger) -> Result<StandingActs, LedgerError> {
+    let state = ledger.current_state();
     let entries = ledger.standing_acts().await?.into_iter().map(Vec::from).collect();
-    Ok(StandingActs { origin: ledger.origin().to_owned(), entries })
+    let restored_ms = state.restored.map_or(0, |restored| wire::millis(restored.since));
+    Ok(StandingActs { origin: ledger.origin().to_owned(), entries, epoch: state.epoch, restored_ms })
 }

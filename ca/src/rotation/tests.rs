@@ -344,7 +344,7 @@ async fn a_ledger_restored_from_a_backup_may_lack_certificates_and_roots_stay_wh
     let ca = TestCa::new();
     let roots_kept_until = ca.clock.now() + Span::hours(2);
     let mut world = World::of(ca).await;
-    world.run.ledger.act("local:uid=0", Change::Restored { entries: 7, roots_kept_until }, WHY).await.unwrap();
+    world.run.ledger.act("local:uid=0", Change::Restored { entries: 7, roots_kept_until, trust_floor: 0, epoch: 0 }, WHY).await.unwrap();
     roots_stay_for_two_hours(&mut world).await;
 }
 

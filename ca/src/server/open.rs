@@ -131,8 +131,9 @@ pub(super) async fn open(
 /// The data directory may be one that was restored from a backup.
 async fn record_restoration(config: &Config, ledger: &Ledger) -> Result<(), ServeError> {
     let Some(restoration) = Restoration::pending(&config.data_dir)? else { return Ok(()) };
-    let (change, why) = restoration.act();
-    ledger.act(&restoration.actor, change, &why).await?;
+    if let Some((change, why)) = restoration.act(&ledger.current_state()) {
+        ledger.act(&restoration.actor, change, &why).await?;
+    }
     Ok(Restoration::done(&config.data_dir)?)
 }
 

@@ -320,7 +320,7 @@ async fn after_a_loss_a_root_that_an_agent_knows_as_distrusted_is_so_again_unles
 
 #[tokio::test(start_paused = true)]
 async fn agents_that_keep_acts_are_told_them_at_once_and_when_they_change() {
-    let acts = |entry: &[u8]| StandingActs { origin: ORIGIN.into(), entries: vec![entry.to_vec()] };
+    let acts = |entry: &[u8]| StandingActs { origin: ORIGIN.into(), entries: vec![entry.to_vec()], ..StandingActs::default() };
     let log = Log::new(ORIGIN, 10).await;
     log.standing.send_replace(Arc::new(acts(b"one")));
     let (fleet, _) = fleet();

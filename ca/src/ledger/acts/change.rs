@@ -158,6 +158,10 @@ pub enum Change {
         entries: u64,
         /// No root is activated or retired before.
         roots_kept_until: OffsetDateTime,
+        /// Added to the sequence of each trust state.
+        trust_floor: u64,
+        /// Behind the last act that the backup had.
+        epoch: u64,
     },
 }
 
@@ -246,8 +250,8 @@ impl Change {
                     epoch,
                 })
             }
-            Self::Restored { entries, roots_kept_until } => {
-                WireChange::Restored(wire::Restored { entries, roots_kept_until_ms: to_millis(roots_kept_until) })
+            Self::Restored { entries, roots_kept_until, trust_floor, epoch } => {
+                WireChange::Restored(wire::Restored { entries, roots_kept_until_ms: to_millis(roots_kept_until), trust_floor, epoch })
             }
         }
     }
@@ -292,8 +296,8 @@ impl Change {
                     epoch,
                 }
             }
-            WireChange::Restored(wire::Restored { entries, roots_kept_until_ms }) => {
-                Self::Restored { entries, roots_kept_until: from_millis(roots_kept_until_ms) }
+            WireChange::Restored(wire::Restored { entries, roots_kept_until_ms, trust_floor, epoch }) => {
+                Self::Restored { entries, roots_kept_until: from_millis(roots_kept_until_ms), trust_floor, epoch }
             }
         })
     }

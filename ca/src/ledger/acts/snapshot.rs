@@ -132,6 +132,8 @@ impl State {
                 entries: restored.entries,
                 roots_kept_until_ms: to_millis(restored.roots_kept_until),
                 since_ms: to_millis(restored.since),
+                trust_floor: restored.trust_floor,
+                epoch: restored.epoch,
             })
         });
         loss.chain(restored).chain(crl).chain(requested).chain(roots).chain(revocations).chain(bans).chain(keys)
@@ -153,6 +155,8 @@ impl State {
                 entries: restored.entries,
                 roots_kept_until: from_millis(restored.roots_kept_until_ms),
                 since: from_millis(restored.since_ms),
+                trust_floor: restored.trust_floor,
+                epoch: restored.epoch,
             });
         }
         if let Some(crl) = part.crl {

@@ -66,6 +66,10 @@ pub struct Restored {
     pub roots_kept_until: OffsetDateTime,
     /// When the CA was started with it first.
     pub since: OffsetDateTime,
+    /// As of [`AcceptedLoss`].
+    pub trust_floor: u64,
+    /// Behind the last act that the backup had: acts of this epoch and later ones may be lost.
+    pub epoch: u64,
 }
 
 /// A trust root.
@@ -182,8 +186,9 @@ impl State {
                 self.accepted_loss =
                     Some(AcceptedLoss { origin, missing, since: time, trust_floor, roots_kept_until: *roots_kept_until, epoch: *epoch });
             }
-            Change::Restored { entries, roots_kept_until } => {
-                self.restored = Some(Restored { entries: *entries, roots_kept_until: *roots_kept_until, since: time });
+            Change::Restored { entries, roots_kept_until, trust_floor, epoch } => {
+                let (entries, roots_kept_until, trust_floor, epoch) = (*entries, *roots_kept_until, *trust_floor, *epoch);
+                self.restored = Some(Restored { entries, roots_kept_until, since: time, trust_floor, epoch });
             }
         }
         self.revocations.retain(|subject, revocation| !revocation.is_over(subject, time));
@@ -279,9 +284,10 @@ impl State {
         self.roots.iter().filter(|(_, root)| root.state == RootState::Distrusted).map(|(fingerprint, _)| *fingerprint)
     }
 
-    /// What is added to the sequence of each trust state: 0 but for a log that continues a lost one.
+    /// What is added to the sequence of each trust state: 0 but for a log that was restored from a backup, or continues a lost one.
     pub fn trust_floor(&self) -> u64 {
-        self.accepted_loss.as_ref().map_or(0, |loss| loss.trust_floor)
+        let restored = self.restored.map_or(0, |restored| restored.trust_floor);
+        self.accepted_loss.as_ref().map_or(0, |loss| loss.trust_floor).max(restored)
     }
 
     /// When what everybody trusts changed last: a root (whoever prepares one changes nothing for anybody) or the CRLs.
@@ -473,6 +479,25 @@ mod tests {
         assert_eq!(state.revocations.keys().collect::<Vec<_>>(), [&pod]);
         state.apply(&Change::Allow(pod), NOW + HOUR, 3).unwrap();
         assert!(state.revocations.is_empty());
+    }
+
+    #[test]
+    fn trust_states_go_on_above_what_agents_were_given_before_a_restoration() {
+        let restored = Change::Restored { entries: 7, roots_kept_until: NOW + HOUR, trust_floor: 1000, epoch: 3 };
+        let mut state = after([restored]);
+        assert_eq!(State::from_parts(state.to_parts()).unwrap(), state);
+        let loss = |trust_floor| AcceptedLoss {
+            origin: "example.org/chancery/0123".into(),
+            missing: 7..9,
+            since: NOW,
+            trust_floor,
+            roots_kept_until: NOW,
+            epoch: 1,
+        };
+        for (floor, sum) in [(0, 1000), (2000, 2000)] {
+            state.accepted_loss = Some(loss(floor));
+            assert_eq!(state.trust_floor(), sum);
+        }
     }
 
     #[test]

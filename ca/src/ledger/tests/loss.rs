@@ -172,4 +172,64 @@ async fn who_was_kept_from_certificates_by_lost_acts_is_so_again_on_the_proof_of
     assert!(state.revocations.contains_key(&pod));
     let act = ledger.list_acts(&super::super::acts::ActFilter::default(), 3, None).await.unwrap().acts.pop().unwrap();
     assert!(act.act.why.contains("by alice, brought by an agent"), "{}", act.act.why);
+
+    ledger.act("alice", Change::Unban(agent(3)), "it was found").await.unwrap();
+    assert_eq!(ledger.recover_acts(&origin, &told, "a third agent").await.unwrap(), 0, "an operator has let it go on");
+}
+
+/// A directory with what `from` has.
+fn copied(from: &std::path::Path) -> TempDir {
+    let to = tempfile::tempdir().unwrap();
+    let copied = std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to.path()).status().unwrap();
+    assert!(copied.success(), "{copied}");
+    to
+}
+
+/// The ledger of `place` on the machine's own disk.
+async fn opened(place: &Place) -> Ledger {
+    let options =
+        Options { dictionary_dimensions: DICTIONARY_DIMENSIONS.to_vec(), ..Options::new(Arc::new(EntryTerms), place.clock.clone()) };
+    let store: SharedStore = Arc::new(EmbeddedStore::open(place.dir.path(), options).await.unwrap().store);
+    Ledger::open(store, place.clock.clone(), place.options()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_log_that_was_restored_takes_its_own_lost_acts_back_while_that_is_in_force() {
+    let place = Place::new();
+    let ban = |number| Change::Ban { agent: agent(number), until: START };
+    let old = opened(&place).await;
+    for change in [ban(1), ban(2)] {
+        old.act("alice", change, "because").await.unwrap();
+    }
+    old.close().await.unwrap();
+    drop(old);
+    let backup = copied(place.dir.path());
+    let old = opened(&place).await;
+    old.act("alice", ban(3), "its disk was stolen").await.unwrap();
+    let (origin, told) = (old.origin().to_owned(), old.standing_acts().await.unwrap());
+    old.close().await.unwrap();
+
+    let place = Place { dir: backup, ..place };
+    let ledger = opened(&place).await;
+    assert_eq!(ledger.recover_acts(&origin, &told, "an agent").await.unwrap(), 0, "nobody said that it was restored");
+    ledger.act("alice", Change::Unban(agent(1)), "it was found").await.unwrap();
+    let restored = Change::Restored { entries: 2, roots_kept_until: START + DAY, trust_floor: 1000, epoch: 2 };
+    ledger.act("local:uid=0", restored, "the disk is gone").await.unwrap();
+    assert_eq!(ledger.recover_acts(&origin, &told, "an agent").await.unwrap(), 1);
+    let bans = || ledger.current_state().bans.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(bans(), [agent(2), agent(3)], "but not what was in the backup, and taken back since");
+
+    // What this log itself says of somebody since counts.
+    ledger.act("alice", ban(4), "because").await.unwrap();
+    let own = ledger.standing_acts().await.unwrap();
+    for number in [3, 4] {
+        ledger.act("alice", Change::Unban(agent(number)), "it was found").await.unwrap();
+    }
+    for acts in [&told, &own] {
+        assert_eq!(ledger.recover_acts(&origin, acts, "another agent").await.unwrap(), 0);
+    }
+    assert_eq!(bans(), [agent(2)]);
+    ledger.act("alice", Change::Unban(agent(2)), "it was found").await.unwrap();
+    place.clock.set(START + DAY);
+    assert_eq!(ledger.recover_acts(&origin, &told, "an agent").await.unwrap(), 0, "whatever was lost has expired");
 }

@@ -326,7 +326,12 @@ impl Play {
     async fn restore(&mut self) -> Result<(), String> {
         self.kill_and(MemoryStore::cut_behind_acts).await?;
         let world = self.world();
-        let restored = Change::Restored { entries: world.ca.store.len() as u64, roots_kept_until: world.ca.clock.now() + LONGEST };
+        let restored = Change::Restored {
+            entries: world.ca.store.len() as u64,
+            roots_kept_until: world.ca.clock.now() + LONGEST,
+            trust_floor: world.run.ledger.current_state().trust_floor() + 1000,
+            epoch: world.run.ledger.epoch(),
+        };
         world.run.ledger.act("local:uid=0", restored, WHY).await.map(drop).map_err(|error| error.to_string())
     }
 
