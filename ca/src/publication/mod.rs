@@ -61,6 +61,8 @@ struct Written {
 
 #[derive(Clone, Debug)]
 struct Failure {
+    /// Of the bundle that was not written.
+    sequence: u64,
     since: OffsetDateTime,
     problem: String,
     times: u32,
@@ -149,7 +151,7 @@ impl Publication {
                 if times == 0 {
                     tracing::warn!(cluster, %copy, %error, "the trust bundle could not be published; trying again");
                 }
-                let failure = Failure { since, problem: error.to_string(), times: times.saturating_add(1), at: Instant::now() };
+                let failure = Failure { sequence, since, problem: error.to_string(), times: times.saturating_add(1), at: Instant::now() };
                 progress.failure = Some(failure);
             }
         }
@@ -169,6 +171,8 @@ impl Progress {
     /// When it is to be written.
     fn due(&self, sequence: u64, now: Instant) -> Instant {
         match (&self.failure, &self.written) {
+            // It may be without a root that is trusted no more.
+            (Some(failure), _) if failure.sequence != sequence => now,
             (Some(failure), _) => failure.at + FIRST_RETRY.saturating_mul(1 << failure.times.saturating_sub(1).min(10)).min(LAST_RETRY),
             (None, Some(written)) if written.sequence == sequence => written.at + REFRESH,
             (None, _) => now,
@@ -188,9 +192,10 @@ mod tests {
         assert_eq!(written.due(7, now), now + REFRESH);
         assert_eq!(written.due(8, now), now);
         for (times, delay) in [(1, 1), (2, 2), (6, 32), (7, 60), (u32::MAX, 60)] {
-            let failure = Failure { since: OffsetDateTime::UNIX_EPOCH, problem: "away".into(), times, at: now };
+            let failure = Failure { sequence: 8, since: OffsetDateTime::UNIX_EPOCH, problem: "away".into(), times, at: now };
             let failing = Progress { failure: Some(failure), ..written.clone() };
             assert_eq!(failing.due(8, now), now + Duration::from_secs(delay), "{times}");
+            assert_eq!(failing.due(9, now), now, "nobody has tried to write this one: {times}");
         }
     }
 }
