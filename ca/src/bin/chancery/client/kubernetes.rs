@@ -20,27 +20,23 @@ use super::CliError;
 
 /// After a failure to replace the token.
 const RETRY: Duration = Duration::from_secs(10);
+const NO_ACCOUNT: &str = "--kube needs --kube-service-account NAMESPACE/NAME: a service account that you may create tokens for. If there is none yet: \
+     kubectl create serviceaccount, and a clusterrolebinding of it to chancery-auditor or chancery-admin";
 
 /// Whose token, and where from.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Options {
     /// Come as a service account that you may create tokens for, by your kubeconfig (KUBECONFIG or ~/.kube/config). What it may do the
-    /// cluster's RBAC says. Needs --server, --ca-bundle and --trust-domain.
+    /// cluster's RBAC says. Needs --kube-service-account, --server, --ca-bundle and --trust-domain.
     #[arg(long, global = true)]
     kube: bool,
     /// The context of the kubeconfig, if not the current one.
     #[arg(long, global = true, value_name = "NAME")]
     context: Option<String>,
-    /// The service account.
-    #[arg(
-        long,
-        global = true,
-        env = "CHANCERY_KUBE_SERVICE_ACCOUNT",
-        value_name = "NAMESPACE/NAME",
-        default_value = "chancery-system/chancery-operator"
-    )]
-    kube_service_account: Account,
+    /// The service account, with --kube: one that a binding makes an auditor or an admin.
+    #[arg(long, global = true, env = "CHANCERY_KUBE_SERVICE_ACCOUNT", value_name = "NAMESPACE/NAME")]
+    kube_service_account: Option<Account>,
     /// What the CA calls that cluster; needed if it has operators of several.
     #[arg(long, global = true, env = "CHANCERY_KUBE_CLUSTER", value_name = "NAME")]
     kube_cluster: Option<String>,
@@ -50,8 +46,8 @@ pub(crate) struct Options {
 }
 
 /// A service account.
-#[derive(Clone, Debug, Default)]
-struct Account {
+#[derive(Clone, Debug)]
+pub(super) struct Account {
     namespace: String,
     name: String,
 }
@@ -73,8 +69,12 @@ impl Options {
         self.trust_domain.as_ref().ok_or_else(missing)
     }
 
+    pub(super) fn account(&self) -> Result<&Account, CliError> {
+        self.kube_service_account.as_ref().ok_or_else(|| CliError::Usage(NO_ACCOUNT.into()))
+    }
+
     async fn header(&self) -> Result<MetadataValue<Ascii>, CliError> {
-        let Account { namespace, name } = &self.kube_service_account;
+        let Account { namespace, name } = self.account()?;
         let token = request_operator_token(self.context.clone(), namespace, name, OPERATORS_AUDIENCE).await;
         let token = token.map_err(|error| CliError::Failed(error.to_string()))?;
         let text = Zeroizing::new(format!("Bearer {}", *token));
@@ -149,6 +149,12 @@ mod tests {
         let account: Account = "ops/audit".parse().unwrap();
         assert_eq!((account.namespace.as_str(), account.name.as_str()), ("ops", "audit"));
         assert!(["", "audit", "/audit", "ops/", "a/b/c"].into_iter().all(|text| text.parse::<Account>().is_err()));
+    }
+
+    #[test]
+    fn nobody_is_asked_for_the_token_of_a_service_account_that_was_not_named() {
+        let Err(CliError::Usage(complaint)) = Options::default().account() else { panic!("there is no usual one") };
+        assert!(["--kube-service-account", "kubectl create serviceaccount"].iter().all(|step| complaint.contains(step)), "{complaint}");
     }
 
     #[tokio::test]

@@ -32,6 +32,7 @@ pub(super) async fn channel(address: &str, way: &Way) -> Result<Channel, CliErro
 
 /// Without a certificate; a token is only asked for once the CA has proved to be the one.
 pub(super) async fn channel_by_token(address: &str, way: &Way) -> Result<(Channel, Bearer), CliError> {
+    way.kube.account()?;
     let trust = trust(way.kube.trust_domain()?, given(way.ca_bundle.as_deref(), "--ca-bundle")?)?;
     let channel = connected(address, None, trust).await?;
     Ok((channel, Bearer::ask(&way.kube).await?))
