@@ -69,6 +69,17 @@ pub struct Pod {
     pub attributes: HashMap<String, String>,
 }
 
+/// Pods that were started at once, and how long the slowest of them waited for its first certificate.
+#[derive(Default)]
+pub struct Started {
+    /// From the kubelet's call on, which all make at the same time: with the mounts of all pods, and whatever the calls wait for each other.
+    pub since_called: Duration,
+    /// From the end of that call on, when the kubelet starts the pod's containers.
+    pub since_published: Duration,
+    /// One of each pod.
+    pub streams: Vec<Stream>,
+}
+
 /// How the pod's tokens are handed over.
 #[derive(Clone, Debug)]
 pub enum Handing {
@@ -252,23 +263,28 @@ impl Kubelet {
         NodeClient::new(channel).node_publish_volume(request).await.map(|_| ())
     }
 
-    /// Publishes the volumes of all these pods at once, as a kubelet that starts does, and holds a stream open for each. Tells how long the
-    /// slowest waited for its first certificate, from its volume's publication on.
-    pub async fn start_pods(self: &Arc<Self>, node: &Node, pods: &[Pod]) -> Result<(Duration, Vec<Stream>)> {
-        let mut starting = JoinSet::new();
+    /// Publishes the volumes of all these pods at once, as a kubelet that starts does, and holds a stream open for each.
+    pub async fn start_pods(self: &Arc<Self>, node: &Node, pods: &[Pod]) -> Result<Started> {
+        let mut starting = JoinSet::<Result<_>>::new();
         for pod in pods {
             let (kubelet, pod, seen) = (self.clone(), pod.clone(), node.see(&self.target(pod)));
             starting.spawn(async move {
+                let called = Instant::now();
                 kubelet.publish(&pod).await?;
                 let published = Instant::now();
                 let container = Container::open(&seen)?;
                 let stream = secrets::hold(&container.at("sds.sock"), None, None, PATIENCE).await?;
-                Result::Ok((published.elapsed(), stream))
+                Ok((called.elapsed(), published.elapsed(), stream))
             });
         }
-        let started = starting.join_all().await.into_iter().collect::<Result<Vec<_>>>()?;
-        let (waited, streams): (Vec<_>, _) = started.into_iter().unzip();
-        Ok((waited.into_iter().max().unwrap_or_default(), streams))
+        let mut all = Started::default();
+        for started in starting.join_all().await {
+            let (called, published, stream) = started?;
+            all.since_called = all.since_called.max(called);
+            all.since_published = all.since_published.max(published);
+            all.streams.push(stream);
+        }
+        Ok(all)
     }
 
     /// `NodeUnpublishVolume`; then the target must be gone, or the kubelet would not get rid of the pod.

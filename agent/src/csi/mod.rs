@@ -22,7 +22,7 @@ mod volume;
 mod volumes;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chancery_process::files::{self, FileError};
@@ -37,7 +37,7 @@ pub use error::VolumeError;
 use crate::svids::{Svids, Tenant};
 use crate::telemetry::Metrics;
 use kept::Kept;
-use socket::OpenSocket;
+use socket::Door;
 use volumes::Volumes;
 
 /// For the kubelet, which runs as root.
@@ -131,7 +131,7 @@ pub struct VolumeStatus {
 #[derive(Debug)]
 pub struct Places {
     settings: Settings,
-    endpoint: OpenSocket,
+    endpoint: Door,
     listener: UnixListener,
     kept: Kept,
 }
@@ -154,9 +154,9 @@ pub struct Plugin(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
-    endpoint: OpenSocket,
+    endpoint: Door,
     /// Where the kubelet finds the plugin, once it may.
-    announcement: OnceLock<OpenSocket>,
+    announcement: Door,
     volumes: Arc<Volumes>,
     stage: watch::Sender<Stage>,
 }
@@ -173,7 +173,8 @@ impl Places {
         files::create_private_dir(&settings.socket_root)?;
         label::open_to_containers(&settings.socket_root);
         let kept = Kept::open(&settings.state_dir)?;
-        let (endpoint, listener) = OpenSocket::bind(settings.plugin_dir.join(ENDPOINT), SOCKET_MODE)?;
+        let endpoint = Door::new(settings.plugin_dir.join(ENDPOINT), SOCKET_MODE);
+        let listener = endpoint.open()?;
         Ok(Self { settings, endpoint, listener, kept })
     }
 
@@ -181,7 +182,8 @@ impl Places {
     pub fn plugin(self, svids: Svids, sockets: Arc<dyn Sockets>, metrics: Metrics) -> (Plugin, UnixListener) {
         let Self { settings, endpoint, listener, kept } = self;
         let volumes = Arc::new(Volumes::new(&settings, kept, svids, sockets, metrics));
-        let shared = Shared { settings, endpoint, announcement: OnceLock::new(), volumes, stage: watch::Sender::default() };
+        let announcement = Door::new(settings.registry_dir.join(format!("{}-reg.sock", settings.driver)), SOCKET_MODE);
+        let shared = Shared { settings, endpoint, announcement, volumes, stage: watch::Sender::default() };
         (Plugin(Arc::new(shared)), listener)
     }
 }
@@ -193,33 +195,56 @@ impl Plugin {
     /// If the kubelet refuses the plugin, or the transport fails.
     pub async fn run(self, listener: UnixListener, shutdown: CancellationToken) -> Result<(), PluginError> {
         self.0.volumes.restore().await;
-        let path = self.0.settings.registry_dir.join(format!("{}-reg.sock", self.0.settings.driver));
-        let (announcement, announced) = OpenSocket::bind(path, SOCKET_MODE)?;
-        let announcement = self.0.announcement.get_or_init(|| announcement);
+        let announced = self.0.announcement.open()?;
         self.0.stage.send_replace(Stage::Announced);
         let patience = async {
             shutdown.cancelled().await;
             tokio::time::sleep(SHUTDOWN_GRACE).await;
         };
         let ended = tokio::select! {
-            ended = service::serve(&self, listener, &shutdown) => ended.map_err(PluginError::from),
-            ended = service::announce(&self, announced, &shutdown) => ended.map_err(PluginError::from),
+            ended = self.serve(listener, &shutdown) => ended.map_err(PluginError::from),
+            ended = self.announce(announced, &shutdown) => ended.map_err(PluginError::from),
             refused = self.refused() => Err(refused),
             () = patience => Ok(()),
         };
         // In this order: the kubelet forgets the plugin before it finds nobody at its endpoint.
-        announcement.remove();
-        self.0.endpoint.remove();
+        self.0.announcement.close();
+        self.0.endpoint.close();
         ended
+    }
+
+    /// Serves the kubelet, on another socket when somebody has removed the one before. Calls that came by that go on to their end.
+    async fn serve(&self, mut listener: UnixListener, shutdown: &CancellationToken) -> Result<(), tonic::transport::Error> {
+        loop {
+            listener = tokio::select! {
+                ended = service::serve(self, listener, shutdown) => return ended,
+                another = self.0.endpoint.open_again() => another,
+            };
+        }
+    }
+
+    /// Likewise. With the socket the kubelet has forgotten the plugin, and finds it by the next one.
+    async fn announce(&self, mut announced: UnixListener, shutdown: &CancellationToken) -> Result<(), tonic::transport::Error> {
+        loop {
+            announced = tokio::select! {
+                ended = service::announce(self, announced, shutdown) => return ended,
+                another = self.0.announcement.open_again() => another,
+            };
+            self.0.stage.send_if_modified(|stage| {
+                *stage == Stage::Registered && {
+                    *stage = Stage::Announced;
+                    true
+                }
+            });
+        }
     }
 
     /// Whether the kubelet can use the plugin.
     pub fn health(&self) -> Health {
         let Shared { settings, endpoint, announcement, stage, .. } = &*self.0;
         // Without its announcement the kubelet forgets the plugin.
-        if let Some(gone) = std::iter::once(endpoint).chain(announcement.get()).find(|socket| !socket.is_there()) {
-            let path = gone.path().display();
-            return Health::Unreachable(format!("{path}: the CSI plugin's socket was removed or replaced; restart the agent"));
+        if let Some(problem) = endpoint.problem().or_else(|| announcement.problem()) {
+            return Health::Unreachable(problem);
         }
         match *stage.borrow() {
             Stage::Restoring => Health::Unreachable("the pods from before the restart are not served yet".to_owned()),

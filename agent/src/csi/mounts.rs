@@ -69,10 +69,12 @@ impl View {
         if layers == 1 && is_shown(directory, target)? {
             return Ok(());
         }
-        detach(target, layers)?;
-        self.make()?;
         let outside = |_| VolumeError::Internal(format!("{} is not below {}", directory.display(), self.root.display()));
         let shown = self.at.join(directory.strip_prefix(&self.root).map_err(outside)?);
+        // Only when nothing is missing any more for the new one, the old one goes.
+        self.make()?;
+        std::fs::metadata(&shown).map_err(VolumeError::io(&shown, "look at"))?;
+        detach(target, layers)?;
         mount_bind(shown, target).map_err(|error| VolumeError::io(target, "mount a pod's directory at")(error.into()))
     }
 

@@ -1,7 +1,9 @@
-//! A socket of ours, that somebody else may have removed meanwhile.
+//! Sockets of ours, that somebody else may have removed meanwhile.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chancery_process::files::{FileError, bind_socket};
 use tokio::net::UnixListener;
@@ -37,6 +39,80 @@ impl OpenSocket {
         {
             tracing::debug!(path = %self.path.display(), %error, "the socket was not removed");
         }
+    }
+}
+
+/// How often a door is looked at.
+const LOOKED_AT: Duration = Duration::from_secs(1);
+
+/// Where the kubelet finds the plugin: a socket that is made again when somebody has removed it.
+#[derive(Debug)]
+pub(super) struct Door {
+    path: PathBuf,
+    mode: u32,
+    state: Mutex<DoorState>,
+}
+
+#[derive(Debug, Default)]
+struct DoorState {
+    /// None before it is opened for the first time.
+    socket: Option<OpenSocket>,
+    /// Why it could not be made again.
+    problem: Option<String>,
+}
+
+impl Door {
+    /// One that is closed yet.
+    pub(super) fn new(path: PathBuf, mode: u32) -> Self {
+        Self { path, mode, state: Mutex::default() }
+    }
+
+    /// Listens, as [`OpenSocket::bind`].
+    pub(super) fn open(&self) -> Result<UnixListener, FileError> {
+        let (socket, listener) = OpenSocket::bind(self.path.clone(), self.mode)?;
+        *self.state() = DoorState { socket: Some(socket), problem: None };
+        Ok(listener)
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is wrong with it, once it has been opened; a sentence.
+    pub(super) fn problem(&self) -> Option<String> {
+        let state = self.state();
+        let path = self.path.display();
+        let DoorState { socket, problem } = &*state;
+        let lost = socket.as_ref().is_some_and(|socket| !socket.is_there());
+        let why = problem.as_ref().map_or_else(|| "it is made again".to_owned(), |problem| format!("it cannot be made again: {problem}"));
+        lost.then(|| format!("{path}: the CSI plugin's socket was removed or replaced; {why}"))
+    }
+
+    /// Waits until the socket is not there any more, and listens on another one in its place, as soon as that can be.
+    pub(super) async fn open_again(&self) -> UnixListener {
+        loop {
+            tokio::time::sleep(LOOKED_AT).await;
+            if self.problem().is_none() {
+                continue;
+            }
+            match self.open() {
+                Ok(listener) => {
+                    tracing::warn!(path = %self.path.display(), "the CSI plugin's socket was removed by somebody; it is made again");
+                    return listener;
+                }
+                Err(error) => self.state().problem = Some(error.to_string()),
+            }
+        }
+    }
+
+    /// As [`OpenSocket::remove`].
+    pub(super) fn close(&self) {
+        self.state().socket.iter().for_each(OpenSocket::remove);
+    }
+
+    fn state(&self) -> MutexGuard<'_, DoorState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
