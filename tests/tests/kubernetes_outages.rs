@@ -2,17 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chancery_proto::chancery::v1::agent_service_client::AgentServiceClient;
 use chancery_proto::chancery::v1::workload_result::Outcome;
 use chancery_proto::chancery::v1::{JoinRequest, Role, WorkloadRequest};
-use chancery_tests::ca::{CLUSTER, TRUST_DOMAIN};
+use chancery_tests::ca::{CLUSTER, Ca, TRUST_DOMAIN};
 use chancery_tests::caller::Caller;
-use chancery_tests::kubernetes::ApiServer;
 use chancery_tests::kubernetes::place::{Place, ask, granted, refused};
+use chancery_tests::kubernetes::{ApiServer, shared};
 use chancery_tests::lab::free_address;
-use chancery_tests::secrets;
+use chancery_tests::{http, secrets};
 use kube::api::DeleteParams;
 use serde_json::Value;
 use tonic::Code;
@@ -74,8 +75,12 @@ async fn without_the_api_server_known_pods_renew_and_who_is_new_waits_until_it_i
 }
 
 #[tokio::test]
-async fn an_api_server_that_says_nothing_holds_up_a_call_for_no_longer_than_one_question_and_no_known_pod_alone() {
-    const ONE_QUESTION: Duration = Duration::from_secs(8);
+async fn an_api_server_that_says_nothing_is_asked_little_and_holds_up_a_call_for_no_longer_than_any_agent_waits() {
+    /// The shortest `renewal.call_timeout`.
+    const ANY_AGENT: Duration = Duration::from_secs(5);
+    const NEW: usize = 20;
+    /// Questions at the same time.
+    const AT_ONCE: usize = 8;
     let Some(server) = ApiServer::start().await.unwrap() else { return };
     let place = Place::new(&server, HOUR).await.unwrap();
     let caller = place.caller(&place.of.node).await.unwrap();
@@ -87,10 +92,12 @@ async fn an_api_server_that_says_nothing_holds_up_a_call_for_no_longer_than_one_
     place.renew_kubeconfig(&server).await.unwrap();
     place.says("has not been heard").await.unwrap();
     let mut tokens = vec![known];
-    for number in 0..4 {
+    for number in 0..NEW {
         tokens.push(place.of.token(&place.of.pod(&format!("new-{number}")).await.unwrap()).await.unwrap());
     }
 
+    let failed = async || reading(&place.ca, "chancery_cluster_reviews_failed").await;
+    let before = failed().await;
     server.freeze().unwrap();
     let begun = Instant::now();
     ask(&caller, &tokens[0]).await.unwrap().unwrap();
@@ -98,12 +105,19 @@ async fn an_api_server_that_says_nothing_holds_up_a_call_for_no_longer_than_one_
     let requests = tokens.iter().map(|token| WorkloadRequest { token: token.clone(), ..caller.request().unwrap() }).collect();
     let begun = Instant::now();
     let mut outcomes = caller.call(requests).await.unwrap().into_iter().map(|result| result.outcome.unwrap());
-    assert!(begun.elapsed() < ONE_QUESTION, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < ANY_AGENT, "{:?}", begun.elapsed());
     assert!(matches!(outcomes.next().unwrap(), Outcome::Svid(_)));
+    let mut reasons = BTreeMap::<_, usize>::new();
     for outcome in outcomes {
         let Outcome::Refusal(refusal) = outcome else { panic!("nobody could tell") };
-        assert_eq!((refusal.reason.as_str(), refusal.retryable), ("api_server_away", true), "{}", refusal.message);
+        assert!(refusal.retryable, "{}", refusal.message);
+        *reasons.entry(refusal.reason).or_default() += 1;
     }
+    assert_eq!(
+        reasons,
+        [("api_server_away", AT_ONCE), ("api_server_busy", NEW - AT_ONCE)].map(|(word, count)| (word.into(), count)).into()
+    );
+    assert_eq!(failed().await - before, AT_ONCE, "nobody else was asked about");
     server.thaw().unwrap();
     for token in &tokens {
         granted(&caller, token).await.unwrap();
@@ -162,6 +176,35 @@ async fn a_ca_that_starts_without_the_api_server_renews_for_pods_that_have_a_goo
     granted(&caller, known).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_starts_with_a_kubeconfig_that_is_good_no_more_serves_pods_with_a_certificate_until_it_gets_another() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let mut place = Place::new(&server, HOUR).await.unwrap();
+    let caller = place.caller(&place.of.node).await.unwrap();
+    let known = place.of.token(&place.of.pod("known").await.unwrap()).await.unwrap();
+    granted(&caller, &known).await.unwrap();
+    let new = place.of.token(&place.of.pod("new").await.unwrap()).await.unwrap();
+    let kubeconfig = place.kubeconfig.clone();
+    let mut expired: Value = serde_json::from_str(&std::fs::read_to_string(&kubeconfig).unwrap()).unwrap();
+    expired["users"][0]["user"]["token"] = "expired".into();
+    std::fs::write(&kubeconfig, expired.to_string()).unwrap();
+    place.ca.kill().unwrap();
+    place.ca.run(&place.lab).await.expect("it is ready for those whom it can serve");
+    for problem in ["does not accept the CA's credentials", "no connection can be made"] {
+        place.says(problem).await.unwrap();
+        caller.connected().await.unwrap();
+        granted(&caller, &known).await.expect("by the certificate before");
+        let refusal = ask(&caller, &new).await.unwrap().unwrap_err();
+        assert_eq!((refusal.reason.as_str(), refusal.retryable), ("api_server_away", true), "{problem}: {}", refusal.message);
+        // Then it is gone.
+        std::fs::remove_file(&kubeconfig).ok();
+    }
+    place.renew_kubeconfig(&server).await.unwrap();
+    for token in [&new, &known] {
+        granted(&caller, token).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn tokens_of_the_old_and_of_the_new_key_are_good_while_both_are_published() {
     let Some(mut server) = ApiServer::start().await.unwrap() else { return };
@@ -202,6 +245,13 @@ async fn a_token_of_a_key_that_is_no_longer_published_is_refused_within_a_minute
     refused(&caller, &before, "token_unknown_key", LONG).await.unwrap();
     assert!(retired.elapsed() < Duration::from_secs(75), "{:?}", retired.elapsed());
     granted(&caller, &after).await.unwrap();
+}
+
+/// What the CA's metrics say of the one cluster.
+async fn reading(ca: &Ca, name: &str) -> usize {
+    let (_, metrics) = http::get(ca.http, "/metrics").await.unwrap();
+    let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {metrics}"));
+    line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() as usize
 }
 
 /// Algorithm and key, as they stand in the token.

@@ -62,7 +62,7 @@ socket_mode = 0o666
 from = 0.5
 # How long a workload is kept, and renewed, after its last stream has gone.
 keep = "5m"
-# For each call to the CA.
+# For each call to the CA; at least 5s, since the CA may have to ask the cluster about a new pod.
 call_timeout = "10s"
 
 [limits]

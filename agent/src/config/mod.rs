@@ -14,7 +14,8 @@ use chancery_identity::csr::KeyType;
 use chancery_identity::{Fingerprint, TrustDomain};
 use chancery_process::config;
 use chancery_process::logging::LogSettings;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::ca_client::{self, Anchor, Role};
 use crate::sds;
@@ -28,6 +29,8 @@ pub use example::EXAMPLE;
 const TICK: Duration = Duration::from_secs(1);
 /// What one call to the CA may carry.
 const MAX_BATCH: usize = 512;
+/// The CA may take four seconds to ask a cluster about a pod that it does not know, and known ones of the same call wait as long.
+const LEAST_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// What all workloads together may have on average; one alone may have more.
 const STREAMS_PER_PROXY: usize = 8;
 
@@ -136,8 +139,8 @@ pub struct Renewal {
     /// How long a workload without a stream is kept.
     #[serde(with = "config::duration")]
     pub keep: Duration,
-    /// For each call to the CA.
-    #[serde(with = "config::duration")]
+    /// For each call to the CA; at least [`LEAST_CALL_TIMEOUT`].
+    #[serde(deserialize_with = "call_timeout")]
     pub call_timeout: Duration,
 }
 
@@ -358,6 +361,14 @@ impl Default for Limits {
     }
 }
 
+fn call_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let timeout = config::duration::deserialize(deserializer)?;
+    if timeout < LEAST_CALL_TIMEOUT {
+        return Err(D::Error::custom(format!("{timeout:?} is too short for the CA to ask a cluster about a new pod; at least 5s")));
+    }
+    Ok(timeout)
+}
+
 fn default_key_type() -> KeyType {
     KeyType::EcdsaP256
 }
@@ -474,6 +485,7 @@ mod tests {
             ("trust_domain = \"example.org\"", "trust_domain = \"Exa mple\"", "the character"),
             ("cluster = \"east\"", "cluster = \"a/b\"", "is no name of a cluster"),
             ("cluster = \"east\"", "cluster = \"..\"", "is no name of a cluster"),
+            ("cluster = \"east\"", "cluster = \"east\"\nrenewal.call_timeout = \"4s\"", "at least 5s"),
             ("ca_address = \"ca:8443\"", "ca_address = \"ca\"", "host:port"),
             ("token_file = \"/token\"", "token_files = \"/token\"", "unknown field `token_files`"),
             ("trust.bundle_file = \"/bundle.pem\"", "trust.root_fingerprint = \"ab\"", "64 hexadecimal digits"),

@@ -11,7 +11,7 @@ mod publish;
 mod questions;
 mod settings;
 
-pub use connection::{ANSWER_TIMEOUT, ApiServer, check};
+pub use connection::{ApiServer, check};
 pub(crate) use error::with_causes;
 pub use error::{ApiError, CLUSTER_ROLE, ConnectError};
 pub use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};

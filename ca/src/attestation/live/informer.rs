@@ -36,8 +36,8 @@ struct Progress {
     /// They are being listed again, since too much was missed.
     listing: bool,
     away: Option<Away>,
-    /// Nobody answers; otherwise the API server does, though not with what it was asked for.
-    unreachable: bool,
+    /// The API server tells nothing, whatever it is asked; otherwise it answers, though not with what it was asked for.
+    unheard: bool,
 }
 
 /// Nothing is heard.
@@ -57,8 +57,8 @@ pub enum Standing {
         /// Why not, if it does not get on.
         problem: Option<String>,
     },
-    /// Nothing has been listed since the start of the CA, since the API server cannot be reached. Who has a certificate keeps getting others;
-    /// who has none has to wait.
+    /// Nothing has been listed since the start of the CA, since the API server cannot be reached, or does not know the CA. Who has a
+    /// certificate keeps getting others; who has none has to wait.
     Unheard(Away),
     /// The newest.
     Synced,
@@ -67,7 +67,7 @@ pub enum Standing {
 }
 
 impl<T: Table> Informer<T> {
-    /// Wakes `told` with every object that is new or has changed.
+    /// Wakes `told` with whatever the watch tells.
     pub(super) fn new(cluster: &str, what: &'static str, clock: Arc<dyn Clock>, told: Arc<Notify>) -> Arc<Self> {
         let cluster = cluster.to_owned();
         Arc::new(Self { cluster, what, clock, table: RwLock::default(), told, progress: Mutex::default() })
@@ -79,11 +79,11 @@ impl<T: Table> Informer<T> {
     }
 
     pub(super) fn standing(&self) -> Standing {
-        let Progress { synced, away, unreachable, .. } = self.progress().clone();
+        let Progress { synced, away, unheard, .. } = self.progress().clone();
         match (synced, away) {
             (true, None) => Standing::Synced,
             (true, Some(away)) => Standing::Stale(away),
-            (false, Some(away)) if unreachable => Standing::Unheard(away),
+            (false, Some(away)) if unheard => Standing::Unheard(away),
             (false, away) => Standing::Syncing { problem: away.map(|away| away.problem) },
         }
     }
@@ -105,7 +105,8 @@ impl<T: Table> Informer<T> {
     pub(super) fn failed(&self, error: &ApiError) {
         let problem = error.to_string();
         let mut progress = self.progress();
-        progress.unreachable = matches!(error, ApiError::Away(_));
+        // Credentials that have expired, or are not there yet, tell as little of the pods as a server that is away does.
+        progress.unheard = matches!(error, ApiError::Away(_) | ApiError::Connect(_) | ApiError::Unauthorized(_));
         if let Some(away) = &mut progress.away {
             away.problem = problem;
         } else {
@@ -157,12 +158,10 @@ impl<T: Table> Informer<T> {
                 (progress.synced, progress.listing) = (true, false);
                 tracing::info!(cluster = self.cluster, objects, "the cluster's {} are known", self.what);
             }
-            Event::Apply(object) => {
-                self.table.write().unwrap_or_else(PoisonError::into_inner).apply(&object);
-                self.told.notify_waiters();
-            }
+            Event::Apply(object) => self.table.write().unwrap_or_else(PoisonError::into_inner).apply(&object),
             Event::Delete(object) => self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&object),
         }
+        self.told.notify_waiters();
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {

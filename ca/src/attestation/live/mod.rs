@@ -25,6 +25,7 @@ use chancery_identity::Clock;
 use chancery_identity::token::VerifiedToken;
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use informer::{Away, Standing};
@@ -32,7 +33,7 @@ pub use reviews::ReviewCounts;
 pub use verdict::Mismatch;
 
 use super::operators::Verdicts;
-use crate::kubernetes::{ANSWER_TIMEOUT, ApiError, ApiServer, KubernetesSettings};
+use crate::kubernetes::{ApiError, ApiServer, KubernetesSettings};
 use informer::Informer;
 use records::{Account, Accounts, Known, Pod, Pods};
 use reviews::{AT_ONCE, Outcome, Reviews};
@@ -40,6 +41,9 @@ use verdict::{judge_account, judge_pod, judge_review};
 
 /// How long the watch may be behind until somebody who came first is asked about.
 const LAG: Duration = Duration::from_millis(100);
+/// How long a token may wait for its turn and the answer together, however many questions there are. The other tokens of its call wait as long,
+/// so it is less than the shortest time that an agent may give a call (`renewal.call_timeout`).
+const REVIEW: Duration = Duration::from_secs(4);
 /// Before settings that lead to no API server are tried again.
 const RECONNECT: Duration = Duration::from_secs(5);
 /// How old what a watch tells can be without anybody noticing: a watch that died in silence is found when it should have ended.
@@ -57,8 +61,8 @@ pub enum Obstacle {
         /// What keeps it, if it does not get on.
         problem: Option<String>,
     },
-    /// The API server has not answered since the CA was started.
-    #[error("the API server of cluster {cluster} has not answered since the CA was started ({}), so that only pods that have a certificate get another; it is asked again by itself ({})", .away.since, .away.problem)]
+    /// The API server has told nothing since the CA was started.
+    #[error("the API server of cluster {cluster} has told nothing since the CA was started ({}), so that only pods that have a certificate get another; it is asked again by itself ({})", .away.since, .away.problem)]
     Unheard {
         /// Whose.
         cluster: String,
@@ -221,12 +225,13 @@ impl Live {
         if let Some(failed) = self.reviews.obstacle() {
             return Err(away(failed));
         }
+        let deadline = Instant::now() + REVIEW;
         let Some(_turn) = self.reviews.turn().await else {
             return Err(Doubt::Obstacle(Obstacle::Busy { cluster: self.cluster.clone() }));
         };
-        // Whoever asks waits for this much, however many questions there are.
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.ask(text, token, audiences)).await;
-        let answer = answer.unwrap_or_else(|_| Err(ApiError::Away(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))));
+        let begun = Instant::now();
+        let answer = tokio::time::timeout_at(deadline, self.ask(text, token, audiences)).await;
+        let answer = answer.unwrap_or_else(|_| Err(ApiError::Away(format!("no answer within {:.1} s", begun.elapsed().as_secs_f64()))));
         match answer {
             Ok(verdict) => {
                 self.reviews.answered(if verdict.is_ok() { Outcome::Accepted } else { Outcome::Refused });

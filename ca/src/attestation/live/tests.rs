@@ -9,7 +9,7 @@ use serde_json::json;
 use super::records::{Table, account_name};
 use super::*;
 use crate::attestation::development::{DevelopmentIssuer, ISSUER, TokenRequest, node_uid, pod_uid};
-use crate::kubernetes::{Event, ServiceAccountObject, TokenReviewStatus, WorkloadPod};
+use crate::kubernetes::{ConnectError, Event, ServiceAccountObject, TokenReviewStatus, WorkloadPod};
 
 const NOW: OffsetDateTime = time::macros::datetime!(2027-01-15 08:00 UTC);
 const ACCOUNT_UID: Uuid = Uuid::from_u128(7);
@@ -252,6 +252,21 @@ async fn nobody_new_is_believed_or_refused_before_the_pods_are_known() {
     hear(&live).await;
     live.pods.heard();
     assert_eq!(reason(live.confirm("text", &token(), &audiences()).await), Ok(()));
+}
+
+#[test]
+fn an_api_server_that_knows_the_ca_no_more_or_cannot_be_found_tells_as_little_as_one_that_is_away() {
+    let settings = KubernetesSettings::InCluster;
+    let missing = ConnectError { settings, problem: "no such file".into() };
+    let tells_nothing = [ApiError::Away("refused".into()), ApiError::Unauthorized("401".into()), ApiError::Connect(missing)];
+    for error in tells_nothing {
+        let live = live(&TestClock::new());
+        live.pods.failed(&error);
+        assert!(matches!(live.pods.standing(), Standing::Unheard(_)), "{error:?}");
+    }
+    let live = live(&TestClock::new());
+    live.pods.failed(&ApiError::Forbidden("denied".into()));
+    assert_eq!(live.pods.standing(), Standing::Syncing { problem: Some(ApiError::Forbidden("denied".into()).to_string()) });
 }
 
 #[test]
