@@ -5,11 +5,13 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use chancery_tests::agent::Agent;
 use chancery_tests::ca::TRUST_DOMAIN;
 use chancery_tests::caller::Caller;
 use chancery_tests::kubernetes::place::{Place, ask, granted, refused};
-use chancery_tests::kubernetes::{ApiServer, shared};
-use chancery_tests::{secrets, wait};
+use chancery_tests::kubernetes::{ApiServer, Pod, shared};
+use chancery_tests::tokens::TokenVolume;
+use chancery_tests::{http, secrets, wait};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -30,6 +32,30 @@ async fn a_pod_gets_its_certificate_over_sds_by_its_own_token() {
     let listed = &listed.as_array().unwrap()[..];
     assert_eq!(listed.len(), 1, "{listed:?}");
     assert_eq!((&listed[0]["pod"], &listed[0]["node"]), (&json!("cart-0"), &json!(place.of.node.name)), "{listed:?}");
+}
+
+#[tokio::test]
+async fn a_sidecar_joins_and_gets_its_pods_certificate_by_the_pods_own_token() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server, HOUR).await.unwrap();
+    let pod = place.of.pod("till-0").await.unwrap();
+    let volume = TokenVolume::create(&place.lab.at("token")).unwrap();
+    volume.replace(&place.of.token(&pod).await.unwrap()).unwrap();
+    let sidecar = Agent::sidecar(&place.lab, &place.ca, &volume).await.unwrap();
+    let secrets = secrets::fetch(&sidecar.sds_socket, None, SOON).await.unwrap();
+    assert_eq!(secrets.svid.id().to_string(), format!("spiffe://{TRUST_DOMAIN}/ns/{}/sa/cart", place.of.shop));
+    drop(sidecar);
+
+    place.of.admin.delete_pod(&pod).await.unwrap();
+    let again = Caller::join_sidecar(&place.ca, volume.token());
+    let refused = wait::until("refused", SOON, async || {
+        let refusals = place.ca.ask(&["identity", "refusals", "--reason", "pod_gone"]).unwrap();
+        if refusals.as_array().unwrap().is_empty() { Err(refusals.to_string()) } else { Ok(()) }
+    });
+    tokio::select! {
+        joined = again => panic!("joined: {:?}", joined.is_ok()),
+        refused = refused => refused.unwrap(),
+    }
 }
 
 #[tokio::test]
@@ -160,6 +186,56 @@ async fn the_agent_of_a_node_that_was_deleted_gets_nothing_for_pods_of_the_next_
     let join_token = of.join_token(&agent).await.unwrap();
     let next = Caller::join_with_token(&place.lab, &place.ca, "next", &join_token).await.unwrap();
     granted(&next, &token).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_in_another_pod_joins_by_that_ones_token_and_one_whose_pod_is_gone_renews_no_more() {
+    let lifetime = Duration::from_secs(12);
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::for_agents(&server, lifetime).await.unwrap();
+    let (of, node) = (&place.of, &place.of.node);
+    let volume = TokenVolume::create(&place.lab.at("agent-token")).unwrap();
+    let joins = |pod: &Pod| place.ca.ask(&["identity", "list", "--pod", &pod.uid.to_string()]).unwrap().as_array().unwrap().len();
+    let first = of.agent_pod(node).await.unwrap();
+    volume.replace(&of.join_token(&first).await.unwrap()).unwrap();
+    let mut agent = Agent::configure_with_token(&place.lab, &place.ca, &volume).unwrap();
+    agent.run(&place.lab).await.unwrap();
+    assert_eq!(joins(&first), 1);
+
+    // As a DaemonSet replaces its pods. The new one finds the certificate on the node.
+    agent.kill().unwrap();
+    of.admin.delete_pod(&first).await.unwrap();
+    let second = of.admin.pod(&of.system, "agent-second", "agent", &node.name).await.unwrap();
+    volume.replace(&of.join_token(&second).await.unwrap()).unwrap();
+    agent.run(&place.lab).await.unwrap();
+    wait::until("joined anew", 2 * lifetime, async || if joins(&second) == 1 { Ok(()) } else { Err("not yet") }).await.unwrap();
+    let log = agent.log().unwrap();
+    assert!(log.contains("joining anew by its token") && !log.contains("could not be renewed"), "{log}");
+    let pod = of.pod("cart-0").await.unwrap();
+    secrets::fetch(&agent.sds_socket, Some(&of.token(&pod).await.unwrap()), SOON).await.unwrap();
+
+    // The node goes, and the cluster deletes its pods.
+    of.admin.delete_node(node).await.unwrap();
+    of.admin.delete_pod(&second).await.unwrap();
+    wait::until("refused", 2 * lifetime, async || {
+        let refusals = place.ca.ask(&["identity", "refusals", "--reason", "pod_gone", "--limit", "50"]).unwrap();
+        let mut messages = refusals.as_array().unwrap().iter().map(|refusal| refusal["message"].as_str().unwrap());
+        let uid = second.uid.to_string();
+        if messages.any(|message| message.contains(&uid) && message.contains("the agent's pod")) {
+            Ok(())
+        } else {
+            Err(refusals.to_string())
+        }
+    })
+    .await
+    .unwrap();
+    wait::until("without a certificate", 2 * lifetime, async || match http::get(agent.http, "/readyz").await.unwrap() {
+        (503, reasons) if reasons.contains("expired") => Ok(()),
+        answer => Err(answer.1),
+    })
+    .await
+    .unwrap();
+    assert_eq!(joins(&second), 1);
 }
 
 /// How often the CA has asked about a token.

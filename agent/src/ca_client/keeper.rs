@@ -162,11 +162,16 @@ impl Keeper {
             Some(own) if keys_known && !self.rejoin => return Ok(own),
             _ => self.rejoin = false,
         }
+        let own = self.join().await?;
+        self.publish_own(own.clone());
+        Ok(own)
+    }
+
+    async fn join(&self) -> Result<Held, CaError> {
         let joined = self.client.join(self.server_trust()?).await?;
         if let Some(trust) = joined.trust {
             self.publish_trust(trust);
         }
-        self.publish_own(joined.own.clone());
         self.client.published.cluster_keys.send_replace(Some(joined.cluster_keys.into()));
         Ok(joined.own)
     }
@@ -268,7 +273,7 @@ impl Keeper {
             Some(_) if self.renew_at.is_none_or(|at| now < at) => return false,
             Some(_) => {}
         }
-        match self.client.renew(session.channel.clone()).await {
+        match self.renewed(session).await {
             Ok(own) => {
                 self.renewal.reset();
                 self.publish_own(own);
@@ -282,6 +287,16 @@ impl Keeper {
                 false
             }
         }
+    }
+
+    /// By the certificate, or, where that is refused, by the token: whoever runs in another pod than the one that it joined with has to.
+    async fn renewed(&self, session: &Session) -> Result<Held, CaError> {
+        let refused = match self.client.renew(session.channel.clone()).await {
+            Err(error @ CaError::Refused { .. }) => error,
+            other => return other,
+        };
+        tracing::warn!(error = %refused, "the agent's certificate is not renewed; joining anew by its token");
+        self.join().await
     }
 
     fn publish_own(&mut self, own: Held) {

@@ -12,6 +12,15 @@ pub struct AccountPattern {
     service_account: Option<String>,
 }
 
+/// One service account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
 /// Not a pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} names no service accounts; write `*`, `namespace/*` or `namespace/name`, in Kubernetes' characters (a-z, 0-9, `-`, `.`)")]
@@ -36,6 +45,11 @@ impl AccountPattern {
     /// Whether it speaks of exactly one account.
     pub fn is_exact(&self) -> bool {
         self.service_account.is_some()
+    }
+
+    /// The one account that it speaks of.
+    pub fn exact(&self) -> Option<AccountName> {
+        Some(AccountName { namespace: self.namespace.clone()?, name: self.service_account.clone()? })
     }
 }
 

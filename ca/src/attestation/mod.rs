@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-pub use accounts::{AccountPattern, PatternError};
+pub use accounts::{AccountName, AccountPattern, PatternError};
 pub use caller::{Caller, Holder, NotACaller, RESERVED_SEGMENT};
 pub use error::AttestationError;
 pub use keys::{ClusterStatus, check_keys};
@@ -223,6 +223,20 @@ impl Clusters {
     pub fn is_gone(&self, cluster: &str, pod: Uuid, seen: OffsetDateTime) -> bool {
         let clusters = self.by_name.load();
         clusters.get(cluster).and_then(|cluster| cluster.live.as_ref()).is_some_and(|live| live.is_gone(pod, seen))
+    }
+
+    /// The same, while the cluster can be asked: whoever is told so may join anew by a token that it has to bear out.
+    pub fn has_left(&self, cluster: &str, pod: Uuid, seen: OffsetDateTime) -> bool {
+        let clusters = self.by_name.load();
+        let live = clusters.get(cluster).and_then(|cluster| cluster.live.as_ref());
+        live.is_some_and(|live| live.is_heard() && live.is_gone(pod, seen))
+    }
+
+    /// The service accounts that a cluster's agents run under.
+    pub fn agent_accounts(&self, cluster: &str) -> Vec<AccountName> {
+        let clusters = self.by_name.load();
+        let accounts = clusters.get(cluster).map_or(&[][..], |cluster| &cluster.settings.agent_accounts);
+        accounts.iter().filter_map(AccountPattern::exact).collect()
     }
 
     /// The settings in force, by name.

@@ -12,7 +12,8 @@ use crate::kubernetes::{Event, WorkloadPod};
 
 /// A cluster `east` that had all of `before` and has `now` left.
 pub(crate) async fn watched(before: &[Uuid], now: &[Uuid], clock: Arc<dyn Clock>) -> Arc<Clusters> {
-    let text = "name = \"east\"\nissuer = \"https://k\"\nservice_accounts = [\"*\"]\nkubernetes = { in_cluster = true }";
+    let text = "name = \"east\"\nissuer = \"https://k\"\nagent_accounts = [\"kube-system/chancery-agent\"]\n\
+        service_accounts = [\"*\"]\nkubernetes = { in_cluster = true }";
     let settings: ClusterSettings = toml::from_str(text).unwrap();
     let clusters = Clusters::new("example.org".parse().unwrap(), vec![settings], clock).unwrap();
     let live = clusters.get("east").unwrap().live.clone().unwrap();
@@ -23,6 +24,11 @@ pub(crate) async fn watched(before: &[Uuid], now: &[Uuid], clock: Arc<dyn Clock>
     live.hear_pods(list(before)).await;
     live.hear_pods(list(now)).await;
     clusters
+}
+
+/// The cluster's API server is away from now on.
+pub(crate) fn lose(clusters: &Clusters) {
+    clusters.get("east").unwrap().live.as_ref().unwrap().lose();
 }
 
 fn pod(uid: Uuid) -> WorkloadPod {

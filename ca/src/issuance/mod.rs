@@ -217,6 +217,7 @@ impl Issuance {
             (Holder::Sidecar { pod }, Some(before)) if self.clusters.is_gone(caller.cluster(), pod, before.time) => {
                 Some(Refusal::gone(pod))
             }
+            (Holder::Agent { .. }, _) => self.pod_left(caller).await.map(Refusal::agents_pod_gone),
             _ => None,
         };
         if let Some(refusal) = obstacle {

@@ -55,6 +55,15 @@ impl Refusal {
         Self::new("pod_gone", format!("the sidecar's pod {pod} is gone; a pod has a sidecar while it exists"), false)
     }
 
+    /// An agent whose pod its cluster has no more.
+    pub(super) fn agents_pod_gone(pod: Uuid) -> Self {
+        Self::new(
+            "pod_gone",
+            format!("the agent's pod {pod}, with whose token it joined, is gone; it joins anew by the token of its pod"),
+            false,
+        )
+    }
+
     /// Whom an operator banned, or revoked without allowing more.
     pub(super) fn forbidden(obstacle: String) -> Self {
         Self::new("forbidden", obstacle, false)

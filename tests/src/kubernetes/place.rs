@@ -114,10 +114,21 @@ impl Place {
 
     /// The same, with these lines at the end of the cluster's section.
     pub async fn with(server: &ApiServer, of: Territory, lifetime: Duration, more: &str) -> Result<Self> {
+        Self::between(server, of, lifetime, "", more).await
+    }
+
+    /// A CA whose agents' own certificates are good for `lifetime`.
+    pub async fn for_agents(server: &ApiServer, lifetime: Duration) -> Result<Self> {
+        let of_agents = format!("agent = \"{}s\"\n", lifetime.as_secs());
+        Self::between(server, Territory::new(server).await?, HOUR, &of_agents, "").await
+    }
+
+    /// With these lines before and after the cluster's section.
+    async fn between(server: &ApiServer, of: Territory, lifetime: Duration, before: &str, after: &str) -> Result<Self> {
         let kubeconfig = of.ca_kubeconfig(server).await?;
         let lab = Lab::new()?;
-        let cluster = of.section(CLUSTER, &by_kubeconfig(&kubeconfig), "*") + more;
-        let ca = Ca::start_in(&lab, &lab.at("ca"), lifetime, &cluster).await?;
+        let section = of.section(CLUSTER, &by_kubeconfig(&kubeconfig), "*");
+        let ca = Ca::start_in(&lab, &lab.at("ca"), lifetime, &format!("{before}{section}{after}")).await?;
         Ok(Self { of, ca, kubeconfig, lab })
     }
 

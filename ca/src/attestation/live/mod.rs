@@ -256,6 +256,11 @@ impl Live {
         was_seen_go || (!is_listed && seen + UNNOTICED < self.clock.now() && self.pods.is_complete())
     }
 
+    /// Whether the pods are known as they are now, and so the API server can be asked, too.
+    pub(super) fn is_heard(&self) -> bool {
+        self.pods.standing() == Standing::Synced
+    }
+
     pub(super) fn status(&self) -> LiveStatus {
         LiveStatus {
             standing: self.standing(),

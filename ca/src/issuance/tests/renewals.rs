@@ -1,7 +1,7 @@
 //! Renewals that no token speaks for; and whom the ledger knows: pods with a good certificate, under the very same names and UIDs.
 
 use super::*;
-use crate::attestation::testing::watched;
+use crate::attestation::testing::{lose, watched};
 use crate::ledger::acts::Subject;
 
 async fn verified(f: &Fixture, pod: &str) -> VerifiedToken {
@@ -64,11 +64,50 @@ async fn a_sidecar_whose_pod_is_gone_renews_no_more() {
         let (csr, _) = csr::generate(KeyType::EcdsaP256, None).unwrap();
         f.issuance.issue_agent(&attested, &csr, Uuid::new_v4()).await.unwrap();
         let [there, gone] = ["there", "gone"].map(|name| pod_uid("shop", name));
-        let clusters = watched(&[there, gone], &[there], f.ca.clock.clone()).await;
-        let policy = Policy::new("example.org".parse().unwrap(), PolicySettings::default(), &clusters.settings()).unwrap();
-        let (authority, ledger, refusals) = (f.authority.clone(), f.ledger.clone(), f.refusals.clone());
-        let issuance = Issuance::new(authority, clusters, policy, ledger, refusals, f.counts.clone(), f.ca.clock.clone());
+        let issuance = in_clusters(&f, watched(&[there, gone], &[there], f.ca.clock.clone()).await);
         renewed.push(issuance.renew_agent(attested.caller(), &csr, Uuid::new_v4()).await.map(drop).map_err(|refusal| refusal.reason));
     }
     assert_eq!(renewed, [Ok(()), Err("pod_gone")]);
+}
+
+#[tokio::test]
+async fn an_agent_whose_pod_is_gone_renews_no_more_until_it_joins_by_the_token_of_another_one() {
+    let f = fixture().await;
+    let (csr, _) = csr::generate(KeyType::EcdsaP256, None).unwrap();
+    let [first, second] = ["agent-1", "agent-2"].map(|name| pod_uid("kube-system", name));
+    let renewed = async |clusters: &Arc<Clusters>| {
+        let renewed = in_clusters(&f, Arc::clone(clusters)).renew_agent(&f.caller, &csr, Uuid::new_v4()).await;
+        renewed.map(drop).map_err(|refusal| refusal.reason)
+    };
+    let watching = async |before: &[Uuid], now: &[Uuid]| watched(before, now, f.ca.clock.clone()).await;
+    let replaced = watching(&[first], &[second]).await;
+    assert_eq!(renewed(&replaced).await, Ok(()), "nothing is known of how it joined");
+
+    join(&f, "agent-1").await;
+    assert_eq!(renewed(&watching(&[first], &[first]).await).await, Ok(()));
+    assert_eq!(renewed(&watching(&[first], &[]).await).await, Err("pod_gone"));
+    assert_eq!(renewed(&replaced).await, Err("pod_gone"));
+    let away = watching(&[first], &[second]).await;
+    lose(&away);
+    assert_eq!(renewed(&away).await, Ok(()), "nobody could bear out another token");
+
+    join(&f, "agent-2").await;
+    assert_eq!(renewed(&replaced).await, Ok(()));
+}
+
+/// The agent of `node-a`, in this pod.
+async fn join(f: &Fixture, pod: &str) {
+    let mut own = token_request(pod);
+    (own.namespace, own.service_account, own.audience) = ("kube-system".into(), "chancery-agent".into(), "chancery-agent".into());
+    let token = f.issuer.sign(&own, f.ca.clock.now()).unwrap();
+    let attested = f.clusters.attest_agent("east", Role::Agent, &token).await.unwrap();
+    let (csr, _) = csr::generate(KeyType::EcdsaP256, None).unwrap();
+    f.issuance.issue_agent(&attested, &csr, Uuid::new_v4()).await.unwrap();
+}
+
+/// The same CA, whose clusters are these.
+fn in_clusters(f: &Fixture, clusters: Arc<Clusters>) -> Issuance {
+    let policy = Policy::new("example.org".parse().unwrap(), PolicySettings::default(), &clusters.settings()).unwrap();
+    let (authority, ledger, refusals) = (f.authority.clone(), f.ledger.clone(), f.refusals.clone());
+    Issuance::new(authority, clusters, policy, ledger, refusals, f.counts.clone(), f.ca.clock.clone())
 }
