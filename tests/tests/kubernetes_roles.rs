@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ struct Place {
     system: String,
     person: PathBuf,
     ca: Ca,
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Place {
@@ -52,7 +53,7 @@ impl Place {
         let own = of.admin.unbound_token(&of.system, "person", ISSUER, HOUR).await.unwrap();
         let person = server.kubeconfig_for_token(&own).unwrap();
         let place::Place { of, ca, lab, .. } = place::Place::with(server, of, HOUR, more).await.unwrap();
-        Self { admin: of.admin, system: of.system, person, ca, _lab: lab }
+        Self { admin: of.admin, system: of.system, person, ca, lab: lab }
     }
 
     /// Lets the operators' service account do this, as a `ClusterRoleBinding` does.
@@ -68,13 +69,30 @@ impl Place {
 
     /// Runs `chancery --kube` as the person; what it printed, or what it complained about.
     fn chancery(&self, arguments: &[&str]) -> Result<String, String> {
+        self.chancery_by(&self.person, arguments)
+    }
+
+    /// The same by this kubeconfig.
+    fn chancery_by(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(tools::chancery("chancery").unwrap());
-        command.env("KUBECONFIG", &self.person).arg("--kube").args(["--trust-domain", TRUST_DOMAIN]);
+        command.env("KUBECONFIG", kubeconfig).arg("--kube").args(["--trust-domain", TRUST_DOMAIN]);
         command.args(["--server", &self.ca.address.to_string(), "--ca-bundle"]).arg(self.ca.bundle());
         let account = format!("{}/operator", self.system);
         let output = command.args(["--kube-service-account", &account]).args(arguments).output().unwrap();
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(said(&output.stdout)) } else { Err(said(&output.stderr)) }
+    }
+
+    /// The person's kubeconfig, whose token comes from a script, as that of AKS, EKS and GKE comes from a program.
+    fn kubeconfig_with_script(&self, script: &str) -> PathBuf {
+        let (program, path) = (self.lab.at("login"), self.lab.at("kubeconfig-with-script"));
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let mut kubeconfig: Value = serde_json::from_slice(&std::fs::read(&self.person).unwrap()).unwrap();
+        let exec = json!({"apiVersion": "client.authentication.k8s.io/v1", "command": program, "interactiveMode": "Never"});
+        kubeconfig["users"][0]["user"] = json!({"exec": exec});
+        std::fs::write(&path, kubeconfig.to_string()).unwrap();
+        path
     }
 
     /// Waits until the API server knows of a binding, since RBAC follows its own objects.
@@ -135,6 +153,25 @@ async fn a_person_who_may_make_no_token_of_the_service_account_is_told_so() {
     .await
     .unwrap();
     assert!(place.chancery(&["status"]).unwrap_err().contains(&format!("{}/operator", place.system)));
+}
+
+#[tokio::test]
+async fn a_kubeconfig_whose_token_comes_from_a_program_is_as_good_and_a_program_that_fails_is_named() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server).await;
+    place.bind_all(&["get"]).await;
+    let own = place.admin.unbound_token(&place.system, "person", ISSUER, HOUR).await.unwrap();
+    let credential = json!({"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": own}});
+    let prints = place.kubeconfig_with_script(&format!("echo '{credential}'"));
+    wait::until("the binding counts", SOON, async || place.chancery_by(&prints, &["status"])).await.unwrap();
+
+    let fails = place.kubeconfig_with_script("echo 'you are not logged in' >&2; exit 3");
+    let complaint = place.chancery_by(&fails, &["status"]).unwrap_err();
+    assert!(["kubeconfig", "login", "you are not logged in"].iter().all(|words| complaint.contains(words)), "{complaint}");
+    let missing = place.kubeconfig_with_script("");
+    std::fs::remove_file(place.lab.at("login")).unwrap();
+    let complaint = place.chancery_by(&missing, &["status"]).unwrap_err();
+    assert!(["kubeconfig", "login"].iter().all(|words| complaint.contains(words)), "{complaint}");
 }
 
 #[tokio::test]
@@ -203,9 +240,23 @@ async fn a_token_that_is_good_for_anything_else_is_refused_and_sent_nowhere() {
     let good = token(OPERATORS).await;
     wait::until("let in", SOON, async || place.status(&good).await).await.unwrap();
     assert!(place.reviews(&server) > before);
+}
+
+#[tokio::test]
+async fn a_forged_token_is_refused_unasked() {
+    let Some(server) = shared().await.unwrap() else { return };
+    let place = Place::new(&server).await;
+    place.bind_all(&["get"]).await;
+    let good = place.admin.unbound_token(&place.system, "operator", OPERATORS, HOUR).await.unwrap();
+    wait::until("let in", SOON, async || place.status(&good).await).await.unwrap();
+    let before = place.reviews(&server);
     let (rest, _) = good.rsplit_once('.').unwrap();
-    let error = place.status(&format!("{rest}.{}", "A".repeat(342))).await.unwrap_err();
-    assert_eq!((error.code(), error.message().contains("does not accept")), (Code::Unauthenticated, true), "{error}");
+    let unknown_key = rest.split_once('.').map(|(_, claims)| format!("eyJhbGciOiJSUzI1NiIsImtpZCI6Im5vYm9keSJ9.{claims}")).unwrap();
+    for forged in [rest, &unknown_key] {
+        let error = place.status(&format!("{forged}.{}", "A".repeat(342))).await.unwrap_err();
+        assert_eq!((error.code(), error.message().contains("refused unasked")), (Code::Unauthenticated, true), "{error}");
+    }
+    assert_eq!(place.reviews(&server), before);
 }
 
 #[tokio::test]

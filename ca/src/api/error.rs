@@ -159,7 +159,9 @@ impl ApiError {
             | Self::SlowReader { .. }
             | Self::Fleet(_)
             | Self::Ledger(LedgerError::Full(_)) => Code::ResourceExhausted,
-            Self::Operator(OperatorError::OtherAudience | OperatorError::NotAccepted { .. }) => Code::Unauthenticated,
+            Self::Operator(OperatorError::OtherAudience | OperatorError::NotSigned(_) | OperatorError::NotAccepted { .. }) => {
+                Code::Unauthenticated
+            }
             Self::Invalid(_)
             | Self::Operator(OperatorError::WhichCluster { .. })
             | Self::ReasonMissing

@@ -343,6 +343,20 @@ impl Clusters {
         }
     }
 
+    /// Whether a token was signed by its cluster, as far as the cluster's keys are known.
+    async fn check_signature(&self, cluster: &Cluster, token: &str) -> Result<(), TokenError> {
+        let check = || cluster.keys().map_or(Ok(()), |keys| keys.check_signature(token));
+        match check() {
+            Err(TokenError::UnknownKey { .. }) => {
+                if cluster.load_on_demand(self.clock.now()).await {
+                    self.changed();
+                }
+                check()
+            }
+            verdict => verdict,
+        }
+    }
+
     fn get(&self, cluster: &str) -> Result<Arc<Cluster>, AttestationError> {
         self.by_name.load().get(cluster).cloned().ok_or_else(|| AttestationError::UnknownCluster(cluster.to_owned()))
     }

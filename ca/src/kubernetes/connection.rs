@@ -13,12 +13,12 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
-use super::error::{ConnectError, with_causes};
+use super::error::{ConnectError, with_causes, words_of};
 use super::{ApiError, KubernetesSettings};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Until the head of an answer is there; and all of it, where it is no watch.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a page of a long list, which the API server may have to read from its store.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the API server keeps one watch open.
@@ -44,7 +44,7 @@ impl ApiServer {
         let failed = |problem: String| ConnectError { settings: settings.clone(), problem };
         let config = read(settings).await.map_err(failed)?;
         let address = config.cluster_url.to_string();
-        let client = client(config, USER_AGENT).map_err(|error| failed(with_causes(&error)))?;
+        let client = client(config, USER_AGENT).map_err(failed)?;
         Ok(Self { client, address, calls })
     }
 
@@ -89,8 +89,17 @@ impl fmt::Debug for ApiServer {
     }
 }
 
+/// Runs the program that a kubeconfig's `exec` names, if it has one; it may take its time, and ask the person.
+pub(super) fn client(config: Config, user_agent: &'static str) -> Result<Client, String> {
+    let program = config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone());
+    build(config, user_agent).map_err(|error| match (program, &error) {
+        (Some(program), kube::Error::Auth(_)) => format!("its user's token is to come from {program} (`exec`): {}", words_of(&error)),
+        _ => words_of(&error),
+    })
+}
+
 /// kube's own stack would try again by itself, log every failure, and not notice that a silent connection has died.
-pub(super) fn client(mut config: Config, user_agent: &'static str) -> Result<Client, kube::Error> {
+fn build(mut config: Config, user_agent: &'static str) -> Result<Client, kube::Error> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));

@@ -1,6 +1,7 @@
 //! Why an API server cannot be asked, or did not answer.
 
 use http::StatusCode;
+use kube::client::AuthError;
 use serde::Deserialize;
 
 use super::KubernetesSettings;
@@ -81,9 +82,19 @@ impl From<kube::Error> for ApiError {
                 Self::from_words(code, &status.message)
             }
             kube::Error::SerdeError(error) => Self::Unreadable(error.to_string()),
-            kube::Error::Auth(error) => Self::Unauthorized(with_causes(&error)),
+            error @ kube::Error::Auth(_) => Self::Unauthorized(words_of(&error)),
             error => Self::Away(with_causes(&error)),
         }
+    }
+}
+
+/// What a program that was to bring a token has printed beside its complaint may hold one.
+pub(super) fn words_of(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Auth(AuthError::AuthExecRun { out, .. }) => {
+            shortened(&format!("it ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim()))
+        }
+        error => with_causes(error),
     }
 }
 

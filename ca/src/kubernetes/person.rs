@@ -51,7 +51,7 @@ pub async fn request_operator_token(
 ) -> Result<OperatorToken, OperatorTokenError> {
     let read = async {
         let config = described(Kubeconfig::read().map_err(|error| with_causes(&error))?, context).await?;
-        client(trustworthy(config)?, USER_AGENT).map_err(|error| with_causes(&error))
+        client(trustworthy(config)?, USER_AGENT)
     };
     let client = read.await.map_err(OperatorTokenError::Kubeconfig)?;
     let refused = |problem: String| OperatorTokenError::Refused { account: format!("{namespace}/{account}"), problem };

@@ -1,16 +1,18 @@
 //! What an API server is asked: is this token good, may its owner do this, what is this pod, what are your keys, and what changes among your
 //! pods and accounts?
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewStatus, UserInfo};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec, SubjectAccessReviewStatus};
 use kube::client::Body;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::connection::{ANSWER_TIMEOUT, WATCH};
 use super::error::with_causes;
@@ -21,6 +23,30 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 /// How many objects of a list are fetched at once.
 const PAGE: u32 = 500;
 const JWKS: &str = "/openid/v1/jwks";
+/// Of a question about a token, with the longest that is read, or about what somebody may do.
+const MAX_REVIEW_BYTES: usize = 32 << 10;
+
+/// What is sent to have something reviewed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Review<'a, T> {
+    api_version: &'a str,
+    kind: &'a str,
+    spec: &'a T,
+}
+
+/// `TokenReviewSpec`, with a token that is not copied.
+#[derive(Serialize)]
+struct TokenSpec<'a> {
+    audiences: &'a [String],
+    token: &'a str,
+}
+
+/// What is read of a review that comes back.
+#[derive(Deserialize)]
+struct Answer<S> {
+    status: Option<S>,
+}
 
 impl ApiServer {
     /// Whether the API server believes `token`, for one of `audiences`. Whoever asks looks at all of the answer: that the token is authenticated, and
@@ -29,9 +55,7 @@ impl ApiServer {
     /// # Errors
     /// If there is no answer.
     pub async fn review(&self, token: &str, audiences: &[String]) -> Result<TokenReviewStatus, ApiError> {
-        let spec = TokenReviewSpec { audiences: Some(audiences.to_vec()), token: token.to_owned() };
-        let review = self.create(&TokenReview { spec, ..TokenReview::default() }).await?;
-        Ok(review.status.unwrap_or_default())
+        Ok(self.create::<TokenReview, TokenReviewStatus>(&TokenSpec { audiences, token }).await?.unwrap_or_default())
     }
 
     /// Whether the cluster lets somebody, as a [`TokenReviewStatus`] has them, do this to objects of an API group, in every namespace.
@@ -48,8 +72,8 @@ impl ApiServer {
         let UserInfo { extra, groups, uid, username } = user;
         let spec =
             SubjectAccessReviewSpec { extra, groups, uid, user: username, resource_attributes: Some(attributes), ..Default::default() };
-        let review = self.create(&SubjectAccessReview { spec, ..SubjectAccessReview::default() }).await?;
-        Ok(review.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
+        let status = self.create::<SubjectAccessReview, SubjectAccessReviewStatus>(&spec).await?;
+        Ok(status.is_some_and(|status| status.allowed && status.denied != Some(true)))
     }
 
     /// The pod that has this name now.
@@ -101,19 +125,23 @@ impl ApiServer {
         serde_json::from_slice(&answer).map(Some).map_err(|error| ApiError::Unreadable(error.to_string()))
     }
 
-    /// Reviews are created, and nothing of them is kept.
-    async fn create<K: Resource<DynamicType = ()> + Serialize + DeserializeOwned>(&self, review: &K) -> Result<K, ApiError> {
-        let body = serde_json::to_vec(review).map_err(|error| ApiError::Unreadable(error.to_string()))?;
+    /// Reviews are created, and nothing of them is kept: question and answer may hold a token, so they do not stay in memory, either.
+    async fn create<K: Resource<DynamicType = ()>, S: DeserializeOwned>(&self, spec: &impl Serialize) -> Result<Option<S>, ApiError> {
+        let review = Review { api_version: &K::api_version(&()), kind: &K::kind(&()), spec };
+        // Large enough from the start, or copies would be left behind as it grows.
+        let mut body = Zeroizing::new(Vec::with_capacity(MAX_REVIEW_BYTES));
+        serde_json::to_writer(&mut *body, &review).map_err(|error| ApiError::Unreadable(error.to_string()))?;
         let path = K::url_path(&(), None);
-        let request = Request::post(&path).header(header::CONTENT_TYPE, "application/json").body(body);
-        let answer = self.ask(request).await?.ok_or_else(|| ApiError::Refused(format!("404 for {path}")))?;
+        let request = Request::post(&path).header(header::CONTENT_TYPE, "application/json").body(Bytes::from_owner(body));
+        let answer = Zeroizing::new(self.ask(request).await?.ok_or_else(|| ApiError::Refused(format!("404 for {path}")))?);
         // Only this much is said of an answer that cannot be read: it may repeat a token.
-        serde_json::from_slice(&answer).map_err(|_| ApiError::Unreadable(format!("it is no {}", K::kind(&()))))
+        let answer: Answer<S> = serde_json::from_slice(&answer).map_err(|_| ApiError::Unreadable(format!("it is no {}", K::kind(&()))))?;
+        Ok(answer.status)
     }
 
     /// The answer to a question; nothing if what it asks about does not exist.
-    pub(super) async fn ask(&self, request: http::Result<Request<Vec<u8>>>) -> Result<Option<Vec<u8>>, ApiError> {
-        let request = request.map_err(|error| ApiError::Refused(error.to_string()))?.map(Body::from);
+    pub(super) async fn ask<B: Into<Body>>(&self, request: http::Result<Request<B>>) -> Result<Option<Vec<u8>>, ApiError> {
+        let request = request.map_err(|error| ApiError::Refused(error.to_string()))?.map(B::into);
         let answer = async {
             let response = self.send(request, ANSWER_TIMEOUT).await?;
             let status = response.status();

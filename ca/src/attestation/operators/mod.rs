@@ -1,6 +1,6 @@
 //! Operators by their cluster's RBAC: whose token is this, and does the cluster let them do that?
 //!
-//! A token is believed if it is for [`OPERATORS_AUDIENCE`] and nothing else, and the cluster's API server says so (`TokenReview`); what its
+//! A token is believed if it is for [`OPERATORS_AUDIENCE`] and nothing else, is signed by the cluster, and its API server believes it, too (`TokenReview`); what its
 //! owner may do the API server says too (`SubjectAccessReview`). A token that is good for anything else is not sent anywhere: whoever could
 //! read it on its way could use it there. Answers are remembered for a few seconds ([`Verdicts`]), failures never.
 
@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chancery_identity::token::TokenError;
 use serde::Deserialize;
 
 pub(super) use verdicts::Verdicts;
 
 use super::Clusters;
 use super::answers::{check_authenticated, is_for};
+use super::keys::Cluster;
 use super::live::Live;
 use crate::kubernetes::{ApiError, ApiServer, TokenReviewStatus, UserInfo};
 
@@ -91,6 +93,9 @@ pub enum OperatorError {
         /// One of these.
         names: Vec<String>,
     },
+    /// Nobody in the cluster has made it.
+    #[error("the token was refused unasked: {0}")]
+    NotSigned(TokenError),
     /// The API server does not believe in it.
     #[error("the API server of cluster {cluster} does not accept the token: {problem}")]
     NotAccepted {
@@ -131,12 +136,14 @@ impl Clusters {
         if !is_for_operators(token) {
             return Err(OperatorError::OtherAudience);
         }
-        let (cluster, live) = self.with_operators(cluster)?;
+        let (of, live) = self.with_operators(cluster)?;
+        let cluster = of.settings.name.clone();
         let key = verdicts::key(token, right);
         let asked_at = self.clock.now();
         if let Some(operator) = live.operators.recall(&key, asked_at) {
             return Ok(operator);
         }
+        self.check_signature(&of, token).await.map_err(OperatorError::NotSigned)?;
         if !may_ask() {
             return Err(OperatorError::Busy);
         }
@@ -155,13 +162,15 @@ impl Clusters {
     }
 
     /// The keys of tokens are never chosen by anything in a token, and neither is whom they are sent to.
-    fn with_operators(&self, named: Option<&str>) -> Result<(String, Arc<Live>), OperatorError> {
+    fn with_operators(&self, named: Option<&str>) -> Result<(Arc<Cluster>, Arc<Live>), OperatorError> {
         let clusters = self.by_name.load();
         let with = clusters.values().filter(|cluster| cluster.settings.operators && named.is_none_or(|name| name == cluster.settings.name));
-        let mut with = with.filter_map(|cluster| Some((cluster.settings.name.clone(), cluster.live.clone()?)));
-        let Some(first) = with.next() else { return Err(OperatorError::NoCluster) };
-        let others: Vec<_> = with.map(|(name, _)| name).collect();
-        if others.is_empty() { Ok(first) } else { Err(OperatorError::WhichCluster { names: [vec![first.0], others].concat() }) }
+        let with: Vec<_> = with.filter_map(|cluster| Some((Arc::clone(cluster), cluster.live.clone()?))).collect();
+        match &with[..] {
+            [] => Err(OperatorError::NoCluster),
+            [one] => Ok(one.clone()),
+            several => Err(OperatorError::WhichCluster { names: several.iter().map(|(of, _)| of.settings.name.clone()).collect() }),
+        }
     }
 }
 
