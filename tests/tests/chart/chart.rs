@@ -22,6 +22,14 @@ pub(crate) const COMBINATIONS: [(&str, &str); 4] = [
     ("least", "{networkPolicy: {enabled: false}, roles: {create: false}, ca: {priorityClassName: \"\"}}"),
 ];
 
+/// The examples that are whole workloads, each with what it is called.
+pub(crate) const EXAMPLES: [(&str, &str); 2] = [("workload.yaml", "cart"), ("sidecar.yaml", "till")];
+
+/// What is in an example.
+pub(crate) fn example(name: &str) -> Vec<Value> {
+    objects(&std::fs::read_to_string(tools::source().join("deploy/examples").join(name)).unwrap())
+}
+
 /// The chart, and the helm that renders it.
 pub(crate) struct Chart<'a> {
     helm: PathBuf,
@@ -47,16 +55,13 @@ impl<'a> Chart<'a> {
 
     /// The same in the cluster of this kubeconfig. Arguments that need no chart get none.
     pub(crate) fn helm_in(&self, kubeconfig: &Path, arguments: &[&str], values: &str) -> Output {
-        let path = self.lab.at("values.yaml");
-        std::fs::write(&path, values).unwrap();
-        let mut command = Command::new(&self.helm);
-        command.env("KUBECONFIG", kubeconfig).env("HELM_CACHE_HOME", self.lab.at("helm"));
+        let mut command = self.command(kubeconfig);
         command.args(arguments).args(["--namespace", NAMESPACE]);
         if arguments[0] == "template" {
             command.arg("chancery");
         }
         if arguments[0] != "uninstall" {
-            command.arg(Self::directory()).arg("--values").arg(path);
+            command.arg(Self::directory()).arg("--values").arg(self.values(values));
         }
         command.output().unwrap()
     }
@@ -64,6 +69,26 @@ impl<'a> Chart<'a> {
     /// Everything that is rendered with these values.
     pub(crate) fn render(&self, values: &str) -> Vec<Value> {
         parse(&self.helm(&["template", "--kube-version", "1.37.0"], values))
+    }
+
+    /// The same under this release name, in this namespace.
+    pub(crate) fn render_as(&self, release: &str, namespace: &str, values: &str) -> Vec<Value> {
+        let mut command = self.command(Path::new("/dev/null"));
+        command.args(["template", "--kube-version", "1.37.0", "--namespace", namespace, release]);
+        parse(&command.arg(Self::directory()).arg("--values").arg(self.values(values)).output().unwrap())
+    }
+
+    fn command(&self, kubeconfig: &Path) -> Command {
+        let mut command = Command::new(&self.helm);
+        command.env("KUBECONFIG", kubeconfig).env("HELM_CACHE_HOME", self.lab.at("helm"));
+        command
+    }
+
+    /// As a file.
+    fn values(&self, text: &str) -> PathBuf {
+        let path = self.lab.at("values.yaml");
+        std::fs::write(&path, text).unwrap();
+        path
     }
 }
 

@@ -11,7 +11,7 @@ use chancery_tests::{tools, wait};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::chart::{COMBINATIONS, Chart, NAMESPACE, documents, find, pod, said};
+use crate::chart::{COMBINATIONS, Chart, EXAMPLES, NAMESPACE, documents, example, find, pod, said};
 
 /// A cluster has room for one installation: it has objects that lie in no namespace.
 static INSTALLATION: Mutex<()> = Mutex::const_new(());
@@ -82,6 +82,11 @@ impl Cluster {
         self.server.kubeconfig_for_token(&token).unwrap()
     }
 
+    /// The kubeconfig of somebody who may do what bindings of this name say.
+    pub(crate) fn person(&self, name: &str) -> PathBuf {
+        self.server.kubeconfig_for(name, None).unwrap()
+    }
+
     pub(crate) fn passphrase(&self) -> String {
         self.done(&["--namespace", NAMESPACE, "get", "secret", "chancery-ca-seal", "--output", "jsonpath={.data.passphrase}"], None)
     }
@@ -109,8 +114,9 @@ async fn the_api_server_accepts_what_is_rendered_with_every_combination_of_value
         let printed = cluster.done(&dry_run, Some(&documents(known)));
         assert!(printed.contains("daemonset.apps/chancery-agent serverside-applied"), "{name}: {printed}");
     }
-    let example = std::fs::read_to_string(tools::source().join("deploy/examples/workload.yaml")).unwrap();
-    cluster.done(&dry_run, Some(&example));
+    for (name, _) in EXAMPLES {
+        cluster.done(&dry_run, Some(&documents(&example(name))));
+    }
 }
 
 #[tokio::test]
@@ -260,7 +266,7 @@ async fn a_binding_makes_an_auditor_who_can_change_nothing() {
 }
 
 #[tokio::test]
-async fn the_ca_and_the_example_meet_the_strictest_pod_security() {
+async fn the_ca_and_the_examples_meet_the_strictest_pod_security() {
     let lab = Lab::new().unwrap();
     let Some(chart) = Chart::new(&lab) else { return };
     let Some(cluster) = Cluster::start().await else { return };
@@ -275,8 +281,6 @@ async fn the_ca_and_the_example_meet_the_strictest_pod_security() {
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", "namespace": namespace}, "spec": spec});
         cluster.kubectl(&["create", "--dry-run=server", "--filename", "-"], Some(&object.to_string()))
     };
-    let example = std::fs::read_to_string(tools::source().join("deploy/examples/workload.yaml")).unwrap();
-    let example = crate::chart::objects(&example);
     for (name, values) in COMBINATIONS {
         let rendered = chart.render(values);
         let Some(ca) = rendered.iter().find(|object| object["kind"] == "StatefulSet") else { continue };
@@ -286,8 +290,10 @@ async fn the_ca_and_the_example_meet_the_strictest_pod_security() {
         let output = create(&ca);
         assert!(output.status.success(), "{name}: {}", said(&output));
     }
-    let output = create(find(&example, "Deployment", "cart"));
-    assert!(output.status.success(), "{}", said(&output));
+    for (name, workload) in EXAMPLES {
+        let output = create(find(&example(name), "Deployment", workload));
+        assert!(output.status.success(), "{name}: {}", said(&output));
+    }
     // The rule is enforced: the agent, which mounts into pods, would not be let in.
     let output = create(find(&chart.render(""), "DaemonSet", "chancery-agent"));
     assert!(said(&output).contains("violates PodSecurity"), "{}", said(&output));

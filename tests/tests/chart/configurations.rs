@@ -7,12 +7,13 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use age::secrecy::ExposeSecret;
+use chancery_ca::issuance::PolicySettings;
 use chancery_tests::ca::Ca;
 use chancery_tests::lab::Lab;
 use chancery_tests::tools;
 use serde_json::{Value, json};
 
-use crate::chart::{self, COMBINATIONS, Chart, find, pod, said};
+use crate::chart::{self, COMBINATIONS, Chart, EXAMPLES, example, find, pod, said};
 
 const KUBECONFIG: &str = "{apiVersion: v1, kind: Config, current-context: west, contexts: [{name: west, context: {cluster: west, user: ca}}, \
     {name: admin@west, context: {cluster: west, user: ca}}], clusters: [{name: west, cluster: {server: 'https://192.0.2.1'}}], \
@@ -165,19 +166,63 @@ fn every_path_in_a_rendered_configuration_is_on_a_volume() {
 }
 
 #[test]
-fn envoy_accepts_its_configuration_in_the_example() {
+fn envoy_accepts_its_configuration_in_the_examples() {
     let Some(envoy) = tools::envoy() else { return };
     let lab = Lab::new().unwrap();
-    let example = std::fs::read_to_string(tools::source().join("deploy/examples/workload.yaml")).unwrap();
-    let example = chart::objects(&example);
-    let config = lab.at("envoy.yaml");
-    std::fs::write(&config, find(&example, "ConfigMap", "cart-envoy")["data"]["envoy.yaml"].as_str().unwrap()).unwrap();
-    let mut command = Command::new(envoy);
-    let output = command.args(["--mode", "validate", "--disable-hot-restart", "--config-path"]).arg(config).output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+    for (name, workload) in EXAMPLES {
+        let config = lab.at("envoy.yaml");
+        let file = find(&example(name), "ConfigMap", &format!("{workload}-envoy"))["data"]["envoy.yaml"].clone();
+        std::fs::write(&config, file.as_str().unwrap()).unwrap();
+        let mut command = Command::new(&envoy);
+        let output = command.args(["--mode", "validate", "--disable-hot-restart", "--config-path"]).arg(config).output().unwrap();
+        assert!(output.status.success(), "{name}: {}", said(&output));
+    }
+    let example = example("workload.yaml");
     // The socket that it connects to is in the volume, as the agent calls it by default.
     let volume = &pod(find(&example, "Deployment", "cart"))["volumes"][1];
     assert_eq!(*volume, json!({"name": "chancery", "csi": {"driver": "csi.chancery.dev", "readOnly": true}}));
+}
+
+#[tokio::test]
+async fn the_agent_accepts_its_configuration_as_a_sidecar_and_finds_what_it_names() {
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, Duration::from_secs(3600)).await.unwrap();
+    let example = example("sidecar.yaml");
+    let text = find(&example, "ConfigMap", "till-agent")["data"]["agent.toml"].as_str().unwrap();
+    let spec = pod(find(&example, "Deployment", "till"));
+    let (agent, envoy) = (&spec["initContainers"][0], &spec["containers"][0]);
+    let mounts = |container: &Value| -> BTreeSet<(String, String)> {
+        let mounts = container["volumeMounts"].as_array().unwrap().iter();
+        mounts.map(|mount| (mount["name"].as_str().unwrap().to_owned(), mount["mountPath"].as_str().unwrap().to_owned())).collect()
+    };
+    let (of_agent, of_envoy) = (mounts(agent), mounts(envoy));
+    for path in text.split('"').skip(1).step_by(2).filter(|text| text.starts_with('/')) {
+        assert!(of_agent.iter().any(|(_, mount)| Path::new(path).starts_with(mount)), "{path} is nowhere");
+    }
+    let shared: Vec<_> = of_agent.intersection(&of_envoy).map(|(name, path)| (name.as_str(), path.as_str())).collect();
+    assert_eq!(shared, [("chancery", "/run/chancery")], "the socket, and neither key nor token");
+    let volumes = spec["volumes"].as_array().unwrap();
+    assert!(volumes.iter().filter_map(|volume| volume.get("emptyDir")).all(|volume| volume["medium"] == "Memory"));
+
+    let replaced = [
+        ("\"cluster.local\"", "\"mesh.test\"".to_owned()),
+        ("/var/run/secrets/chancery/token", write_token(&lab)),
+        ("/etc/chancery/trust/trust-bundle.pem", ca.bundle().display().to_string()),
+        ("/run/chancery-state", lab.at("state").display().to_string()),
+    ];
+    let text = replaced.iter().fold(text.to_owned(), |text, (from, to)| {
+        assert!(text.contains(from), "{from} is not named: {text}");
+        text.replace(from, to)
+    });
+    std::fs::write(lab.at("agent.toml"), text).unwrap();
+    let mut command = Command::new(tools::chancery("chancery-agent").unwrap());
+    let output = command.args(["check", "--config"]).arg(lab.at("agent.toml")).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+fn write_token(lab: &Lab) -> String {
+    std::fs::write(lab.at("token"), "a token").unwrap();
+    lab.at("token").display().to_string()
 }
 
 /// The names of the keys that stand in the section of this name, below `config` in the chart's values, in its schema.
@@ -253,4 +298,45 @@ fn the_commands_that_people_are_told_to_run_exist() {
         }
     }
     assert!(tried > 7, "{tried}");
+}
+
+#[test]
+fn a_command_of_the_guide_that_changes_a_value_keeps_all_others() {
+    let docs = std::fs::read_dir(tools::source().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let notes = Chart::directory().join("templates/NOTES.txt");
+    let mut tried = 0;
+    let others = ["README.md", "deploy/examples/sidecar.yaml"].map(|path| tools::source().join(path));
+    for path in docs.chain(others).chain([notes]).filter(|path| path.is_file()) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for command in text.replace("\\\n", " ").split("helm upgrade").skip(1) {
+            let command = command.split(['`', '\n']).next().unwrap();
+            let Some((before, _)) = command.split_once("--set") else { continue };
+            let wanted = ["chancery deploy/helm/chancery", "--namespace chancery-system", "--reuse-values"];
+            assert!(wanted.iter().all(|wanted| before.contains(wanted)), "{}: helm upgrade{command}", path.display());
+            tried += 1;
+        }
+    }
+    assert!(tried > 3, "{tried}");
+}
+
+/// The part of a token's life after which the kubelet replaces it.
+const REPLACED_AT: f64 = 0.8;
+/// The part of a certificate's life by which its renewal may be later than `renewal.from`.
+const SPREAD: f64 = 0.1;
+
+#[test]
+fn tokens_outlive_the_part_of_a_certificates_life_in_which_it_is_renewed_and_the_guide_says_how_long_an_outage_is_survived() {
+    let values = std::fs::read_to_string(Chart::directory().join("values.yaml")).unwrap();
+    let token = serde_yaml_ng::from_str::<Value>(&values).unwrap()["csi"]["tokenSeconds"].as_f64().unwrap();
+    let output = Command::new(tools::chancery("chancery-agent").unwrap()).args(["config", "example"]).output().unwrap();
+    let agent: toml::Table = String::from_utf8(output.stdout).unwrap().parse().unwrap();
+    let lifetime = PolicySettings::default().lifetimes.default.as_secs_f64();
+    let left = 1.0 - agent["renewal"]["from"].as_float().unwrap();
+    assert!(token >= lifetime * left, "{token} s");
+    // As long as the oldest token lives its pod renews; then its certificate is as old as one that is about to be renewed, at most.
+    let survived = token * (1.0 - REPLACED_AT) + lifetime * (left - SPREAD);
+    let guide = std::fs::read_to_string(tools::source().join("docs/kubernetes.md")).unwrap();
+    for text in [values, guide] {
+        assert!(text.contains(&format!("{:.0} minutes", survived / 60.0)), "{survived} s: {text}");
+    }
 }

@@ -17,7 +17,7 @@ use chancery_tests::lab::Lab;
 use chancery_tests::tools;
 use serde_json::{Value, json};
 
-use chart::{COMBINATIONS, Chart, NAMESPACE, documents, find, kinds, pod, said};
+use chart::{COMBINATIONS, Chart, EXAMPLES, NAMESPACE, documents, find, kinds, pod, said};
 
 #[test]
 fn the_chart_passes_its_linters_with_every_combination_of_values() {
@@ -35,10 +35,10 @@ fn the_chart_passes_its_linters_with_every_combination_of_values() {
 }
 
 #[test]
-fn what_is_rendered_and_the_example_are_strictly_valid_kubernetes() {
+fn what_is_rendered_and_the_examples_are_strictly_valid_kubernetes() {
     let lab = Lab::new().unwrap();
     let (Some(chart), Some(validate)) = (Chart::new(&lab), tools::chart("kubernetes-validate")) else { return };
-    let mut files = vec![tools::source().join("deploy/examples/workload.yaml")];
+    let mut files: Vec<_> = EXAMPLES.iter().map(|(name, _)| tools::source().join("deploy/examples").join(name)).collect();
     for (name, values) in COMBINATIONS {
         let rendered = chart.render(values);
         // Kinds of the Prometheus operator are not Kubernetes' own.
@@ -50,9 +50,10 @@ fn what_is_rendered_and_the_example_are_strictly_valid_kubernetes() {
     let output = Command::new(&validate).arg("--strict").args(&files).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     // It does find what is wrong.
-    let spoiled = std::fs::read_to_string(&files[1]).unwrap().replacen("\"serviceName\"", "\"serviceNames\"", 1);
-    std::fs::write(&files[1], spoiled).unwrap();
-    assert!(!Command::new(&validate).arg("--strict").arg(&files[1]).output().unwrap().status.success());
+    let defaults = &files[EXAMPLES.len()];
+    let spoiled = std::fs::read_to_string(defaults).unwrap().replacen("\"serviceName\"", "\"serviceNames\"", 1);
+    std::fs::write(defaults, spoiled).unwrap();
+    assert!(!Command::new(&validate).arg("--strict").arg(defaults).output().unwrap().status.success());
 }
 
 /// The security linter's findings, as (kind, number of the check).
@@ -107,12 +108,65 @@ fn an_unknown_or_impossible_value_is_refused() {
         ("cluster: {serviceAccounts: [\"shop\"]}", "serviceAccounts"),
         ("ca: {enabled: false}", "agent.caAddress"),
         ("ca: {seal: {kind: identity}}", "ca.seal.existingSecret"),
+        ("ca: {clusters: [{name: west-, issuer: i, serviceAccounts: [\"*\"], kubeconfigSecret: west}]}", "name"),
+        ("agent: {maxUnavailable: \"0%\"}", "maxUnavailable"),
+        ("monitoring: {serviceMonitor: {interval: \"30 s\"}}", "interval"),
+        ("trustBundle: {namespaces: [\"a.b\"]}", "namespaces"),
     ];
     for (values, named) in cases {
         let output = chart.helm(&["template"], values);
         assert!(!output.status.success(), "{values} was accepted");
         assert!(said(&output).contains(named), "{values}: {}", said(&output));
     }
+}
+
+/// Numbers, booleans and nothing to YAML, names to Kubernetes.
+#[test]
+fn names_that_look_like_something_else_stay_names() {
+    let lab = Lab::new().unwrap();
+    let Some(chart) = Chart::new(&lab) else { return };
+    for name in ["123", "on", "null", "1e3"] {
+        let values = format!(
+            "image: {{pullSecrets: [\"{name}\"]}}\ntrustBundle: {{namespaces: [\"{name}\"]}}\nca:\n  seal: {{nextSecret: \"{name}\", key: \"{name}\"}}\n  \
+             persistence: {{backupClaim: \"{name}\", storageClass: \"{name}\"}}\n  clusters: [{{name: \"{name}\", issuer: i, serviceAccounts: \
+             [\"*\"], kubeconfigSecret: \"{name}\", kubeconfigKey: \"{name}\"}}]\n"
+        );
+        let rendered = chart.render_as(name, name, &values);
+        let mut found = 0;
+        for object in &rendered {
+            names(object, &mut |key, value| {
+                assert!(value.is_string(), "{name}: {} has {key}: {value}", object["kind"]);
+                found += usize::from(value == name);
+            });
+        }
+        assert!(find(&rendered, "Secret", "chancery-ca-seal")["data"][name].is_string());
+        assert!(found > 40, "{found}");
+        let given = chart.render_as(name, name, &format!("ca: {{seal: {{existingSecret: \"{name}\"}}}}"));
+        let volumes = pod(find(&given, "StatefulSet", "chancery-ca"))["volumes"].as_array().unwrap();
+        assert!(volumes.iter().any(|volume| volume["secret"]["secretName"] == name));
+    }
+}
+
+/// Whatever is a name by its key, in all of an object.
+fn names(value: &Value, each: &mut impl FnMut(&str, &Value)) {
+    const KEYS: [&str; 9] = [
+        "name",
+        "namespace",
+        "secretName",
+        "claimName",
+        "storageClassName",
+        "serviceAccountName",
+        "key",
+        "path",
+        "app.kubernetes.io/instance",
+    ];
+    for (key, value) in value.as_object().into_iter().flatten() {
+        if KEYS.contains(&key.as_str()) {
+            each(key, value);
+        }
+        names(value, each);
+    }
+    value.as_array().into_iter().flatten().for_each(|value| names(value, each));
 }
 
 #[test]

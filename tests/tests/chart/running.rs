@@ -4,13 +4,14 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use chancery_tests::lab::{Lab, free_address};
 use chancery_tests::process::Process;
 use chancery_tests::{http, kubernetes, secrets, tools, wait};
 
-use crate::chart::{Chart, NAMESPACE};
+use crate::chart::{Chart, NAMESPACE, said};
 use crate::cluster::Cluster;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -53,8 +54,46 @@ fn write(path: &Path, content: &str) -> String {
     text(path)
 }
 
+/// The commands of the guide's chapter on auditors, as words; those that make one, and the one that this one runs.
+fn commands_for_auditors() -> (Vec<Vec<String>>, Vec<String>) {
+    let guide = std::fs::read_to_string(tools::source().join("docs/kubernetes.md")).unwrap();
+    let (_, chapter) = guide.split_once("## Auditors and admins").unwrap();
+    let blocks: Vec<&str> = chapter.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap()).collect();
+    let words = |line: &str| line.split_whitespace().map(|word| word.replace("ALICE", "alice")).collect::<Vec<_>>();
+    let own = blocks[1].lines().find(|line| line.starts_with("chancery ")).unwrap();
+    (blocks[0].lines().map(words).collect(), words(own))
+}
+
+/// Does what the guide says to have an auditor, and is that auditor.
+async fn be_an_auditor(lab: &Lab, cluster: &Cluster, ca: SocketAddr, bundle: &str) {
+    let (makes, own) = commands_for_auditors();
+    assert_eq!(makes.len(), 4, "{makes:?}");
+    for command in makes {
+        let (program, arguments) = command.split_first().unwrap();
+        assert_eq!(program, "kubectl");
+        cluster.done(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), None);
+    }
+    let replaced = [
+        ("localhost:8443", ca.to_string()),
+        ("bundle.pem", write(&lab.at("auditors-bundle.pem"), bundle)),
+        ("mesh.example", "mesh.test".into()),
+    ];
+    let asks = |instead: &[&str]| {
+        let words = own[1..].iter().map(|word| replaced.iter().find(|(from, _)| from == word).map_or(word, |(_, to)| to).as_str());
+        let way: Vec<&str> = words.take_while(|word| *word != "identity").collect();
+        let mut command = Command::new(tools::chancery("chancery").unwrap());
+        let output = command.env("KUBECONFIG", cluster.person("alice")).args(way).args(instead).output().unwrap();
+        if output.status.success() { Ok(said(&output)) } else { Err(said(&output)) }
+    };
+    let listed = wait::until("the binding counts", SOON, async || asks(&["identity", "list"])).await.unwrap();
+    assert!(listed.contains("spiffe://mesh.test/chancery/agent/"), "{listed}");
+    let refused = asks(&["log", "rotate-key", "--reason", "I like to"]).unwrap_err();
+    assert!(refused.contains("is an auditor"), "{refused}");
+    cluster.done(&["delete", "clusterrolebinding", "chancery-audit"], None);
+}
+
 #[tokio::test]
-async fn what_is_installed_gives_a_pod_its_certificate_with_the_rights_of_the_chart() {
+async fn what_is_installed_gives_a_pod_its_certificate_and_a_person_a_look_with_the_rights_of_the_chart() {
     let lab = Lab::new().unwrap();
     let Some(chart) = Chart::new(&lab) else { return };
     let Some(cluster) = Cluster::start().await else { return };
@@ -110,6 +149,8 @@ async fn what_is_installed_gives_a_pod_its_certificate_with_the_rights_of_the_ch
     let token = cluster.admin.token(&pod, "chancery", HOUR).await.unwrap();
     let secrets = secrets::fetch(&lab.at("run/sds.sock"), Some(&token), SOON).await.unwrap();
     assert_eq!(secrets.svid.id().to_string(), format!("spiffe://mesh.test/ns/{shop}/sa/cart"));
+
+    be_an_auditor(&lab, &cluster, tls, &bundle).await;
 
     cluster.admin.delete_pod(&agents_pod).await.unwrap();
     cluster.uninstall(&chart);
