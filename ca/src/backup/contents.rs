@@ -150,12 +150,12 @@ impl Reading<'_> {
             let found = self.tree.size();
             return Err(damaged(&format!("it has {found} entries, its checkpoint {}, and {} were written", checkpoint.size, info.entries)));
         }
-        if self.tree.root() != checkpoint.root {
-            return Err(damaged("its entries do not lead to its checkpoint"));
-        }
         let log_id = self.walk.log_id().map(hex::encode).unwrap_or_default();
         if checkpoint.origin != info.origin || !checkpoint.origin.ends_with(&log_id) {
             return Err(damaged("its checkpoint is of another ledger"));
+        }
+        if self.tree.root() != checkpoint.root {
+            return Err(BackupError::OtherEntries { path: self.path.to_owned(), entries: info.entries, note });
         }
         if self.keys.is_some() != info.keys {
             return Err(damaged("its keys are missing"));

@@ -127,6 +127,21 @@ pub enum BackupError {
         /// What is wrong, and where.
         problem: String,
     },
+    /// Its entries fit themselves, and are not those that its checkpoint was signed for.
+    #[error(
+        "the backup {} is not intact: its entries do not lead to its checkpoint: at least one of the entries 0 to {} is not what was signed. \
+         Use another one",
+        path.display(),
+        entries.saturating_sub(1)
+    )]
+    OtherEntries {
+        /// The backup.
+        path: PathBuf,
+        /// How many it has.
+        entries: u64,
+        /// The checkpoint, signed.
+        note: String,
+    },
     /// A newer program made it.
     #[error("the backup {} has format {found}, and this program reads up to {FORMAT}; use the newer one that made it", path.display())]
     Newer {

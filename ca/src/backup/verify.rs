@@ -19,7 +19,8 @@ pub struct Verified {
 /// told last.
 ///
 /// # Errors
-/// If the backup cannot be read or is not intact, or what `entry` says.
+/// If the backup cannot be read or is not intact, or what `entry` says. [`BackupError::OtherEntries`] comes behind the last entry, and has
+/// the checkpoint that they do not lead to.
 pub fn verify(
     path: &Path,
     entry: impl FnMut(u64, &[u8]) -> Result<(), String>,

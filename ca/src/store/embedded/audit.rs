@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint;
 use super::frame::{self, Header, Tag};
+use super::merkle;
 use super::segment::{self, LogId, Seal, Tail};
 use super::{damaged, failed_in};
 use crate::store::{Head, StoreError};
@@ -23,10 +24,30 @@ pub struct Audit {
 /// What was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Audited {
+    /// The log's ID.
+    pub log: Option<[u8; 16]>,
     /// How many entries.
     pub entries: u64,
     /// A write that was cut off follows them, which the next start removes.
     pub is_torn: bool,
+}
+
+/// What a store says of the hashes that it keeps beside its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hashed {
+    /// The ID of the log that they are of.
+    pub log: [u8; 16],
+    /// How many entries they cover.
+    pub entries: u64,
+    /// The root of the tree of these.
+    pub root: [u8; 32],
+}
+
+impl Hashed {
+    /// Reads the file `tree/hashed`; nothing if it is not as it was written.
+    pub fn parse(text: &str) -> Option<Self> {
+        merkle::parse(text).map(|(log, entries, root)| Self { log, entries, root })
+    }
 }
 
 impl Audit {
@@ -86,7 +107,7 @@ impl Audit {
             }
             read(bytes.len() as u64);
         }
-        Ok(Audited { entries: walk.entries(), is_torn })
+        Ok(Audited { log: walk.log_id(), entries: walk.entries(), is_torn })
     }
 }
 

@@ -361,7 +361,8 @@ fn print(log: LogId, entries: u64, root: &Hash) -> String {
     format!("{FIRST_LINE}\n{}\n{entries}\n{}\n", hex::encode(log), hex::encode(root))
 }
 
-fn parse(text: &str) -> Option<(LogId, u64, Hash)> {
+/// What `hashed` says; nothing if it is not as it was written.
+pub(super) fn parse(text: &str) -> Option<(LogId, u64, Hash)> {
     let mut lines = text.strip_prefix(FIRST_LINE)?.lines().skip(1);
     let (mut log, mut root) = (LogId::default(), Hash::default());
     hex::decode_to_slice(lines.next()?, &mut log).ok()?;

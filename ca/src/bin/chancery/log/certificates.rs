@@ -11,6 +11,8 @@ use chancery_ca::ledger::{Body, Entry};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::examined::Finding;
+
 /// Certificates that wait for being checked together.
 const BATCH: usize = 4096;
 
@@ -43,12 +45,12 @@ impl Certificates {
     ///
     /// # Errors
     /// The first entry whose certificate does not fit.
-    pub(super) fn entry(&mut self, index: u64, bytes: &[u8]) -> Result<(), String> {
-        let entry = Entry::decode(Bytes::copy_from_slice(bytes)).map_err(|error| format!("entry {index}: {error}"))?;
+    pub(super) fn entry(&mut self, index: u64, bytes: &[u8]) -> Result<(), Finding> {
+        let entry = Entry::decode(Bytes::copy_from_slice(bytes)).map_err(|error| Finding::at(index, error.to_string()))?;
         match entry.body {
             Body::Authority(authority) => self.authority(index, authority.root, authority.certificate),
             Body::Issuance(issuance) => {
-                let unknown = |what| format!("entry {index}: its {what} is not in the ledger before it");
+                let unknown = |what| Finding::at(index, format!("its {what} is not in the ledger before it"));
                 let issuer = self.authorities.get(&issuance.issuing_certificate).ok_or_else(|| unknown("issuing certificate"))?;
                 if !self.authorities.get(&issuance.root).is_some_and(|root| root.is_root) {
                     return Err(unknown("trust root"));
@@ -65,12 +67,12 @@ impl Certificates {
     ///
     /// # Errors
     /// See [`Certificates::entry`].
-    pub(super) fn finish(mut self) -> Result<u64, String> {
+    pub(super) fn finish(mut self) -> Result<u64, Finding> {
         self.check()?;
         Ok(self.checked)
     }
 
-    fn authority(&mut self, index: u64, is_root: bool, certificate: Vec<u8>) -> Result<(), String> {
+    fn authority(&mut self, index: u64, is_root: bool, certificate: Vec<u8>) -> Result<(), Finding> {
         let certificate = Arc::new(CertificateDer::from(certificate));
         let is_signed = if is_root {
             // What a corporate CA signed is an anchor by the acts that made it one; whatever is above it is not in the ledger.
@@ -79,7 +81,7 @@ impl Certificates {
             self.authorities.values().any(|root| root.is_root && is_signed_by(&certificate, &root.certificate))
         };
         if !is_signed {
-            return Err(format!("entry {index}: no recorded trust root has signed this certificate of the CA's own"));
+            return Err(Finding::at(index, "no recorded trust root has signed this certificate of the CA's own".into()));
         }
         let mut fingerprint = Fingerprint::default();
         fingerprint.copy_from_slice(&chancery_identity::Fingerprint::of(&certificate).0[..16]);
@@ -88,7 +90,11 @@ impl Certificates {
         Ok(())
     }
 
-    fn check(&mut self) -> Result<(), String> {
+    /// Checks those that wait.
+    ///
+    /// # Errors
+    /// The first one whose signature is not its issuer's.
+    pub(super) fn check(&mut self) -> Result<(), Finding> {
         let waiting = std::mem::take(&mut self.waiting);
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let share = waiting.len().div_ceil(threads).max(1);
@@ -99,7 +105,7 @@ impl Certificates {
         });
         self.checked += waiting.len() as u64;
         match bad {
-            Some(entry) => Err(format!("entry {entry}: the certificate's signature is not that of its issuing certificate")),
+            Some(entry) => Err(Finding::earlier(entry, "the certificate's signature is not that of its issuing certificate".into())),
             None => Ok(()),
         }
     }

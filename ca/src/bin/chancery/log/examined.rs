@@ -1,4 +1,7 @@
 //! Entries in their order, and whether they are those of the checkpoints and tiles that they are compared with.
+//!
+//! Whatever is found, the first thing that does not fit is named: certificates wait for being checked together, so those before it are
+//! checked then.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,8 +22,8 @@ pub(super) struct Examined {
     fitted: Vec<u64>,
     origin: Option<String>,
     tiles: Option<Tiles>,
-    /// The first thing in which tiles and entries differ.
-    mismatch: Option<Finding>,
+    /// The first thing in which the tree that is kept beside them and the entries differ, and behind how many entries that was found.
+    mismatch: Option<(Finding, u64)>,
     certificates: Option<Certificates>,
 }
 
@@ -38,17 +41,28 @@ pub(super) struct Seen {
 pub(super) struct Finding {
     entry: Option<u64>,
     problem: String,
+    is_earlier: bool,
 }
 
 impl Finding {
     /// About an entry.
     pub(super) fn at(entry: u64, problem: String) -> Self {
-        Self { entry: Some(entry), problem }
+        Self { entry: Some(entry), problem, is_earlier: false }
+    }
+
+    /// About an entry before the one that was read last.
+    pub(super) fn earlier(entry: u64, problem: String) -> Self {
+        Self { entry: Some(entry), problem, is_earlier: true }
     }
 
     /// About something whose place stands in `problem`.
     pub(super) fn elsewhere(problem: String) -> Self {
-        Self { entry: None, problem }
+        Self { entry: None, problem, is_earlier: false }
+    }
+
+    /// Whether it lies before what was read last.
+    pub(super) fn is_earlier(&self) -> bool {
+        self.is_earlier
     }
 }
 
@@ -80,12 +94,38 @@ impl Examined {
     }
 
     /// The entries are compared with these tiles.
-    pub(super) fn compare_tiles(&mut self, tiles: Option<Tiles>) {
-        self.tiles = tiles;
+    pub(super) fn compare_tiles(&mut self, tiles: Tiles) {
+        self.tiles = Some(tiles);
+    }
+
+    /// The tree that is kept beside the entries is not theirs.
+    pub(super) fn differs(&mut self, finding: Finding) {
+        self.mismatch.get_or_insert((finding, self.tree.size()));
+    }
+
+    /// The entries are those of this log.
+    pub(super) fn is_log(&mut self, log: Option<[u8; 16]>) {
+        if let Some(finding) = self.tiles.as_ref().and_then(|tiles| tiles.of_another(log)) {
+            self.differs(finding);
+        }
     }
 
     /// The next entry, which was said to have the hash `known` (hexadecimal).
     pub(super) fn entry(&mut self, index: u64, bytes: &[u8], known: Option<&str>) -> Result<(), Finding> {
+        self.next(index, bytes, known).map_err(|found| self.first(found))
+    }
+
+    /// A checkpoint stands here among the entries: it has to have as many as there were.
+    pub(super) fn reached(&mut self, name: String, checkpoint: Checkpoint) -> Result<(), Finding> {
+        self.stands(name, checkpoint).map_err(|found| self.first(found))
+    }
+
+    /// What is to be said where `found` does not fit: that, or a certificate before it.
+    pub(super) fn first(&mut self, found: Finding) -> Finding {
+        self.certificates.as_mut().and_then(|certificates| certificates.check().err()).unwrap_or(found)
+    }
+
+    fn next(&mut self, index: u64, bytes: &[u8], known: Option<&str>) -> Result<(), Finding> {
         let due = self.tree.size();
         if index > due {
             let problem = format!("missing; entry {index} follows (only an export of all entries can be verified as a whole)");
@@ -102,20 +142,19 @@ impl Examined {
             if let Some(tiles) = tiles
                 && mismatch.is_none()
             {
-                *mismatch = tiles.compare(height, number, hash);
+                *mismatch = tiles.compare(height, number, hash).map(|finding| (finding, due + 1));
             }
         });
         if known.is_some_and(|known| known != hex::encode(leaf)) {
             return Err(Finding::at(index, "its bytes are not those that `leaf_hash` is the hash of".into()));
         }
         if let Some(certificates) = &mut self.certificates {
-            certificates.entry(index, bytes).map_err(Finding::elsewhere)?;
+            certificates.entry(index, bytes)?;
         }
         self.compare()
     }
 
-    /// A checkpoint stands here among the entries: it has to have as many as there were.
-    pub(super) fn reached(&mut self, name: String, checkpoint: Checkpoint) -> Result<(), Finding> {
+    fn stands(&mut self, name: String, checkpoint: Checkpoint) -> Result<(), Finding> {
         if checkpoint.size != self.tree.size() {
             let problem = format!("{name} has {} entries, but {} stand before it", checkpoint.size, self.tree.size());
             return Err(Finding::at(self.tree.size().min(checkpoint.size), problem));
@@ -127,26 +166,30 @@ impl Examined {
     /// Everything was read.
     pub(super) fn finish(mut self) -> Result<Seen, Finding> {
         let entries = self.tree.size();
-        self.compare()?;
+        let compared = self.compare();
+        let certificates = self.certificates.take().map(Certificates::finish).transpose()?;
+        compared?;
         if let Some((size, names)) = self.expected.pop_first() {
             let name = names.into_iter().next().map(|(name, _)| name).unwrap_or_default();
             return Err(Finding::at(entries, format!("missing: there are {entries} entries, but {name} has {size}")));
         }
-        // The entries lead to every checkpoint, so it is the tiles that are wrong.
-        if let Some(mismatch) = self.mismatch {
-            let because = if self.fitted.is_empty() { "" } else { "; the entries lead to the checkpoint, so the tile was changed" };
+        if let Some((mismatch, behind)) = self.mismatch {
+            let is_signed = self.fitted.last().is_some_and(|signed| *signed >= behind);
+            let because = if is_signed { "; the entries lead to the checkpoint, so it was changed there" } else { "" };
             return Err(Finding { problem: format!("{}{because}", mismatch.problem), ..mismatch });
         }
         if let Some(finding) = self.tiles.and_then(|tiles| tiles.beyond(entries)) {
             return Err(finding);
         }
-        let certificates = self.certificates.map(Certificates::finish).transpose().map_err(Finding::elsewhere)?;
         Ok(Seen { entries, root: self.tree.root(), fitted: self.fitted, certificates })
     }
 
-    /// Compares the root with the checkpoints of this size.
+    /// Compares the root with the checkpoints of this size, and with what was hashed.
     fn compare(&mut self) -> Result<(), Finding> {
         let size = self.tree.size();
+        if let Some(finding) = self.tiles.as_ref().and_then(|tiles| tiles.compare_root(size, || self.tree.root())) {
+            self.differs(finding);
+        }
         if self.expected.first_key_value().is_none_or(|(first, _)| *first > size) {
             return Ok(());
         }
@@ -166,15 +209,15 @@ impl Examined {
     }
 
     fn not_the_root(&self, name: &str) -> Finding {
-        // The tiles know the entries one by one.
-        if let Some(mismatch) = &self.mismatch {
-            return Finding { problem: format!("{}; {name} is not that of these entries either", mismatch.problem), ..mismatch.clone() };
+        let (first, last) = (self.fitted.last().copied().unwrap_or_default(), self.tree.size().saturating_sub(1));
+        let range = format!("at least one of the entries {first} to {last} is not what was signed");
+        match &self.mismatch {
+            // The tiles know the entries one by one.
+            Some((mismatch, _)) => Finding {
+                problem: format!("{}; {name} is not that of these entries either: {range}", mismatch.problem),
+                ..mismatch.clone()
+            },
+            None => Finding::elsewhere(format!("{name} is not that of these entries: {range}")),
         }
-        let first = self.fitted.last().copied().unwrap_or_default();
-        let problem = format!(
-            "{name} is not that of these entries: at least one of the entries {first} to {} is not what was signed",
-            self.tree.size().saturating_sub(1)
-        );
-        Finding::elsewhere(problem)
     }
 }

@@ -1,9 +1,12 @@
-//! The hashes that a store keeps beside its log, read as they are on disk: level L has the roots of complete subtrees of 256^L entries.
+//! What a store keeps of the tree beside its log, read as it is on disk: level L has the roots of complete subtrees of 256^L entries, and
+//! `hashed` says of which log they are, how many entries they cover, and the root of these. What lies behind these entries is hashed again by
+//! the next start, whatever it is, and not looked at.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use chancery_ca::store::embedded::audit::Hashed;
 use chancery_identity::checkpoint::Hash;
 
 use super::examined::Finding;
@@ -11,52 +14,51 @@ use super::examined::Finding;
 const HASH_BYTES: u64 = size_of::<Hash>() as u64;
 /// A level of tiles is so many levels of the tree.
 const TILE_HEIGHT: u32 = 8;
-/// Hashes in a complete tile; incomplete ones are not on disk.
+/// Hashes in a complete tile.
 const WIDTH: u64 = 256;
 
 /// The tiles of a store.
 #[derive(Debug)]
 pub(super) struct Tiles {
-    /// How many entries they are certainly about.
-    entries: u64,
+    /// Of `hashed`.
+    path: PathBuf,
+    hashed: Hashed,
     levels: Vec<Level>,
 }
 
 #[derive(Debug)]
 struct Level {
     path: PathBuf,
-    file: File,
+    file: io::Result<File>,
     /// The tile that was read last, and its number.
     tile: Option<(u64, Vec<u8>)>,
 }
 
 impl Tiles {
     /// Reads what is in `dir`; nothing if there are none, which the next start makes anew.
-    pub(super) fn open(dir: &Path) -> Result<Option<Self>, String> {
-        let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
-        let hashed = dir.join("hashed");
-        let text = match fs::read_to_string(&hashed) {
+    pub(super) fn open(dir: &Path) -> Result<Option<Self>, Finding> {
+        let path = dir.join("hashed");
+        let text = match fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            text => text.map_err(|error| failed(&hashed, error))?,
+            text => text.map_err(|error| Finding::elsewhere(format!("{}: {error}", path.display())))?,
         };
-        let entries = text.lines().nth(2).and_then(|line| line.parse().ok());
-        let entries: u64 = entries.ok_or_else(|| format!("{}: it does not say how many entries were hashed", hashed.display()))?;
-        let mut levels = Vec::new();
-        while entries >> (TILE_HEIGHT * u32::try_from(levels.len()).unwrap_or(u32::MAX)) >= WIDTH {
-            let path = dir.join(format!("level-{}", levels.len()));
-            let file = File::open(&path).map_err(|error| failed(&path, error))?;
-            levels.push(Level { path, file, tile: None });
-        }
-        Ok(Some(Self { entries, levels }))
+        let hashed = Hashed::parse(&String::from_utf8_lossy(&text));
+        let hashed = hashed.ok_or_else(|| Finding::elsewhere(format!("{} is not as it was written", path.display())))?;
+        let level = |level: u32| {
+            let path = dir.join(format!("level-{level}"));
+            Level { file: File::open(&path), path, tile: None }
+        };
+        let is_there = |level: &u32| hashed.entries.checked_shr(TILE_HEIGHT * level).is_some_and(|hashes| hashes > 0);
+        let levels = (0..).take_while(is_there).map(level).collect();
+        Ok(Some(Self { path, hashed, levels }))
     }
 
-    /// What is wrong with the hash of the `number`th complete subtree of 2^`height` entries; nothing if it fits or is not on disk.
+    /// What is wrong with the hash of the `number`th complete subtree of 2^`height` entries; nothing if it fits or need not be on disk.
     pub(super) fn compare(&mut self, height: u32, number: u64, hash: &Hash) -> Option<Finding> {
-        let level = usize::try_from(height / TILE_HEIGHT).ok()?;
-        let there = (self.entries >> height) / WIDTH * WIDTH;
-        if !height.is_multiple_of(TILE_HEIGHT) || number >= there {
+        if !height.is_multiple_of(TILE_HEIGHT) || number >= self.hashed.entries >> height {
             return None;
         }
+        let level = usize::try_from(height / TILE_HEIGHT).ok()?;
         let kept = self.levels.get_mut(level)?;
         let problem = match kept.hash(number) {
             Ok(found) if found.as_ref() == Some(hash) => return None,
@@ -64,16 +66,30 @@ impl Tiles {
             Ok(None) => "is missing".to_owned(),
             Err(error) => format!("cannot be read: {error}"),
         };
-        let problem = format!("its hash in {}, at {}, {problem}", kept.path.display(), number * HASH_BYTES);
+        let place = format!("hash in {}, at {}, {problem}", kept.path.display(), number * HASH_BYTES);
         Some(match level {
-            0 => Finding::at(number, problem),
-            _ => Finding::elsewhere(format!("the entries {} to {}: {problem}", number << height, ((number + 1) << height) - 1)),
+            0 => Finding::at(number, format!("its {place}")),
+            _ => Finding::elsewhere(format!("the entries {} to {}: their {place}", number << height, ((number + 1) << height) - 1)),
         })
+    }
+
+    /// What is wrong with the root in `hashed`; nothing if it fits, or is not that of a tree of this size.
+    pub(super) fn compare_root(&self, size: u64, root: impl FnOnce() -> Hash) -> Option<Finding> {
+        let is_another = self.hashed.entries == size && self.hashed.root != root();
+        is_another.then(|| Finding::elsewhere(format!("the first {size} entries: their root in {} is another one", self.path.display())))
+    }
+
+    /// Whether the hashes are said to be of another log than `log`.
+    pub(super) fn of_another(&self, log: Option<[u8; 16]>) -> Option<Finding> {
+        let of = hex::encode(self.hashed.log);
+        (log != Some(self.hashed.log))
+            .then(|| Finding::elsewhere(format!("{} says that the hashes are of the log {of}", self.path.display())))
     }
 
     /// Tiles of more entries than there are.
     pub(super) fn beyond(&self, entries: u64) -> Option<Finding> {
-        (self.entries > entries).then(|| Finding::at(entries, format!("missing: the tiles are about {} entries", self.entries)))
+        let hashed = self.hashed.entries;
+        (hashed > entries).then(|| Finding::at(entries, format!("missing: {} says that {hashed} entries were hashed", self.path.display())))
     }
 }
 
@@ -94,7 +110,7 @@ impl Level {
 
     fn read(&self, tile: u64) -> io::Result<Vec<u8>> {
         let mut hashes = Vec::new();
-        let mut file = &self.file;
+        let mut file = self.file.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
         file.seek(SeekFrom::Start(tile * WIDTH * HASH_BYTES))?;
         file.take(WIDTH * HASH_BYTES).read_to_end(&mut hashes)?;
         Ok(hashes)

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use chancery_ca::backup;
+use chancery_ca::backup::{self, BackupError};
 use chancery_ca::store::StoreError;
 use chancery_ca::store::embedded::audit::Audit;
 use chancery_identity::checkpoint::Checkpoint;
@@ -149,7 +149,10 @@ fn read_export(args: &VerifyArgs, path: &Path, examined: &mut Examined) -> Resul
             },
             _ => return Err(broken(number, "neither an entry nor a checkpoint".into())),
         };
-        looked_at.map_err(|finding| broken(number, finding.to_string()))?;
+        looked_at.map_err(|finding| {
+            let is_here = !finding.is_earlier();
+            if is_here { broken(number, finding.to_string()) } else { CliError::Failed(format!("{}: {finding}", path.display())) }
+        })?;
         if read >= shown + STEP {
             shown = read;
             bar.set_position(read);
@@ -172,10 +175,17 @@ fn read_backup(args: &VerifyArgs, path: &Path, examined: &mut Examined) -> Resul
     let broken = |problem: String| CliError::Failed(format!("{}: {problem}", path.display()));
     let bar = progress(std::fs::metadata(path).map_err(|error| broken(error.to_string()))?.len(), "bytes");
     let entry = |index, bytes: &[u8]| examined.entry(index, bytes, None).map_err(|finding| finding.to_string());
-    let verified = backup::verify(path, entry, |bytes| bar.inc(bytes)).map_err(|error| CliError::Failed(error.to_string()))?;
+    let verified = backup::verify(path, entry, |bytes| bar.inc(bytes));
     bar.finish_and_clear();
-    let checkpoint = args.open(&verified.note).map_err(|problem| broken(format!("its checkpoint: {problem}")))?;
-    examined.reached("the checkpoint in the backup".into(), checkpoint)?;
+    // What else is known tells more exactly what does not lead to the checkpoint.
+    let note = match &verified {
+        Ok(verified) => &verified.note,
+        Err(BackupError::OtherEntries { note, .. }) => note,
+        Err(error) => return Err(CliError::Failed(error.to_string())),
+    };
+    let checkpoint = args.open(note).map_err(|problem| broken(format!("its checkpoint: {problem}")))?;
+    examined.reached("its checkpoint".into(), checkpoint).map_err(|finding| broken(finding.to_string()))?;
+    let verified = verified.map_err(|error| CliError::Failed(error.to_string()))?;
     let previous = "logs that this one continues are in the backup, too: unpack it, and verify each by `--data-dir DIR/previous/ID`";
     Ok(if verified.has_previous { vec![previous.to_owned()] } else { Vec::new() })
 }
@@ -189,13 +199,23 @@ fn read_directory(args: &VerifyArgs, directory: &Path, examined: &mut Examined) 
         let checkpoint = checkpoint.map_err(|problem| CliError::Failed(format!("{}: {problem}", published.display())))?;
         examined.expect(format!("the checkpoint in {}", published.display()), checkpoint);
     }
-    examined.compare_tiles(Tiles::open(&store.join("tree")).map_err(CliError::Failed)?);
+    let mut notes = Vec::new();
+    match Tiles::open(&store.join("tree")) {
+        Ok(Some(tiles)) => examined.compare_tiles(tiles),
+        Ok(None) => notes.push("the tree's hashes are not there, and were not compared; the next start makes them anew".to_owned()),
+        Err(finding) => examined.differs(finding),
+    }
     let audit = Audit::of(&store).map_err(|error| CliError::Failed(error.to_string()))?;
     let bar = progress(audit.bytes(), "bytes");
-    let audited = audit.read(|index, bytes| examined.entry(index, bytes, None), |bytes| bar.inc(bytes))?;
+    let audited = audit.read(|index, bytes| examined.entry(index, bytes, None), |bytes| bar.inc(bytes));
+    let audited = audited.map_err(|finding| examined.first(finding))?;
+    examined.is_log(audited.log);
     bar.finish_and_clear();
-    let torn = "a write that was cut off follows the last entry; nobody was told that it was recorded, and the next start removes it";
-    Ok(if audited.is_torn { vec![torn.to_owned()] } else { Vec::new() })
+    if audited.is_torn {
+        let torn = "a write that was cut off follows the last entry; nobody was told that it was recorded, and the next start removes it";
+        notes.push(torn.to_owned());
+    }
+    Ok(notes)
 }
 
 impl From<StoreError> for Finding {
