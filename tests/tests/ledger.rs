@@ -215,6 +215,57 @@ async fn an_export_that_was_cut_off_is_resumed_where_it_ended() {
 }
 
 #[tokio::test]
+async fn an_export_that_was_cut_off_before_its_checkpoint_gets_it() {
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, HOUR).await.unwrap();
+    let (file, key) = (lab.at("export.jsonl"), ca.chancery(&["log", "key"]).unwrap());
+    ca.chancery(&["log", "export", "--file", text(&file)]).unwrap();
+    let whole = fs::read_to_string(&file).unwrap();
+    let last = whole.trim_end().rfind('\n').unwrap() + 1;
+    for end in [last, last + 30] {
+        fs::write(&file, &whole[..end]).unwrap();
+        ca.chancery(&["log", "export", "--resume", "--file", text(&file)]).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), whole);
+        let verified = ca.ask(&["log", "verify", text(&file), "--verifier-key", key.trim()]).unwrap();
+        assert_eq!(verified["signatures"], "verified");
+    }
+}
+
+#[tokio::test]
+async fn a_filtered_export_goes_on_from_its_last_checkpoint_however_long_nothing_matched() {
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, HOUR).await.unwrap();
+    let caller = Caller::join(&lab, &ca, NODE).await.unwrap();
+    issue(&caller, 3).await;
+    let file = lab.at("export.jsonl");
+    let export = |namespace: &str| {
+        let resumed = chancery(&ca, &["log", "export", "--namespace", namespace, "--resume", "--file", text(&file)]);
+        assert!(resumed.0, "{}", resumed.1);
+        fs::read_to_string(&file).unwrap()
+    };
+    let entries = |text: &str| text.lines().filter(|line| line.contains("\"namespace\":\"shop\"")).count();
+    let first = export("shop");
+    assert_eq!(entries(&first), 3);
+    // As of a job that ran for weeks.
+    let checkpoint = first.lines().last().unwrap();
+    fs::write(&file, format!("{first}{}", format!("{checkpoint}\n").repeat(3000))).unwrap();
+    issue(&caller, 2).await;
+    assert_eq!(entries(&export("shop")), 5);
+    // What was exported is not read again: nobody is found who was there before the last checkpoint.
+    issue(&caller, 1).await;
+    fs::remove_file(&file).unwrap();
+    assert_eq!(entries(&export("nobody")), 0);
+    assert_eq!(entries(&export("shop")), 0);
+    issue(&caller, 1).await;
+    assert_eq!(entries(&export("shop")), 1);
+
+    let other_lab = Lab::new().unwrap();
+    let other = Ca::start(&other_lab, HOUR).await.unwrap();
+    let (is_resumed, said) = chancery(&other, &["log", "export", "--namespace", "shop", "--resume", "--file", text(&file)]);
+    assert!(!is_resumed && said.contains("does not continue the checkpoint that"), "{said}");
+}
+
+#[tokio::test]
 async fn a_rotated_key_loses_nobody_who_trusts_the_older_one() {
     let lab = Lab::new().unwrap();
     let ca = Ca::start(&lab, HOUR).await.unwrap();

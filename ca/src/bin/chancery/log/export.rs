@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use chancery_identity::checkpoint::leaf_hash;
+use chancery_identity::checkpoint::{Checkpoint, leaf_hash};
 use chancery_process::output::{Format, OutputError, fields};
 use chancery_proto::chancery::v1::{GetCheckpointRequest, IdentityFilter, ReadEntriesRequest, StoredEntry};
 use clap::Args;
@@ -13,19 +13,22 @@ use serde::Serialize;
 
 use super::checkpoint::open;
 use super::line::{CheckpointLine, EntryLine, ReadLine, header};
-use super::verify::progress;
+use super::prove;
+use super::verify::{progress, unsigned};
 use crate::client::{CliError, Log};
 use crate::identity::{FilterArgs, moment_or_ago};
 
 /// No line is as long as this.
 const TAIL_BYTES: u64 = 1 << 20;
+/// How the header of a CSV begins.
+const CSV_BEGINNING: &[u8] = b"entry,time,kind,";
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// Where to write to, instead of standard output. The file is new, and for its owner alone.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Go on behind the last entry in FILE; its end may have been cut off. Give the same format and filter as before.
+    /// Go on where FILE ends, which may have been cut off. Give the same format and filter as before.
     #[arg(long, requires = "file")]
     resume: bool,
     /// Only what was issued before this time, or longer ago than this.
@@ -43,11 +46,15 @@ struct Exported {
     checkpoint_entries: u64,
 }
 
-/// The last entry of an export.
-struct Last {
-    entry: u64,
-    /// Only in JSON.
-    leaf_hash: Option<String>,
+/// How an export ends.
+enum End {
+    Entry {
+        entry: u64,
+        /// Only in JSON.
+        leaf_hash: Option<String>,
+    },
+    /// All entries of it that were to be written stand before it.
+    Checkpoint(Checkpoint),
 }
 
 pub(super) async fn run(log: Log, args: ExportArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
@@ -55,15 +62,14 @@ pub(super) async fn run(log: Log, args: ExportArgs, out: &mut impl Write, format
     let filter = (filter != IdentityFilter::default()).then_some(filter);
     let is_csv = format == Format::Csv;
     let Some(path) = &args.file else {
-        return Export { log, filter, is_csv, first: 0 }.write(out, false).await.map(drop);
+        return Export::new(log, filter, is_csv).write(out, false).await.map(drop);
     };
     let failed = |error: io::Error| CliError::Failed(format!("{}: {error}", path.display()));
-    let (mut file, last) = if args.resume { resumed(path, is_csv)? } else { (created(path)?, None) };
+    let (mut file, end) = if args.resume { resumed(path, is_csv)? } else { (created(path)?, None) };
     let is_begun = file.stream_position().map_err(failed)? > 0;
-    let mut export = Export { log, filter, is_csv, first: 0 };
-    if let Some(last) = last {
-        export.check_continues(&last, path).await?;
-        export.first = last.entry + 1;
+    let mut export = Export::new(log, filter, is_csv);
+    if let Some(end) = end {
+        export.go_on(end, path).await?;
     }
     let first = export.first;
     let mut writer = BufWriter::with_capacity(1 << 20, file);
@@ -78,55 +84,83 @@ struct Export {
     filter: Option<IdentityFilter>,
     is_csv: bool,
     first: u64,
+    /// How many entries the checkpoint has that the file ends with.
+    signed: Option<u64>,
 }
 
 impl Export {
+    /// Of everything.
+    fn new(log: Log, filter: Option<IdentityFilter>, is_csv: bool) -> Self {
+        Self { log, filter, is_csv, first: 0, signed: None }
+    }
+
+    /// Goes on behind `end`. Another ledger's entries would be appended unnoticed if that were not looked at.
+    async fn go_on(&mut self, end: End, path: &Path) -> Result<(), CliError> {
+        let or = "it is another ledger, or one of the two was changed";
+        match end {
+            End::Entry { entry, leaf_hash: known } => {
+                if known.is_some() && self.leaf_hash(entry).await? != known {
+                    return Err(CliError::Failed(format!("the ledger's entry {entry} is not the one in {}: {or}", path.display())));
+                }
+                self.first = entry + 1;
+            }
+            End::Checkpoint(checkpoint) => {
+                match prove::continued(&mut self.log, &checkpoint, None).await {
+                    Err(CliError::Inconsistent { problem, .. }) => {
+                        let problem =
+                            format!("the ledger does not continue the checkpoint that {} ends with: {or}: {problem}", path.display());
+                        return Err(CliError::Failed(problem));
+                    }
+                    newer => drop(newer?),
+                }
+                (self.first, self.signed) = (checkpoint.size, Some(checkpoint.size));
+            }
+        }
+        Ok(())
+    }
+
     /// Writes what there is up to the newest checkpoint; tells how many entries that were, and how many the checkpoint has.
     async fn write(mut self, out: &mut impl Write, is_begun: bool) -> Result<(u64, u64), CliError> {
         let newest = self.log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
         let size = open(&newest.note, &newest.verifier_keys)?.size;
-        let (mut written, write) = (0, OutputError::Write);
+        let write = OutputError::Write;
         if self.is_csv && !is_begun {
             csv_line(out, header()).map_err(write)?;
         }
-        if self.first >= size {
-            return Ok((0, size));
-        }
-        let bar = progress(size - self.first, "entries");
-        let request = ReadEntriesRequest { first: self.first, end: size, filter: self.filter.clone() };
-        let mut messages = self.log.read_entries(request).await?.into_inner();
-        while let Some(message) = messages.message().await? {
-            for StoredEntry { index, bytes } in message.entries {
-                let line = EntryLine::of(index, &bytes);
-                if self.is_csv { csv_line(out, line.cells()) } else { json_line(out, &line) }.map_err(write)?;
-                written += 1;
-            }
-            bar.set_position(message.next - self.first);
-        }
-        if !self.is_csv {
+        let written = if self.first < size { self.write_entries(out, size).await? } else { 0 };
+        // Whoever ended the export before may have done so just before its checkpoint.
+        if !self.is_csv && self.signed != Some(size) {
             let line = CheckpointLine { checkpoint: &newest.note, verifier_keys: &newest.verifier_keys };
             json_line(out, &line).map_err(write)?;
         }
         out.flush().map_err(write)?;
-        bar.finish_and_clear();
         Ok((written, size))
     }
 
-    /// Another ledger's entries would be appended unnoticed otherwise.
-    async fn check_continues(&mut self, last: &Last, path: &Path) -> Result<(), CliError> {
-        let Some(known) = &last.leaf_hash else { return Ok(()) };
-        let request = ReadEntriesRequest { first: last.entry, end: last.entry + 1, filter: None };
-        let mut found = self.log.read_entries(request).await?.into_inner();
-        let bytes = found.message().await?.and_then(|message| message.entries.into_iter().next()).map(|entry| entry.bytes);
-        if bytes.is_some_and(|bytes| hex::encode(leaf_hash(&bytes)) == *known) {
-            return Ok(());
+    /// Writes the entries below `end`; tells how many.
+    async fn write_entries(&mut self, out: &mut impl Write, end: u64) -> Result<u64, CliError> {
+        let mut written = 0;
+        let bar = progress(end - self.first, "entries");
+        let request = ReadEntriesRequest { first: self.first, end, filter: self.filter.clone() };
+        let mut messages = self.log.read_entries(request).await?.into_inner();
+        while let Some(message) = messages.message().await? {
+            for StoredEntry { index, bytes } in message.entries {
+                let line = EntryLine::of(index, &bytes);
+                if self.is_csv { csv_line(out, line.cells()) } else { json_line(out, &line) }.map_err(OutputError::Write)?;
+                written += 1;
+            }
+            bar.set_position(message.next - self.first);
         }
-        let problem = format!(
-            "the ledger's entry {} is not the one in {}: it is another ledger, or one of the two was changed",
-            last.entry,
-            path.display()
-        );
-        Err(CliError::Failed(problem))
+        bar.finish_and_clear();
+        Ok(written)
+    }
+
+    /// Of the ledger's entry, hexadecimal; nothing if there is none.
+    async fn leaf_hash(&mut self, entry: u64) -> Result<Option<String>, CliError> {
+        let request = ReadEntriesRequest { first: entry, end: entry + 1, filter: None };
+        let mut found = self.log.read_entries(request).await?.into_inner();
+        let entry = found.message().await?.and_then(|message| message.entries.into_iter().next());
+        Ok(entry.map(|entry| hex::encode(leaf_hash(&entry.bytes))))
     }
 }
 
@@ -137,8 +171,8 @@ fn created(path: &Path) -> Result<File, CliError> {
     })
 }
 
-/// The file, cut behind its last whole line and to be written from there, and its last entry.
-fn resumed(path: &Path, is_csv: bool) -> Result<(File, Option<Last>), CliError> {
+/// The file, cut behind its last whole line and to be written from there, and how it ends.
+fn resumed(path: &Path, is_csv: bool) -> Result<(File, Option<End>), CliError> {
     let failed = |error: io::Error| CliError::Failed(format!("{}: {error}", path.display()));
     if !path.exists() {
         return Ok((created(path)?, None));
@@ -149,29 +183,30 @@ fn resumed(path: &Path, is_csv: bool) -> Result<(File, Option<Last>), CliError> 
     let mut tail = Vec::new();
     file.seek(SeekFrom::Start(start)).and_then(|_| file.read_to_end(&mut tail)).map_err(failed)?;
     tail.truncate(tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1));
-    let last = tail.split(|byte| *byte == b'\n').rev().find_map(|line| last_of(line, is_csv));
-    if last.is_none() && (start > 0 || !is_beginning(&tail, is_csv)) {
+    let is_empty = start == 0 && tail.is_empty();
+    let last = tail.strip_suffix(b"\n").unwrap_or_default().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    let end = end_of(last, is_csv);
+    if end.is_none() && !is_empty && !(is_csv && last.starts_with(CSV_BEGINNING)) {
         let format = if is_csv { "CSV (--output csv)" } else { "JSON Lines" };
         return Err(CliError::Failed(format!("{} does not end like an export in {format}", path.display())));
     }
-    let end = start + tail.len() as u64;
-    file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).map_err(failed)?;
-    Ok((file, last))
+    let length = start + tail.len() as u64;
+    file.set_len(length).and_then(|()| file.seek(SeekFrom::Start(length))).map_err(failed)?;
+    Ok((file, end))
 }
 
-fn last_of(line: &[u8], is_csv: bool) -> Option<Last> {
+/// How an export with this last line ends; nothing if it is no entry and no checkpoint.
+fn end_of(line: &[u8], is_csv: bool) -> Option<End> {
     if is_csv {
         let number = line.split(|byte| *byte == b',').next()?;
-        return Some(Last { entry: std::str::from_utf8(number).ok()?.parse().ok()?, leaf_hash: None });
+        return Some(End::Entry { entry: std::str::from_utf8(number).ok()?.parse().ok()?, leaf_hash: None });
     }
     let line: ReadLine<'_> = serde_json::from_slice(line).ok()?;
-    Some(Last { entry: line.entry?, leaf_hash: line.leaf_hash.map(str::to_owned) })
-}
-
-/// Whether nothing but a header, or a checkpoint, was written yet.
-fn is_beginning(tail: &[u8], is_csv: bool) -> bool {
-    let mut lines = tail.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    lines.all(|line| if is_csv { line.starts_with(b"entry,time,kind,") } else { serde_json::from_slice::<ReadLine<'_>>(line).is_ok() })
+    match (line.entry, line.checkpoint) {
+        (Some(entry), None) => Some(End::Entry { entry, leaf_hash: Some(line.leaf_hash?.to_owned()) }),
+        (None, Some(note)) => unsigned(&note).ok().map(End::Checkpoint),
+        _ => None,
+    }
 }
 
 fn json_line(out: &mut impl Write, line: &impl Serialize) -> io::Result<()> {

@@ -173,8 +173,15 @@ async fn inclusion(log: &mut Log, target: Target, key: Option<&str>) -> Result<I
 /// Proves that the CA's ledger begins with the checkpoint in `old_note`, which the same key has to have signed.
 pub(super) async fn since(log: &mut Log, old_note: &str, key: Option<&str>) -> Result<(Checkpoint, Newer), CliError> {
     let newest = log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
+    let old = open(old_note, &believed(key, &newest.verifier_keys))?;
+    let newer = continued(log, &old, key).await?;
+    Ok((old, newer))
+}
+
+/// Proves that the CA's ledger begins with the checkpoint `old`, whoever signed that.
+pub(super) async fn continued(log: &mut Log, old: &Checkpoint, key: Option<&str>) -> Result<Newer, CliError> {
+    let newest = log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
     let keys = believed(key, &newest.verifier_keys);
-    let old = open(old_note, &keys)?;
     let mut newer =
         Newer { checkpoint: open(&newest.note, &keys)?, note: newest.note, verifier_keys: newest.verifier_keys, hashes: Vec::new() };
     // Of a smaller ledger no proof is asked for: there is none.
@@ -184,8 +191,8 @@ pub(super) async fn since(log: &mut Log, old_note: &str, key: Option<&str>) -> R
         newer.hashes = hashes(&answer.hashes)?;
         newer.note = answer.note;
     }
-    match verify_consistency(&old, &newer.checkpoint, &newer.hashes) {
-        Ok(()) => Ok((old, newer)),
+    match verify_consistency(old, &newer.checkpoint, &newer.hashes) {
+        Ok(()) => Ok(newer),
         Err(error) => Err(CliError::Inconsistent { problem: error.to_string(), note: newer.note }),
     }
 }

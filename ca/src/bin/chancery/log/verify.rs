@@ -231,7 +231,7 @@ impl From<Finding> for CliError {
 }
 
 /// What a note says, whoever signed it.
-fn unsigned(note: &str) -> Result<Checkpoint, String> {
+pub(super) fn unsigned(note: &str) -> Result<Checkpoint, String> {
     let (text, _) = note.split_once("\n\n").ok_or("it is no signed checkpoint")?;
     format!("{text}\n").parse().map_err(|error| format!("{error}"))
 }
