@@ -137,14 +137,13 @@ impl OperatorService for OperatorApi {
 
     async fn ban(&self, request: Request<BanRequest>) -> Result<Response<ActResponse>, Status> {
         self.people
-            .answer("Ban", request, async |who, request| {
-                let agent = self.agent(&request.agent)?;
+            .answer("Ban", request, async |who, BanRequest { agent, reason }| {
                 let work = async |actor: &str, why: &str| {
                     let (authority, actor, why) = (Arc::clone(&self.authority), actor.to_owned(), why.to_owned());
-                    let agent = agent.clone();
+                    let agent = self.agent(&agent)?;
                     to_its_end(async move { authority.ban(&actor, agent, &why).await }).await
                 };
-                let done = self.people.act_by(who, "agent.ban", agent.to_string(), &request.reason, work).await?;
+                let done = self.people.act_by(who, "agent.ban", agent.clone(), &reason, work).await?;
                 let Revoked { entry, certificates, sequence, problem, .. } = done;
                 Ok(ActResponse { entry, certificates: certificates as u64, trust_sequence: sequence, problem: problem.unwrap_or_default() })
             })
@@ -153,8 +152,9 @@ impl OperatorService for OperatorApi {
 
     async fn unban(&self, request: Request<UnbanRequest>) -> Result<Response<ActResponse>, Status> {
         self.people
-            .answer("Unban", request, async |who, request| {
-                let entry = self.people.act(who, Change::Unban(self.agent(&request.agent)?), &request.reason).await?;
+            .answer("Unban", request, async |who, UnbanRequest { agent, reason }| {
+                let work = async |actor: &str, why: &str| Ok(self.ledger.act(actor, Change::Unban(self.agent(&agent)?), why).await?);
+                let entry = self.people.act_by(who, "agent.unban", agent.clone(), &reason, work).await?;
                 Ok(ActResponse { entry, ..ActResponse::default() })
             })
             .await

@@ -27,7 +27,7 @@ use crate::api::rights::right_for;
 use crate::api::{CallMetrics, Peer};
 use crate::attestation::{Clusters, OPERATORS_CLUSTER_KEY, Operator, RESERVED_SEGMENT, Right, Verb};
 use crate::ledger::Ledger;
-use crate::ledger::acts::{Change, RefusedAct, RefusedActs};
+use crate::ledger::acts::{RefusedAct, RefusedActs};
 
 /// How often it is looked whether somebody may still follow a stream …
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
@@ -97,7 +97,6 @@ pub(super) struct Admitted {
 pub struct People {
     settings: ArcSwap<RoleSettings>,
     clusters: Arc<Clusters>,
-    ledger: Ledger,
     refused: Arc<RefusedActs>,
     calls: Arc<CallMetrics>,
     clock: Arc<dyn Clock>,
@@ -106,8 +105,8 @@ pub struct People {
 impl People {
     /// With these roles, and those that `clusters` give; refused acts go to `ledger`, and `calls` counts what is asked.
     pub fn new(settings: RoleSettings, clusters: Arc<Clusters>, ledger: Ledger, calls: Arc<CallMetrics>, clock: Arc<dyn Clock>) -> Self {
-        let refused = Arc::new(RefusedActs::new(ledger.clone(), Arc::clone(&clock)));
-        Self { settings: ArcSwap::from_pointee(settings), clusters, ledger, refused, calls, clock }
+        let refused = Arc::new(RefusedActs::new(ledger, Arc::clone(&clock)));
+        Self { settings: ArcSwap::from_pointee(settings), clusters, refused, calls, clock }
     }
 
     /// These count from the next call on.
@@ -218,16 +217,11 @@ impl People {
         }
     }
 
-    /// Records that `who` makes `change`, and returns the entry's index.
+    /// Has `work` record an act, given who acts and why. `target` is what was asked for: whether there is such a thing is for `work` to find
+    /// out, so that nobody who may not act is told, and their act is refused like any other.
     ///
     /// # Errors
-    /// If the person may not act, gives no reason, or the state does not allow the change: then that is recorded. Or if the ledger fails.
-    pub(super) async fn act(&self, who: &Admitted, change: Change, reason: &str) -> Result<u64, ApiError> {
-        let (action, target) = (change.action(), change.target());
-        self.act_by(who, action, target, reason, async |actor, why| Ok(self.ledger.act(actor, change, why).await?)).await
-    }
-
-    /// Likewise, where `work` records the act, given who acts and why.
+    /// If the person may not act, gives no reason, or the state does not allow the act: then that is recorded. Or what else `work` says.
     pub(super) async fn act_by<T>(
         &self,
         who: &Admitted,

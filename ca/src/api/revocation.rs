@@ -45,15 +45,14 @@ impl RevocationService for RevocationApi {
     async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
         self.people
             .answer("Revoke", request, async |who, request| {
-                let subject = self.subject(request.subject, For::Revocation).await?;
+                let asked = asked(request.subject.as_ref());
                 let work = async |actor: &str, why: &str| {
-                    let (authority, actor, why) = (Arc::clone(&self.authority), actor.to_owned(), why.to_owned());
-                    let subject = subject.clone();
-                    to_its_end(async move { authority.revoke(&actor, subject, &why).await }).await
+                    let subject = self.subject(request.subject, For::Revocation).await?;
+                    let (authority, actor, why, revoked) = (Arc::clone(&self.authority), actor.to_owned(), why.to_owned(), subject.clone());
+                    Ok((subject, to_its_end(async move { authority.revoke(&actor, revoked, &why).await }).await?))
                 };
-                let Revoked { entry, certificates, ids, sequence, problem } =
-                    self.people.act_by(who, "identity.revoke", subject.to_string(), &request.reason, work).await?;
-                let trust_domain = self.authority.trust_domain();
+                let (subject, done) = self.people.act_by(who, "identity.revoke", asked, &request.reason, work).await?;
+                let (Revoked { entry, certificates, ids, sequence, problem }, trust_domain) = (done, self.authority.trust_domain());
                 Ok(RevokeResponse {
                     entry,
                     subject: subject.to_string(),
@@ -70,9 +69,13 @@ impl RevocationService for RevocationApi {
     async fn allow(&self, request: Request<AllowRequest>) -> Result<Response<AllowResponse>, Status> {
         self.people
             .answer("Allow", request, async |who, request| {
-                let subject = self.subject(request.subject, For::Allowance).await?;
-                let entry = self.people.act(who, Change::Allow(subject.clone()), &request.reason).await?;
-                Ok(AllowResponse { entry, subject: subject.to_string() })
+                let asked = asked(request.subject.as_ref());
+                let work = async |actor: &str, why: &str| {
+                    let subject = self.subject(request.subject, For::Allowance).await?;
+                    let entry = self.ledger.act(actor, Change::Allow(subject.clone()), why).await?;
+                    Ok(AllowResponse { entry, subject: subject.to_string() })
+                };
+                self.people.act_by(who, "identity.allow", asked, &request.reason, work).await
             })
             .await
     }
@@ -180,6 +183,18 @@ impl RevocationApi {
 pub(super) async fn to_its_end(work: impl Future<Output = Result<Revoked, AuthorityError>> + Send + 'static) -> Result<Revoked, ApiError> {
     let done = tokio::spawn(work).await;
     Ok(done.unwrap_or(Err(AuthorityError::Ledger(LedgerError::Closed)))?)
+}
+
+/// What somebody named, in the words of [`Subject`].
+fn asked(subject: Option<&RevocationSubject>) -> String {
+    match subject.and_then(|subject| subject.of.as_ref()) {
+        Some(Of::Serial(serial)) => format!("serial {serial}"),
+        Some(Of::SpiffeId(id)) => id.clone(),
+        Some(Of::Pod(pod)) => format!("pod {pod}"),
+        Some(Of::Node(node)) => format!("node {node}"),
+        Some(Of::Agent(id)) => format!("agent {id}"),
+        None => String::new(),
+    }
 }
 
 fn spiffe_id(text: &str) -> Result<SpiffeId, ApiError> {

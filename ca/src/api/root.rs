@@ -88,12 +88,12 @@ impl RootService for RootApi {
     async fn answer_root(&self, request: Request<AnswerRootRequest>) -> Result<Response<MoveRootResponse>, Status> {
         self.people
             .answer("AnswerRoot", request, async |who, AnswerRootRequest { reason, certificates }| {
-                if certificates.len() > MAX_CERTIFICATES || certificates.iter().any(|one| one.len() > MAX_CERTIFICATE_BYTES) {
-                    let most = format!("at most {MAX_CERTIFICATES} certificates of up to {MAX_CERTIFICATE_BYTES} bytes can be brought");
-                    return Err(ApiError::Invalid(most));
-                }
-                let certificates: Vec<_> = certificates.into_iter().map(CertificateDer::from).collect();
                 let work = async |actor: &str, why: &str| {
+                    if certificates.len() > MAX_CERTIFICATES || certificates.iter().any(|one| one.len() > MAX_CERTIFICATE_BYTES) {
+                        let most = format!("at most {MAX_CERTIFICATES} certificates of up to {MAX_CERTIFICATE_BYTES} bytes can be brought");
+                        return Err(ApiError::Invalid(most));
+                    }
+                    let certificates: Vec<_> = certificates.into_iter().map(CertificateDer::from).collect();
                     let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
                     to_its_end(async move { rotation.answer(certificates, &actor, &why).await }).await
                 };
@@ -106,16 +106,17 @@ impl RootService for RootApi {
     async fn move_root(&self, request: Request<MoveRootRequest>) -> Result<Response<MoveRootResponse>, Status> {
         self.people
             .answer("MoveRoot", request, async |who, request| {
-                let to = transition(request.to)?;
-                let overrides = overrides(request.overrides)?;
+                let to = transition(request.to);
                 let action = match to {
-                    RootState::Published => "root.publish",
-                    RootState::Active => "root.activate",
-                    _ => "root.retire",
+                    Ok(RootState::Published) => "root.publish",
+                    Ok(RootState::Active) => "root.activate",
+                    Ok(_) => "root.retire",
+                    Err(_) => "root.move",
                 };
                 let work = async |actor: &str, why: &str| {
+                    let (to, overrides) = (to?, overrides(request.overrides)?);
                     let (rotation, actor, why) = (Arc::clone(&self.rotation), actor.to_owned(), why.to_owned());
-                    let (root, overrides) = (request.root.clone(), overrides.clone());
+                    let root = request.root.clone();
                     to_its_end(async move {
                         let order = Order { actor: &actor, why: &why, overrides: &overrides };
                         match to {

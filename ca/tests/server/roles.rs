@@ -8,8 +8,12 @@ use chancery_process::files::write_private;
 use chancery_proto::chancery::v1::act::Change;
 use chancery_proto::chancery::v1::log_service_client::LogServiceClient;
 use chancery_proto::chancery::v1::operator_service_client::OperatorServiceClient;
+use chancery_proto::chancery::v1::revocation_service_client::RevocationServiceClient;
+use chancery_proto::chancery::v1::revocation_subject::Of;
+use chancery_proto::chancery::v1::root_service_client::RootServiceClient;
 use chancery_proto::chancery::v1::{
-    ActFilter, ActRecord, BanRequest, IssueRequest, ListActsRequest, ListAgentsRequest, ListIdentitiesRequest, StatusRequest, UnbanRequest,
+    Act, ActFilter, ActRecord, AllowRequest, AnswerRootRequest, BanRequest, IssueRequest, ListActsRequest, ListAgentsRequest,
+    ListIdentitiesRequest, MoveRootRequest, Overrides, RevocationSubject, RevokeRequest, RootState, StatusRequest, UnbanRequest,
 };
 use tonic::Code;
 use tonic::transport::Channel;
@@ -147,6 +151,49 @@ async fn a_ban_outlives_the_ca() {
     let (csr, _) = chancery_identity::csr::generate(chancery_identity::csr::KeyType::EcdsaP256, None).unwrap();
     let refused = ca.connect(None).await.join(Ca::join_request(ca.agent_token(NODE), csr)).await.unwrap_err();
     assert!(refused.message().contains("was banned by an operator"), "{refused}");
+}
+
+#[tokio::test]
+async fn whoever_may_not_act_is_refused_and_recorded_whether_or_not_there_is_what_they_name() {
+    let ca = Ca::start_with(ROLES).await;
+    let agent = ca.join(NODE).await;
+    let svid = svid_of(&ca, &agent, "bob").await;
+    let mut bob = remote(&ca, &svid).await;
+    let mut revocation = RevocationServiceClient::new(ca.channel(Some(&svid)).await.unwrap());
+    let mut root = RootServiceClient::new(ca.channel(Some(&svid)).await.unwrap());
+    let why = || "I think so".to_owned();
+    let pod = || Some(RevocationSubject { of: Some(Of::Pod("shop/unknown".into())) });
+    let large = vec![vec![0; 1 << 14]];
+    let overrides = Overrides { except: vec!["x".repeat(1000)], ..Overrides::default() };
+    let publish = |overrides| MoveRootRequest { to: RootState::Published.into(), root: "the old one".into(), reason: why(), overrides };
+    let nowhere = MoveRootRequest { to: RootState::Distrusted.into(), root: "the old one".into(), reason: why(), overrides: None };
+    let refused = [
+        (revocation.revoke(RevokeRequest { subject: pod(), reason: why() }).await.map(drop), "identity.revoke pod shop/unknown"),
+        (revocation.allow(AllowRequest { subject: pod(), reason: why() }).await.map(drop), "identity.allow pod shop/unknown"),
+        (revocation.revoke(RevokeRequest { subject: None, reason: why() }).await.map(drop), "identity.revoke"),
+        (bob.ban(BanRequest { agent: "node-1".into(), reason: why() }).await.map(drop), "agent.ban node-1"),
+        (bob.unban(UnbanRequest { agent: "node-1".into(), reason: why() }).await.map(drop), "agent.unban node-1"),
+        (root.move_root(publish(Some(overrides))).await.map(drop), "root.publish the old one"),
+        (root.move_root(nowhere).await.map(drop), "root.move the old one"),
+        (root.answer_root(AnswerRootRequest { reason: why(), certificates: large }).await.map(drop), "root.prepare"),
+    ];
+    let count = refused.len() as u64;
+    for (answer, target) in refused {
+        let error = answer.unwrap_err();
+        assert_eq!((error.code(), error.message().contains("is an auditor")), (Code::PermissionDenied, true), "{target}: {error}");
+    }
+    // The first one is an entry, and within the minute the last one has the count of the others.
+    ca.clock.advance(time::Duration::minutes(1));
+    let recorded = async || acts(&ca, ActFilter { action: "act.refused".into(), ..ActFilter::default() }).await;
+    ca.until_async("what was counted", async || recorded().await.len() == 2).await;
+    let recorded: Vec<_> = recorded().await.into_iter().map(|record| record.act.unwrap()).collect();
+    let count_of = |act: &Act| match &act.change {
+        Some(Change::Refused(refused)) => refused.count,
+        other => panic!("{other:?}"),
+    };
+    let counts: Vec<_> = recorded.iter().map(count_of).collect();
+    let targets: Vec<_> = recorded.iter().map(|act| act.target.as_str()).collect();
+    assert_eq!((counts, targets), (vec![count - 1, 1], vec!["root.prepare", "identity.revoke pod shop/unknown"]));
 }
 
 #[tokio::test]
