@@ -232,6 +232,27 @@ async fn an_export_that_was_cut_off_before_its_checkpoint_gets_it() {
 }
 
 #[tokio::test]
+async fn who_gives_no_key_is_told_that_no_signature_was_checked() {
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, HOUR).await.unwrap();
+    let (file, key) = (lab.at("export.jsonl"), ca.chancery(&["log", "key"]).unwrap());
+    ca.chancery(&["log", "export", "--file", text(&file)]).unwrap();
+    let without = ["log", "verify", text(&file)];
+    let with = [&without[..], &["--verifier-key", key.trim()]].concat();
+    let unchecked = "intact, but who signed the checkpoints was not checked: give --verifier-key";
+    assert!(ca.chancery(&without).unwrap().contains(unchecked));
+    assert!(!ca.chancery(&with).unwrap().contains("not checked"));
+    assert_eq!(ca.ask(&without).unwrap()["signatures"], "not checked");
+    assert_eq!(ca.ask(&with).unwrap()["signatures"], "verified");
+    // Without a checkpoint there is nothing that a key could have signed.
+    let lines = fs::read_to_string(&file).unwrap();
+    fs::write(&file, &lines[..lines.find("{\"checkpoint\"").unwrap()]).unwrap();
+    let verified = ca.ask(&with).unwrap();
+    assert_eq!(verified["signatures"], "not checked");
+    assert!(verified["verdict"].as_str().unwrap().contains("no checkpoint was given"), "{verified}");
+}
+
+#[tokio::test]
 async fn a_filtered_export_goes_on_from_its_last_checkpoint_however_long_nothing_matched() {
     let lab = Lab::new().unwrap();
     let ca = Ca::start(&lab, HOUR).await.unwrap();

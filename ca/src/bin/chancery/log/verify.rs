@@ -62,6 +62,7 @@ struct Verified {
     root: String,
     /// How many entries each checkpoint has that the entries lead to.
     checkpoints: Vec<u64>,
+    /// Those of the checkpoints: `verified` or `not checked`.
     signatures: &'static str,
     certificates: Option<u64>,
     notes: Vec<String>,
@@ -98,14 +99,16 @@ pub(super) fn run(args: &VerifyArgs, out: &mut impl Write, format: Format) -> Re
     };
     let seen = examined.finish()?;
     let seconds = started.elapsed().as_secs_f64();
+    let is_signed = args.verifier_key.is_some() && !seen.fitted.is_empty();
     let verified = Verified {
-        verdict: if seen.fitted.is_empty() { "the entries fit each other; no checkpoint was given" } else { "intact" },
+        verdict: match (seen.fitted.is_empty(), is_signed || format != Format::Table) {
+            (true, _) => "the entries fit each other; no checkpoint was given",
+            (false, true) => "intact",
+            (false, false) => "intact, but who signed the checkpoints was not checked: give --verifier-key",
+        },
         entries: seen.entries,
         root: STANDARD.encode(seen.root),
-        signatures: match (&args.verifier_key, seen.fitted.is_empty()) {
-            (Some(_), false) => "verified",
-            _ => "not verified: give --verifier-key",
-        },
+        signatures: if is_signed { "verified" } else { "not checked" },
         checkpoints: seen.fitted,
         certificates: seen.certificates,
         notes,
