@@ -197,6 +197,12 @@ async fn an_export_that_was_cut_off_is_resumed_where_it_ended() {
         let entries = |text: &str| text.lines().filter(|line| !line.starts_with("{\"checkpoint\"")).map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(entries(&resumed), entries(&export(&whole, &[])));
         assert_eq!(export(&file, &["--resume"]), resumed, "nothing new, nothing written");
+        if format == "csv" {
+            let narrower = lab.at("narrower.csv");
+            fs::write(&narrower, resumed.replacen(",why,outcome", "", 1)).unwrap();
+            let (is_resumed, said) = chancery(&ca, &["-o", "csv", "log", "export", "--resume", "--file", text(&narrower)]);
+            assert!(!is_resumed && said.contains("with the columns of this version"), "{said}");
+        }
         if format == "json" {
             let key = ca.chancery(&["log", "key"]).unwrap();
             let verified = ca.ask(&["log", "verify", text(&file), "--certificates", "--verifier-key", key.trim()]).unwrap();

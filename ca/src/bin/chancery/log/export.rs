@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use chancery_identity::checkpoint::{Checkpoint, leaf_hash};
@@ -20,8 +20,6 @@ use crate::identity::{FilterArgs, moment_or_ago};
 
 /// No line is as long as this.
 const TAIL_BYTES: u64 = 1 << 20;
-/// How the header of a CSV begins.
-const CSV_BEGINNING: &[u8] = b"entry,time,kind,";
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
@@ -186,13 +184,33 @@ fn resumed(path: &Path, is_csv: bool) -> Result<(File, Option<End>), CliError> {
     let is_empty = start == 0 && tail.is_empty();
     let last = tail.strip_suffix(b"\n").unwrap_or_default().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
     let end = end_of(last, is_csv);
-    if end.is_none() && !is_empty && !(is_csv && last.starts_with(CSV_BEGINNING)) {
+    let columns = columns().map_err(failed)?;
+    if is_csv && !is_empty && !begins_with(&file, &columns).map_err(failed)? {
+        let problem = format!("{} is no export in CSV with the columns of this version; begin another file", path.display());
+        return Err(CliError::Failed(problem));
+    }
+    if end.is_none() && !is_empty && !(is_csv && tail == columns) {
         let format = if is_csv { "CSV (--output csv)" } else { "JSON Lines" };
         return Err(CliError::Failed(format!("{} does not end like an export in {format}", path.display())));
     }
     let length = start + tail.len() as u64;
     file.set_len(length).and_then(|()| file.seek(SeekFrom::Start(length))).map_err(failed)?;
     Ok((file, end))
+}
+
+/// The header of a CSV.
+fn columns() -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    csv_line(&mut line, header())?;
+    Ok(line)
+}
+
+fn begins_with(file: &File, beginning: &[u8]) -> io::Result<bool> {
+    let mut found = vec![0; beginning.len()];
+    match file.read_exact_at(&mut found, 0) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+        read => read.map(|()| found == beginning),
+    }
 }
 
 /// How an export with this last line ends; nothing if it is no entry and no checkpoint.

@@ -2,7 +2,8 @@
 //!
 //! In JSON each entry is an object with `entry` (its number), `time`, `kind`, `leaf_hash` (hexadecimal), `bytes` (the entry as it is stored,
 //! base64), and what it says in words; an issuance has the fields of `identity show`. Wherever an export ended there is a line with
-//! `checkpoint` (a signed note) in place of an entry. In CSV there is what a spreadsheet can show, and nothing that could be verified.
+//! `checkpoint` (a signed note) in place of an entry. In CSV there is what a spreadsheet can show of issuances and acts, and nothing that could
+//! be verified.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,6 +16,9 @@ use serde_json::{Map, Value, json};
 
 use crate::identity::{self, IdentityRow};
 use crate::output::moment;
+
+/// The columns of acts, behind those of issuances.
+const ACT_COLUMNS: [&str; 5] = ["actor", "action", "target", "why", "outcome"];
 
 /// An entry, to be written.
 #[derive(Serialize)]
@@ -63,7 +67,8 @@ impl EntryLine {
         let mut cells = vec![number, self.time.clone(), self.kind.to_owned()];
         cells.extend(columns().map(|column| match self.words.get(column) {
             None | Some(Value::Null) => String::new(),
-            Some(Value::String(text)) => text.clone(),
+            // A line is an entry: whoever resumes an export relies on that.
+            Some(Value::String(text)) => text.replace(char::is_control, " "),
             Some(Value::Array(values)) => values.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
             Some(other) => other.to_string(),
         }));
@@ -77,7 +82,8 @@ pub(super) fn header() -> Vec<&'static str> {
 }
 
 fn columns() -> impl Iterator<Item = &'static str> {
-    identity::columns(Format::Csv).iter().copied().filter(|column| !["entry", "time"].contains(column))
+    let of_issuances = identity::columns(Format::Csv).iter().copied().filter(|column| !["entry", "time"].contains(column));
+    of_issuances.chain(ACT_COLUMNS)
 }
 
 fn described(index: u64, entry: &Entry) -> (&'static str, Map<String, Value>) {
