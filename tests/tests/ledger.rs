@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use chancery_identity::checkpoint::CheckpointVerifier;
 use chancery_tests::auditor::{GoClient, Served};
-use chancery_tests::ca::Ca;
+use chancery_tests::ca::{Ca, TRUST_DOMAIN};
 use chancery_tests::caller::Caller;
 use chancery_tests::lab::{Lab, copy_directory};
 use chancery_tests::mesh::NODE;
+use chancery_tests::process::Process;
 use chancery_tests::{http, tools, wait};
 use serde_json::Value;
 
@@ -256,6 +257,57 @@ async fn who_gives_no_key_is_told_that_no_signature_was_checked() {
     let verified = ca.ask(&with).unwrap();
     assert_eq!(verified["signatures"], "not checked");
     assert!(verified["verdict"].as_str().unwrap().contains("no checkpoint was given"), "{verified}");
+}
+
+#[tokio::test]
+async fn acts_are_found_by_their_target_followed_and_exported_for_spreadsheets() {
+    let lab = Lab::new().unwrap();
+    let mut ca = Ca::start(&lab, HOUR).await.unwrap();
+    let agent = |node: u32| format!("spiffe://{TRUST_DOMAIN}/chancery/agent/dev/00000000-0000-0007-0000-{node:012}");
+    let ban = |node: u32, reason: &str| ca.chancery(&["agent", "ban", &agent(node), "--reason", reason]).unwrap();
+    ban(1, "it was stolen");
+    let start = |name: &str, arguments: &[&str]| {
+        let mut command = lab.command(&tools::chancery("chancery").unwrap());
+        command.arg("--socket").arg(ca.admin_socket()).args(["-o", "json", "log", "acts", "--follow"]).args(arguments);
+        Process::start(name, &mut command, &lab.log(name)).unwrap()
+    };
+    let told = |process: &Process| {
+        let log = process.log().unwrap();
+        let rows = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        rows.map(|row| format!("{} {}", row["action"].as_str().unwrap(), row["why"].as_str().unwrap())).collect::<Vec<_>>()
+    };
+    let tells = async |process: &Process, expected: &[&str]| {
+        let seen = async || if told(process) == expected { Ok(()) } else { Err(process.log_end()) };
+        wait::until("the acts are told", Duration::from_secs(20), seen).await.unwrap();
+    };
+    let (since, of_two) =
+        (start("since", &["--since", "1h", "--action", "agent"]), start("two", &["--since", "1h", "--target", &agent(2)]));
+    tells(&since, &["agent.ban it was stolen"]).await;
+    ban(2, "so was this\nand its disk");
+    assert!(!chancery(&ca, &["agent", "ban", &agent(2), "--reason", "again"]).0, "it is banned already");
+    ca.chancery(&["agent", "unban", &agent(1), "--reason", "it was found"]).unwrap();
+    let all = ["agent.ban it was stolen", "agent.ban so was this\nand its disk", "act.refused again", "agent.unban it was found"];
+    tells(&since, &all).await;
+    tells(&of_two, &all[1..3]).await;
+
+    let found = |target: &str| ca.ask(&["log", "acts", "--target", target]).unwrap().as_array().unwrap().len();
+    assert_eq!((found(&agent(1)), found(&agent(2)), found(&agent(3))), (2, 2, 0));
+    let uid = agent(1).rsplit_once('/').unwrap().1.to_owned();
+    assert_eq!((found(&uid), found(&format!("agent.ban {}", agent(2)))), (0, 1), "words are not taken apart");
+
+    let exported = ca.chancery(&["--output", "csv", "log", "export"]).unwrap();
+    let mut lines = exported.lines();
+    assert!(lines.next().unwrap().ends_with(",actor,action,target,why,outcome"), "{exported}");
+    let banned: Vec<_> = lines.filter(|line| line.contains(",act,")).filter(|line| line.contains(",agent.ban,")).collect();
+    assert_eq!(banned.len(), 2, "{exported}");
+    assert!(banned[1].ends_with(&format!(",agent.ban,{},so was this and its disk,done", agent(2))), "{exported}");
+
+    ca.stop().await.unwrap();
+    let resume = async || {
+        let said = since.log().unwrap();
+        if said.contains("(chancery log acts --follow --from-entry ") { Ok(()) } else { Err(said) }
+    };
+    wait::until("it says where to go on", Duration::from_secs(20), resume).await.unwrap();
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod certificates;
 mod checkpoint;
 mod examined;
 mod export;
+mod follow;
 mod frontier;
 mod line;
 mod prove;
@@ -40,8 +41,8 @@ pub(crate) enum Command {
     Verify(verify::VerifyArgs),
     /// Write entries to a file: JSON Lines that can be verified, or CSV for spreadsheets (--output csv).
     Export(Box<export::ExportArgs>),
-    /// What operators did and were refused, newest first. Every condition given must hold.
-    Acts(acts::ActsArgs),
+    /// What operators did and were refused, newest first, or as it is recorded (--follow). Every condition given must hold.
+    Acts(Box<acts::ActsArgs>),
     /// Serve checkpoint and tiles over HTTP on this machine, for other tools (C2SP tlog-tiles).
     ServeLocal(serve::ServeArgs),
 }
@@ -58,7 +59,7 @@ pub(crate) async fn run(way: &Way, command: Command, out: &mut impl Write, forma
             None => verify::run(&args, out, format),
         },
         Command::Export(args) => export::run(connect().await?, *args, out, format).await,
-        Command::Acts(args) => acts::list(connect().await?, args, out, format).await,
+        Command::Acts(args) => acts::list(connect().await?, *args, out, format).await,
         Command::ServeLocal(args) => serve::run(connect().await?, args, out).await,
     }
 }

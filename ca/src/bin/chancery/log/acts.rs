@@ -7,6 +7,7 @@ use chancery_proto::chancery::v1::{ActFilter, ActRecord, ListActsRequest, act::C
 use clap::Args;
 use serde::Serialize;
 
+use super::follow;
 use crate::client::{CliError, Log};
 use crate::identity::moment_or_ago;
 use crate::output::moment;
@@ -22,18 +23,28 @@ pub(crate) struct ActsArgs {
     /// What: `agent.ban`, or all of a kind: `agent`.
     #[arg(long)]
     action: Option<String>,
+    /// About what, as the acts name it: an agent's SPIFFE ID, `pod UID`, a root's fingerprint; refused acts name what was asked for.
+    #[arg(long)]
+    target: Option<String>,
     /// Recorded at or after this time, or within this long (`2026-11-01T12:00:00Z`, `1h`).
     #[arg(long, value_parser = moment_or_ago, value_name = "TIME")]
     since: Option<i64>,
     /// Recorded before this time, or longer ago than this.
     #[arg(long, value_parser = moment_or_ago, value_name = "TIME")]
     until: Option<i64>,
+    /// Go on with what is recorded from now on, or `--since` then, oldest first; with `--output json`, each line is an object. Ends with Ctrl-C.
+    #[arg(long, conflicts_with_all = ["until", "limit", "all"])]
+    follow: bool,
+    /// From this entry of the ledger on.
+    #[arg(long, value_name = "ENTRY", requires = "follow", conflicts_with = "since")]
+    from_entry: Option<u64>,
     #[command(flatten)]
     pages: PageArgs,
 }
 
+/// An act, as it is printed.
 #[derive(Debug, Default, Serialize)]
-struct ActRow {
+pub(super) struct ActRow {
     time: String,
     actor: String,
     action: String,
@@ -53,18 +64,26 @@ pub(super) async fn list(mut ca: Log, args: ActsArgs, out: &mut impl Write, form
         action: args.action.unwrap_or_default(),
         since_ms: args.since.unwrap_or_default(),
         until_ms: args.until.unwrap_or_default(),
+        target: args.target.unwrap_or_default(),
     };
-    let columns = if format == Format::Table { &COLUMNS[..6] } else { &COLUMNS[..] };
+    if args.follow {
+        return follow::run(ca, filter, args.from_entry, out, format).await;
+    }
     let fetch = async |page_size, page_token| {
         let request = ListActsRequest { filter: Some(filter.clone()), page_size, page_token };
         let page = ca.list_acts(request).await?.into_inner();
         Ok((page.acts.into_iter().map(ActRow::of).collect(), page.next_page_token))
     };
-    args.pages.print(out, format, columns, fetch).await
+    args.pages.print(out, format, columns(format), fetch).await
+}
+
+/// The columns of a list.
+pub(super) fn columns(format: Format) -> &'static [&'static str] {
+    if format == Format::Table { &COLUMNS[..6] } else { &COLUMNS }
 }
 
 impl ActRow {
-    fn of(record: ActRecord) -> Self {
+    pub(super) fn of(record: ActRecord) -> Self {
         let act = record.act.unwrap_or_default();
         let (outcome, count) = match act.change {
             Some(Change::Refused(refused)) => (format!("refused: {}", refused.message), refused.count),
