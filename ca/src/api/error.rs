@@ -133,6 +133,7 @@ impl ApiError {
             Self::Rotation(RotationError::Gate(_)) => Some("gate"),
             Self::Rotation(RotationError::NotDue(_)) => Some("not_due"),
             Self::Rotation(RotationError::Unknown(_)) => Some("unknown_root"),
+            Self::Rotation(RotationError::Except(_)) => Some("ambiguous_name"),
             Self::Authority(AuthorityError::NotRevocable(_)) => Some("not_revocable"),
             Self::Authority(AuthorityError::TooManyRevoked { .. }) => Some("too_many_revoked"),
             Self::Rotation(RotationError::Authority(AuthorityError::Corporate { .. })) => Some("corporate"),
@@ -198,7 +199,7 @@ fn of_rotation(error: &RotationError) -> Code {
         | RotationError::Ledger(LedgerError::Impossible(_))
         | RotationError::Authority(AuthorityError::Corporate { .. } | AuthorityError::NotRequested) => Code::FailedPrecondition,
         RotationError::Unknown(_) => Code::NotFound,
-        RotationError::Authority(AuthorityError::Answer(_)) => Code::InvalidArgument,
+        RotationError::Authority(AuthorityError::Answer(_)) | RotationError::Except(_) => Code::InvalidArgument,
         RotationError::Ledger(error) if !error.is_retryable() => Code::Internal,
         // It can be tried again, and what is recorded is followed by itself.
         _ => Code::Unavailable,
@@ -223,8 +224,9 @@ impl From<Refusal> for ApiError {
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
         let mut status = Self::new(error.code(), error.to_string());
-        if let ApiError::Refused(refusal) = error {
-            status.metadata_mut().insert(REASON_KEY, MetadataValue::from_static(refusal.reason));
+        let reason = if let ApiError::Refused(refusal) = &error { Some(refusal.reason) } else { error.refused_act() };
+        if let Some(reason) = reason {
+            status.metadata_mut().insert(REASON_KEY, MetadataValue::from_static(reason));
         }
         status
     }

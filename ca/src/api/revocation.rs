@@ -82,11 +82,16 @@ impl RevocationService for RevocationApi {
 
     async fn check_reach(&self, request: Request<CheckReachRequest>) -> Result<Response<CheckReachResponse>, Status> {
         self.people
-            .answer("CheckReach", request, async |_, CheckReachRequest { trust_sequence, except }| {
+            .answer("CheckReach", request, async |_, CheckReachRequest { trust_sequence, except, certificate_entry }| {
                 if except.len() > MAX_EXCEPTIONS {
                     return Err(ApiError::Invalid(format!("at most {MAX_EXCEPTIONS} can be left out")));
                 }
-                let missing = missing(&self.ledger, &self.fleet, Goal::Trust(trust_sequence)).await?.without(&except);
+                let goal = match certificate_entry {
+                    Some(after_entry) => Goal::Certificates { after_entry },
+                    None => Goal::Trust(trust_sequence),
+                };
+                let missing = missing(&self.ledger, &self.fleet, goal).await?.without(&except);
+                let missing = missing.map_err(|error| ApiError::Invalid(error.to_string()))?;
                 Ok(CheckReachResponse {
                     counted: missing.counted,
                     missing_total: missing.total(),

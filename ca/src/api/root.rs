@@ -28,6 +28,8 @@ const MAX_NAME_BYTES: usize = 256;
 const MAX_CERTIFICATES: usize = 16;
 /// So large that its entry, and every bundle with it, stays small.
 const MAX_CERTIFICATE_BYTES: usize = 8192;
+/// About a root whose distrust began by a clock that was ahead.
+const CLOCK_SET_BACK: &str = "its distrust began at a later time than it is now: the CA's clock was set back, and it leaves when as much time has passed as was ordered";
 
 /// Answers about trust roots.
 #[derive(Clone)]
@@ -158,10 +160,16 @@ impl RootApi {
     fn listed(&self) -> ListRootsResponse {
         let (roots, now) = (self.authority.roots(), self.authority.now());
         let listed = roots.iter().map(|root| {
-            let advice = if is_renewal_due(root, &roots, now) { RENEWAL.to_owned() } else { String::new() };
-            RootRecord { advice, ..record(root) }
+            let advice = match root.leave_by {
+                Some(deadline) if deadline.since > now => CLOCK_SET_BACK,
+                _ if is_renewal_due(root, &roots, now) => RENEWAL,
+                _ => "",
+            };
+            RootRecord { advice: advice.to_owned(), ..self.record(root) }
         });
-        ListRootsResponse { roots: listed.collect() }
+        // Read after the roots: it is theirs, or newer.
+        let roots = listed.collect();
+        ListRootsResponse { roots, trust_sequence: self.authority.trust().borrow().sequence }
     }
 
     fn moved(&self, done: Done) -> MoveRootResponse {
@@ -169,9 +177,29 @@ impl RootApi {
         let root = roots.iter().find(|root| root.fingerprint == done.root).map(|root| {
             // Where the transition brought it, whatever came after.
             let Done { now, .. } = done;
-            record(&RootStatus { state: now.state, since: now.since, entry: now.entry, leave_by: now.leave_by, ..root.clone() })
+            self.record(&RootStatus { state: now.state, since: now.since, entry: now.entry, leave_by: now.leave_by, ..root.clone() })
         });
         MoveRootResponse { root, changed: done.changed }
+    }
+
+    fn record(&self, root: &RootStatus) -> RootRecord {
+        let stays = root.leave_by.map(|deadline| self.rotation.stays(root.fingerprint, deadline)).unwrap_or_default();
+        RootRecord {
+            fingerprint: root.fingerprint.to_string(),
+            subject: root.subject.clone(),
+            not_before_ms: millis(root.not_before),
+            not_after_ms: millis(root.not_after),
+            state: wire::RootState::from(root.state).into(),
+            since_ms: millis(root.since),
+            entry: root.entry,
+            leave_by_ms: root.leave_by.map_or(0, |deadline| millis(deadline.at)),
+            has_key: root.has_key,
+            issuing_until_ms: root.issuing_until.map_or(0, millis),
+            certificate: root.certificate.to_vec(),
+            signed_by: root.signed_by.clone().unwrap_or_default(),
+            advice: String::new(),
+            stays_ms: u64::try_from(stays.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 }
 
@@ -200,24 +228,6 @@ fn overrides(sent: Option<wire::Overrides>) -> Result<Overrides, ApiError> {
     Ok(Overrides { except, force, accept_unproven, confirm_clock })
 }
 
-fn record(root: &RootStatus) -> RootRecord {
-    RootRecord {
-        fingerprint: root.fingerprint.to_string(),
-        subject: root.subject.clone(),
-        not_before_ms: millis(root.not_before),
-        not_after_ms: millis(root.not_after),
-        state: wire::RootState::from(root.state).into(),
-        since_ms: millis(root.since),
-        entry: root.entry,
-        leave_by_ms: root.leave_by.map_or(0, millis),
-        has_key: root.has_key,
-        issuing_until_ms: root.issuing_until.map_or(0, millis),
-        certificate: root.certificate.to_vec(),
-        signed_by: root.signed_by.clone().unwrap_or_default(),
-        advice: String::new(),
-    }
-}
-
 fn gate(gate: Gate) -> CheckGateResponse {
     CheckGateResponse {
         fingerprint: gate.root.to_string(),
@@ -231,14 +241,14 @@ fn gate(gate: Gate) -> CheckGateResponse {
 }
 
 pub(super) fn missing_record(one: MissingOne) -> MissingRecord {
-    let MissingOne { name, kind, node, agent, reason, nack } = one;
+    let MissingOne { name, kind, cluster, node, agent, reason, nack } = one;
     let kind = match kind {
         MissingKind::Ca => "ca",
         MissingKind::Agent => "agent",
         MissingKind::Proxy => "proxy",
         MissingKind::Pod => "pod",
     };
-    MissingRecord { name, kind: kind.to_owned(), node, agent, reason, nack }
+    MissingRecord { name, kind: kind.to_owned(), node, agent, reason, nack, cluster }
 }
 
 fn millis(time: OffsetDateTime) -> i64 {

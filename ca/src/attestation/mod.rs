@@ -257,6 +257,11 @@ impl Clusters {
         self.changes.subscribe()
     }
 
+    /// What they are called.
+    pub fn names(&self) -> Vec<String> {
+        self.by_name.load().keys().cloned().collect()
+    }
+
     /// How each cluster's keys stand.
     pub fn status(&self) -> Vec<ClusterStatus> {
         self.by_name.load().values().map(|cluster| cluster.status()).collect()

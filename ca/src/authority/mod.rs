@@ -50,7 +50,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::keys::KeyError;
 use crate::ledger::LedgerError;
-use crate::ledger::acts::RootState;
+use crate::ledger::acts::{Deadline, RootState};
 
 use copies::Copies;
 pub use corporate::{RENEWAL, is_renewal_due};
@@ -253,7 +253,7 @@ pub struct RootStatus {
     /// The entry of the act that brought it there.
     pub entry: u64,
     /// It is being distrusted, and leaves the bundles by then.
-    pub leave_by: Option<OffsetDateTime>,
+    pub leave_by: Option<Deadline>,
     /// Whether its key is there.
     pub has_key: bool,
     /// When its newest issuing certificate ends; none if none can sign.

@@ -4,7 +4,7 @@
 //! that their agents have sent since this CA started; nothing of it is kept on disk, so whoever has not reported since then is missing, by
 //! name, with the reason. An agent that is not connected counts with its last report.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 
 use chancery_identity::SpiffeId;
@@ -57,6 +57,8 @@ pub struct MissingOne {
     pub name: String,
     /// What it is.
     pub kind: MissingKind,
+    /// The cluster of the agent that speaks for it; empty for the CA.
+    pub cluster: String,
     /// The name of its node; empty if not known.
     pub node: String,
     /// The SPIFFE ID of the agent that speaks for it.
@@ -74,6 +76,8 @@ pub struct Unproven {
     pub name: String,
     /// Its node ID, or which cluster the copy is in.
     pub proxy: String,
+    /// Its cluster.
+    pub cluster: String,
     /// The name of its node; empty for a copy.
     pub node: String,
     /// The SPIFFE ID of the agent that speaks for it; empty for a copy.
@@ -87,12 +91,24 @@ pub struct Missing {
     pub who: Vec<MissingOne>,
     /// How many more there are, by their agent's SPIFFE ID and node.
     pub more: BTreeMap<(String, String), u64>,
+    /// The agents among these that are missing themselves.
+    pub more_agents: BTreeSet<String>,
+    /// The clusters that there are: names are unique in one alone.
+    pub clusters: BTreeSet<String>,
     /// How many were asked about: agents, servers and pods.
     pub counted: u64,
     /// The first [`MAX_NAMED`] that cannot prove anything.
     pub unproven: Vec<Unproven>,
     /// How many more these are, likewise.
     pub unproven_more: BTreeMap<(String, String), u64>,
+}
+
+/// A name that more than one may have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} does not say which cluster's it is: give {}", candidates.join(" or "))]
+pub struct AmbiguousName {
+    name: String,
+    candidates: Vec<String>,
 }
 
 /// Who has not reached `goal`.
@@ -104,7 +120,9 @@ pub async fn missing(ledger: &Ledger, fleet: &Fleet, goal: Goal) -> Result<Missi
     let now = fleet.clock.now();
     alive.catch_up(ledger, now).await?;
     let clusters = fleet.clusters.as_deref();
-    let mut asked = Asked { goal, now, clusters, missing: Missing::default(), pods: Vec::new() };
+    let known = clusters.map(Clusters::names).unwrap_or_default().into_iter().collect();
+    let missing = Missing { clusters: known, ..Missing::default() };
+    let mut asked = Asked { goal, now, clusters, missing, pods: Vec::new() };
     for (id, newest) in alive.servers().filter(|(_, newest)| newest.is_alive(now)) {
         asked.server(id, newest);
     }
@@ -133,22 +151,47 @@ impl Missing {
         self.unproven.len() as u64 + self.unproven_more.values().sum::<u64>()
     }
 
-    /// Takes out of the count whoever one of `names` means: an agent's SPIFFE ID or a node's name (with everybody there), or a pod as
-    /// `namespace/name`.
-    #[must_use]
-    pub fn without(mut self, names: &[String]) -> Self {
-        let names_it = |agent: &String, node: &String| names.iter().any(|name| name == agent || name == node);
-        self.who.retain(|one| !names_it(&one.agent, &one.node) && !names.contains(&one.name));
-        self.more.retain(|(agent, node), _| !names_it(agent, node));
-        self.unproven.retain(|one| !names_it(&one.agent, &one.node) && !names.contains(&one.name));
-        self.unproven_more.retain(|(agent, node), _| !names_it(agent, node));
-        self
+    /// Takes out of the count whoever one of `names` means: an agent's SPIFFE ID, `CLUSTER/NODE` (with everybody there), or
+    /// `CLUSTER/NAMESPACE/POD`; the cluster may be left out where there is only one.
+    ///
+    /// # Errors
+    /// If there are several clusters, and a name is of none of them.
+    pub fn without(mut self, names: &[String]) -> Result<Self, AmbiguousName> {
+        let several = self.clusters.len() > 1;
+        let is_whole =
+            |name: &str| name.starts_with("spiffe://") || name.split_once('/').is_some_and(|(cluster, _)| self.clusters.contains(cluster));
+        if let Some(name) = names.iter().find(|name| several && !is_whole(name)) {
+            let candidates = self.clusters.iter().map(|cluster| format!("{cluster}/{name}")).collect();
+            return Err(AmbiguousName { name: name.clone(), candidates });
+        }
+        let is_named = |cluster: &str, agent: &str, node: &str, own: &str| {
+            names.iter().any(|name| {
+                let within = name.strip_prefix(cluster).and_then(|rest| rest.strip_prefix('/'));
+                let alone = Some(&**name).filter(|_| !several);
+                let is_local = within.into_iter().chain(alone).any(|name| !name.is_empty() && (name == node || name == own));
+                is_local || (!name.is_empty() && name == agent)
+            })
+        };
+        let is_left = |(agent, node): &(String, String)| {
+            let cluster = agent.parse().map(|id| cluster_of(&id)).unwrap_or_default();
+            !is_named(&cluster, agent, node, "")
+        };
+        self.who.retain(|one| !is_named(&one.cluster, &one.agent, &one.node, &one.name));
+        self.unproven.retain(|one| !is_named(&one.cluster, &one.agent, &one.node, &one.name));
+        if !names.is_empty() {
+            self.more.retain(|whose, _| is_left(whose));
+            self.unproven_more.retain(|whose, _| is_left(whose));
+        }
+        Ok(self)
     }
 
     fn add(&mut self, one: MissingOne) {
         if self.who.len() < MAX_NAMED {
             self.who.push(one);
         } else {
+            if one.kind == MissingKind::Agent {
+                self.more_agents.insert(one.agent.clone());
+            }
             self.count(one.agent, one.node, 1);
         }
     }
@@ -172,6 +215,7 @@ struct Asked<'a> {
 /// The agent that is being asked about.
 struct Speaker<'a> {
     id: &'a SpiffeId,
+    cluster: String,
     node: &'a str,
     /// `not connected since …`, if it is not.
     away: Option<String>,
@@ -186,6 +230,7 @@ impl Asked<'_> {
             let one = MissingOne {
                 name: id.to_string(),
                 kind: MissingKind::Ca,
+                cluster: String::new(),
                 node: String::new(),
                 agent: id.to_string(),
                 reason,
@@ -206,7 +251,8 @@ impl Asked<'_> {
         let node = record.map(|record| &*record.member.node).filter(|node| !node.is_empty()).unwrap_or(&issued.node);
         let away = record.filter(|record| record.line.is_none());
         let away = away.map(|record| format!("not connected since {}", moment(record.last_seen)));
-        let speaker = Speaker { id, node, away, gone };
+        let speaker = Speaker { id, cluster: cluster_of(id), node, away, gone };
+        self.missing.clusters.insert(speaker.cluster.clone());
         let Some(record) = record.filter(|record| record.reported.is_some()) else {
             return self.missing.add(speaker.missing(&hanging("has not reported since the CA started", pods)));
         };
@@ -316,6 +362,7 @@ impl Asked<'_> {
         self.missing.unproven.extend(there.take(named).map(|lag| Unproven {
             name: lag.pod.clone(),
             proxy: lag.proxy.clone(),
+            cluster: speaker.cluster.clone(),
             node: node.to_owned(),
             agent: agent.clone(),
         }));
@@ -328,8 +375,13 @@ impl Asked<'_> {
     /// Whoever reads a copy of the bundle from its cluster does not say so.
     fn copies(&mut self) {
         let Some(clusters) = self.clusters else { return };
-        self.missing.unproven.extend(clusters.copies().into_iter().take(MAX_NAMED - self.missing.unproven.len()).map(|(cluster, copy)| {
-            Unproven { name: copy.to_string(), proxy: format!("of cluster {cluster}"), node: String::new(), agent: String::new() }
+        let room = MAX_NAMED - self.missing.unproven.len();
+        self.missing.unproven.extend(clusters.copies().into_iter().take(room).map(|(cluster, copy)| Unproven {
+            name: copy.to_string(),
+            proxy: format!("of cluster {cluster}"),
+            cluster,
+            node: String::new(),
+            agent: String::new(),
         }));
     }
 
@@ -371,8 +423,21 @@ impl Speaker<'_> {
     fn one(&self, name: String, what: &str) -> MissingOne {
         let away = self.away.as_ref().map(|away| format!(" (its agent is {away})")).unwrap_or_default();
         let reason = format!("{what}{away}");
-        MissingOne { name, kind: MissingKind::Pod, node: self.node.to_owned(), agent: self.id.to_string(), reason, nack: String::new() }
+        MissingOne {
+            name,
+            kind: MissingKind::Pod,
+            cluster: self.cluster.clone(),
+            node: self.node.to_owned(),
+            agent: self.id.to_string(),
+            reason,
+            nack: String::new(),
+        }
     }
+}
+
+/// That an agent or sidecar belongs to; empty if it is neither.
+fn cluster_of(id: &SpiffeId) -> String {
+    Caller::from_peer(id, id.trust_domain()).map(|caller| caller.cluster().to_owned()).unwrap_or_default()
 }
 
 /// With how much else hangs on the agent.

@@ -30,7 +30,7 @@ use alive::Alive;
 use session::LineEnd;
 
 pub use alive::has_served;
-pub use convergence::{Goal, MAX_NAMED as MAX_MISSING_NAMED, Missing, MissingKind, MissingOne, Unproven, missing};
+pub use convergence::{AmbiguousName, Goal, MAX_NAMED as MAX_MISSING_NAMED, Missing, MissingKind, MissingOne, Unproven, missing};
 pub use explain::{Explanation, Level};
 pub use ledger::LedgerSource;
 pub use session::{Session, SessionEnd, Sources};

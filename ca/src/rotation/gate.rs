@@ -28,6 +28,8 @@ pub struct Gate {
 /// What is in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
+    /// There is no such transition from where the root is, whatever anybody proves; that cannot be overridden.
+    Impossible(String),
     /// Nothing could be signed under it; that cannot be overridden.
     NotReady(String),
     /// Somebody who counts has not proven it.
@@ -50,6 +52,14 @@ impl Gate {
     pub fn is_open(&self) -> bool {
         self.obstacles.is_empty()
     }
+
+    /// Why it would not open for anything; nothing if it may.
+    pub fn impossible(&self) -> Option<&str> {
+        self.obstacles.iter().find_map(|obstacle| match obstacle {
+            Obstacle::Impossible(why) => Some(&**why),
+            _ => None,
+        })
+    }
 }
 
 impl Rotation {
@@ -61,6 +71,10 @@ impl Rotation {
         overrides: &Overrides,
     ) -> Result<Gate, RotationError> {
         let mut gate = Gate { root, to, obstacles: Vec::new(), missing: Missing::default() };
+        if let Some(why) = state.impossible(root, to) {
+            gate.obstacles.push(Obstacle::Impossible(why));
+            return Ok(gate);
+        }
         match (state.roots.get(&root), to) {
             (Some(from), RootState::Active) if from.state == RootState::Published => {
                 self.before_activation(&mut gate, state, from, overrides).await?;
@@ -68,7 +82,9 @@ impl Rotation {
             (Some(from), RootState::Retired) if from.state == RootState::Draining => {
                 self.before_retirement(&mut gate, from, overrides).await?;
             }
-            // Harms nobody, or is not possible at all, which the ledger says.
+            // Nothing chains to it, as far as the ledger knows.
+            (Some(_), RootState::Retired) if self.kept_until(state).is_some() => {}
+            // Harms nobody.
             _ => return Ok(gate),
         }
         gate.obstacles.extend(self.kept_until(state).map(Obstacle::Restored));
@@ -76,11 +92,23 @@ impl Rotation {
         gate.obstacles.extend(clock.filter(|_| !overrides.confirm_clock).map(Obstacle::Clock));
         if overrides.force {
             gate.obstacles.retain(|obstacle| match obstacle {
-                Obstacle::NotReady(_) => true,
+                Obstacle::Impossible(_) | Obstacle::NotReady(_) => true,
                 Obstacle::Restored(_) => to == RootState::Retired,
                 _ => false,
             });
         }
+        #[cfg(test)]
+        (self.omit)(&mut gate);
+        Ok(gate)
+    }
+
+    /// What keeps a root that is being distrusted, and drains, in the bundles until its deadline.
+    pub(super) async fn before_leaving(&self, state: &State, root: Fingerprint, from: &Root) -> Result<Gate, RotationError> {
+        let mut gate = Gate { root, to: RootState::Distrusted, obstacles: Vec::new(), missing: Missing::default() };
+        self.before_retirement(&mut gate, from, &Overrides::default()).await?;
+        // A restored ledger may not know who is missing; and by a clock that is wrong, whoever is may seem to have expired.
+        gate.obstacles.extend(self.kept_until(state).map(Obstacle::Restored));
+        gate.obstacles.extend(self.clock_problem().await?.map(Obstacle::Clock));
         #[cfg(test)]
         (self.omit)(&mut gate);
         Ok(gate)
@@ -111,6 +139,8 @@ impl Rotation {
         let now = self.now();
         let root = self.authority.roots().iter().find(|root| root.fingerprint == gate.root).cloned();
         let awaited = root.as_ref().and_then(|root| root.awaited).unwrap_or_default();
+        #[cfg(test)]
+        let awaited = if self.without_crls { 0 } else { awaited };
         let problem = match root {
             Some(root) if root.not_before > now => {
                 Some(format!("it is not valid before {}: made while a clock was wrong? Prepare another", root.not_before))
@@ -137,7 +167,7 @@ impl Rotation {
     }
 
     async fn count(&self, gate: &mut Gate, goal: Goal, overrides: &Overrides) -> Result<(), RotationError> {
-        gate.missing = missing(&self.ledger, &self.fleet, goal).await?.without(&overrides.except);
+        gate.missing = missing(&self.ledger, &self.fleet, goal).await?.without(&overrides.except)?;
         if !gate.missing.is_empty() {
             gate.obstacles.push(Obstacle::Missing(gate.missing.total()));
         }
@@ -167,7 +197,7 @@ impl fmt::Display for Gate {
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotReady(problem) => f.write_str(problem),
+            Self::Impossible(problem) | Self::NotReady(problem) => f.write_str(problem),
             Self::Missing(total) => {
                 write!(f, "{total} who count are missing (`--except NAME` takes one out of the count, `--force` overrides)")
             }

@@ -8,7 +8,7 @@ use chancery_identity::SpiffeId;
 use chancery_proto::chancery::v1::{Order as Wire, ReissueAll, RenewAgent, order};
 use tokio::time::Instant;
 
-use super::{Rotation, RotationError, TICK};
+use super::{Rotation, RotationError};
 use crate::fleet::{Goal, Missing, MissingKind, missing};
 use crate::ledger::acts::RootState;
 
@@ -23,7 +23,9 @@ pub(super) struct Reissues {
     activation: u64,
     told: BTreeMap<SpiffeId, Told>,
     /// How many certificates more may be asked for now; below 0 after a large agent.
-    credit: i64,
+    credit: f64,
+    /// As of then; none before the first.
+    credited: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,18 +54,17 @@ impl Rotation {
         }
         let urgent = draining.clone().any(|root| root.leave_by.is_some());
         let missing = missing(&self.ledger, &self.fleet, Goal::Certificates { after_entry: newest.entry }).await?;
-        let per_tick = i64::from(self.settings().reissue_per_second) * i64::try_from(TICK.as_secs()).unwrap_or(1);
-        reissues.credit = (reissues.credit + per_tick).min(per_tick);
+        reissues.credit(f64::from(self.settings().reissue_per_second));
         let mut work = work(&missing);
         for (agent, workloads) in self.fleet.by_expiry() {
-            if !urgent && reissues.credit <= 0 {
+            if !urgent && reissues.credit < 1.0 {
                 break;
             }
             let Some(work) = work.remove(&agent).filter(|_| reissues.is_due(&agent)) else { continue };
             // It renews first, so that it can still ask for the others.
             let told = !work.itself || self.tell(&agent, order::Order::RenewAgent(RenewAgent {}));
             if told && (!work.pods || self.tell(&agent, order::Order::ReissueAll(ReissueAll {}))) {
-                reissues.credit -= i64::from(work.itself) + if work.pods { i64::from(workloads) } else { 0 };
+                reissues.credit -= f64::from(u8::from(work.itself)) + if work.pods { f64::from(workloads) } else { 0.0 };
                 reissues.note(agent);
             }
         }
@@ -77,6 +78,13 @@ impl Rotation {
 }
 
 impl Reissues {
+    /// Gives what the time since the last time is worth, and never more than a second's: every act asks, however many there are.
+    fn credit(&mut self, per_second: f64) {
+        let now = Instant::now();
+        let passed = self.credited.replace(now).map_or(1.0, |before| now.duration_since(before).as_secs_f64());
+        self.credit = (self.credit + passed * per_second).min(per_second.max(1.0));
+    }
+
     fn is_due(&self, agent: &SpiffeId) -> bool {
         self.told.get(agent).is_none_or(|told| told.at.elapsed() >= told.patience)
     }
@@ -110,7 +118,25 @@ fn work(missing: &Missing) -> BTreeMap<SpiffeId, Work> {
         }
     }
     for (agent, _) in missing.more.keys() {
-        add(agent, false, true);
+        add(agent, missing.more_agents.contains(agent), true);
     }
     work
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_beyond_those_that_are_named_renews_its_own_certificate_as_well() {
+        let agent = |number: u8| format!("spiffe://example.org/chancery/agent/east/{number}");
+        let mut missing = Missing::default();
+        for number in [1, 2] {
+            missing.more.insert((agent(number), String::new()), 1);
+        }
+        missing.more_agents.insert(agent(1));
+        let work = work(&missing);
+        let of = |number| work[&agent(number).parse().unwrap()];
+        assert!(of(1).itself && of(1).pods && !of(2).itself && of(2).pods);
+    }
 }

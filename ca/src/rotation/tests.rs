@@ -145,7 +145,8 @@ async fn with_a_clock_a_day_ahead_nothing_is_retired_and_no_distrust_ends_early(
     // Right again: whoever is missing is missing.
     world.ca.clock.advance(-Span::DAY);
     world.everybody_reports();
-    assert!(refused(world.go(RootState::Retired).await).contains("shop/cart-2"));
+    world.rotation.walk_on().await.unwrap();
+    assert!(world.is_trusted(old));
     world.everybody_renews().await;
     world.rotation.walk_on().await.unwrap();
     assert_eq!(world.state_of(old), RootState::Distrusted);
@@ -224,6 +225,10 @@ async fn no_step_is_left_out() {
     let order = Order { actor: "local:uid=0", why: WHY, overrides: &Overrides { force: true, ..Overrides::default() } };
     let error = world.rotation.retire(Some(&active), order).await.unwrap_err();
     assert!(matches!(error, RotationError::Ledger(LedgerError::Impossible(_))), "{error}");
+    let gate = world.rotation.gate(Some(&active), RootState::Retired, order.overrides).await.unwrap();
+    assert!(gate.impossible().is_some_and(|why| why.contains("is active and cannot become retired")), "{gate}");
+    let gate = world.rotation.gate(Some(&active), RootState::Active, order.overrides).await.unwrap();
+    assert!(gate.is_open(), "it is there already: {gate}");
     assert!(matches!(world.rotation.retire(Some("abc"), order).await.unwrap_err(), RotationError::Unknown(_)));
     world.go(RootState::Prepared).await.unwrap();
     assert!(matches!(world.go(RootState::Active).await.unwrap_err(), RotationError::NotDue(_)), "it is not published");
@@ -262,6 +267,81 @@ async fn a_distrusted_root_leaves_at_the_deadline_whoever_is_missing_and_at_once
     assert_eq!(world.distrust(last, Duration::ZERO).await.now.state, RootState::Distrusted, "a shorter deadline counts");
     assert!(!world.is_trusted(last));
     assert!(!world.distrust(last, Duration::ZERO).await.changed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_that_is_being_distrusted_is_not_retired_whoever_orders_it() {
+    let mut world = World::published(2).await;
+    let old = world.run.authority.root_fingerprint();
+    world.distrust(old, Duration::from_secs(30)).await;
+    let force = Overrides { force: true, ..Overrides::default() };
+    for overrides in [Overrides::default(), Overrides { except: vec!["node-1".into(), "node-2".into()], ..Overrides::default() }, force] {
+        let gate = world.rotation.gate(None, RootState::Retired, &overrides).await.unwrap();
+        assert!(gate.impossible().is_some_and(|why| why.contains("is being distrusted")), "{gate}");
+        let error = world.go_with(RootState::Retired, &overrides).await.unwrap_err();
+        assert!(matches!(error, RotationError::Ledger(LedgerError::Impossible(_))), "{error}");
+    }
+    world.everybody_renews().await;
+    assert!(world.go(RootState::Retired).await.is_err(), "nor when nothing needs it any more");
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.run.authority.trust().borrow().distrusted, [old], "agents remember it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_distrust_waits_for_another_ones_deadline() {
+    let mut world = World::activated(2).await;
+    let first = world.rotation.find(None, &[RootState::Draining]).unwrap();
+    let second = world.run.authority.root_fingerprint();
+    world.everybody_renews().await;
+    for to in [RootState::Prepared, RootState::Published, RootState::Active] {
+        world.go(to).await.unwrap();
+        world.everybody_reports();
+    }
+    // What everybody has chains to the second one.
+    world.distrust(second, Duration::from_secs(30)).await;
+    world.distrust(first, Duration::from_secs(60)).await;
+    assert_eq!([first, second].map(|root| world.state_of(root)), [RootState::Distrusted, RootState::Draining]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_that_is_being_distrusted_leaves_when_so_much_time_has_passed_however_the_clock_is_set_meanwhile() {
+    for set in [-Span::DAY, Span::DAY] {
+        let world = World::published(2).await;
+        let old = world.run.authority.root_fingerprint();
+        world.distrust(old, Duration::from_secs(30)).await;
+        world.ca.clock.advance(set);
+        world.pass(Span::seconds(29)).await;
+        world.rotation.walk_on().await.unwrap();
+        assert_eq!(world.state_of(old), RootState::Draining, "set by {set}");
+        // A longer deadline than what is left changes nothing, whatever the clock says.
+        assert!(!world.distrust(old, Duration::from_secs(5)).await.changed, "set by {set}");
+        world.pass(Span::seconds(1)).await;
+        world.rotation.walk_on().await.unwrap();
+        assert_eq!(world.state_of(old), RootState::Distrusted, "set by {set}");
+    }
+    // Nor does a shorter one wait for the clock.
+    let world = World::published(2).await;
+    let old = world.run.authority.root_fingerprint();
+    world.distrust(old, Duration::from_secs(30)).await;
+    world.ca.clock.advance(Span::DAY);
+    assert_eq!(world.distrust(old, Duration::ZERO).await.now.state, RootState::Distrusted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_start_a_distrusted_root_stays_no_longer_than_was_ordered() {
+    let world = World::published(2).await;
+    let old = world.run.authority.root_fingerprint();
+    world.ca.clock.advance(Span::DAY);
+    world.distrust(old, Duration::from_secs(30)).await;
+    world.ca.clock.advance(-Span::DAY);
+    let world = world.restart().await;
+    world.rotation.walk_on().await.unwrap();
+    world.pass(Span::seconds(29)).await;
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.state_of(old), RootState::Draining);
+    world.pass(Span::seconds(1)).await;
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.state_of(old), RootState::Distrusted);
 }
 
 #[tokio::test(start_paused = true)]
@@ -306,6 +386,41 @@ async fn a_replacement_that_aged_while_it_waited_makes_way_for_a_new_one() {
     let second = world.rotation.find(None, &[RootState::Published]).unwrap();
     assert_ne!(first, second);
     assert_eq!((world.state_of(first), world.is_trusted(second)), (RootState::Retired, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_ca_keeps_every_published_root_and_does_what_else_is_due() {
+    let world = World::new(0).await;
+    world.rotation.configure(Settings { keep_replacement: Some(true), ..Settings::default() });
+    world.rotation.walk_on().await.unwrap();
+    let first = world.rotation.find(None, &[RootState::Published]).unwrap();
+    world.pass(Span::days(200)).await;
+    world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    let roots_kept_until = world.ca.clock.now() + Span::DAY;
+    world.run.ledger.act("local:uid=0", Change::Restored { entries: 7, roots_kept_until }, WHY).await.unwrap();
+    // The backup may be older than an activation of the first one.
+    world.rotation.walk_on().await.unwrap();
+    let second = world.rotation.find(None, &[RootState::Published]).unwrap();
+    assert_eq!([first, second].map(|root| world.state_of(root)), [RootState::Published; 2]);
+    let gate = world.rotation.gate(Some(&first.to_string()), RootState::Retired, &Overrides::default()).await.unwrap();
+    assert!(gate.to_string().contains("restored from a backup"), "{gate}");
+    world.pass(Span::DAY).await;
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(world.state_of(first), RootState::Retired);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_done_keeps_nothing_else_from_being_done() {
+    let world = World::activated(2).await;
+    for to in [RootState::Prepared, RootState::Published] {
+        world.go(to).await.unwrap();
+    }
+    let leave_by = world.ca.clock.now() + Span::MINUTE;
+    let change = Change::BeginDistrust { root: world.run.authority.root_fingerprint(), leave_by };
+    world.run.ledger.act("local:uid=0", change, WHY).await.unwrap();
+    world.ca.store.set_commits(crate::authority::testing::Commits::Full);
+    assert!(world.rotation.walk_on().await.is_err(), "no other root can be activated");
+    assert_eq!(world.rotation.reissues.lock().await.told().count(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -383,8 +498,12 @@ async fn certificates_are_issued_anew_so_many_a_second_and_all_at_once_in_an_eme
         let reissues = world.rotation.reissues.lock().await;
         reissues.told().cloned().collect::<Vec<_>>()
     };
-    assert_eq!(told(&world).await, [id(2)], "the one that expires first, and then no more in this second");
+    for _ in 0..10 {
+        assert_eq!(told(&world).await, [id(2)], "the one that expires first, and then no more, however often it is asked");
+    }
+    world.pass(Span::seconds(1)).await;
     assert_eq!(told(&world).await, [id(2)]);
+    world.pass(Span::seconds(2)).await;
     assert_eq!(told(&world).await.len(), 3);
     world.rotation = World::rotation(&world.ca, &world.run, &world.fleet);
     world.distrust(old, Duration::from_secs(30)).await;

@@ -125,7 +125,11 @@ impl Facts {
         let draining = || self.roots.iter().filter(|root| root.state == RootState::Draining);
         for root in draining() {
             let RootStatus { fingerprint, since, leave_by, .. } = root;
-            if leave_by.is_some_and(|leave_by| leave_by < self.now) {
+            if leave_by.is_some_and(|deadline| deadline.since > self.now) {
+                let text = format!("the distrust of the root {fingerprint} began at a later time than it is now: the clock was set back");
+                let next_step = "it leaves when as much time has passed as was ordered; `chancery root distrust --now` does not wait";
+                findings.push((Level::Warn, text, next_step));
+            } else if leave_by.is_some_and(|deadline| deadline.at < self.now) {
                 let text = format!("the distrusted root {fingerprint} is still in the bundles");
                 findings.push((Level::Bad, text, "the CA's log says what keeps it there"));
             } else if self.now - *since > DRAINS_WITHIN {
@@ -265,6 +269,7 @@ mod tests {
     use chancery_identity::Fingerprint;
 
     use super::*;
+    use crate::ledger::acts::Deadline;
 
     const NOW: OffsetDateTime = time::macros::datetime!(2026-03-01 12:00 UTC);
 
@@ -333,8 +338,10 @@ mod tests {
         assert_eq!(facts.judge(), [], "it takes its time");
         let since = NOW - Duration::hours(37);
         finds("warn", "is stuck", |facts| facts.roots = roots(RootStatus { since, ..root(RootState::Draining) }));
-        let leave_by = Some(NOW - Duration::SECOND);
+        let leave_by = Some(Deadline { at: NOW - Duration::SECOND, since: NOW - Duration::MINUTE });
         finds("bad", "distrusted root", |facts| facts.roots = roots(RootStatus { leave_by, ..root(RootState::Draining) }));
+        let leave_by = Some(Deadline { at: NOW + Duration::DAY + Duration::MINUTE, since: NOW + Duration::DAY });
+        finds("warn", "clock was set back", |facts| facts.roots = roots(RootStatus { leave_by, ..root(RootState::Draining) }));
     }
 
     #[test]

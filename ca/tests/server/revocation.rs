@@ -61,10 +61,11 @@ async fn an_auditor_revokes_nothing_and_may_see_how_far_a_revocation_has_come() 
     assert_eq!(revoke(&mut bob, id()).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(allow(&mut bob, id()).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(refused(&ca).await.last().unwrap().1, "role");
-    let reach = bob.check_reach(CheckReachRequest { trust_sequence: 1, except: vec![] }).await.unwrap().into_inner();
+    let reach = bob.check_reach(CheckReachRequest { trust_sequence: 1, ..CheckReachRequest::default() }).await.unwrap().into_inner();
     assert_eq!(reach.missing_total, 1, "the agent has opened no session: {reach:?}");
     let except = vec![agent.id().to_string()];
-    let reach = bob.check_reach(CheckReachRequest { trust_sequence: 1, except }).await.unwrap().into_inner();
+    let reach =
+        bob.check_reach(CheckReachRequest { trust_sequence: 1, except, ..CheckReachRequest::default() }).await.unwrap().into_inner();
     assert_eq!(reach.missing_total, 0);
 }
 

@@ -80,7 +80,7 @@ pub(crate) async fn finish(
         )));
     }
     let (begun, wait) = (Instant::now(), *args.wait);
-    let request = CheckReachRequest { trust_sequence: done.trust_sequence, except: done.cut_off.clone() };
+    let request = CheckReachRequest { trust_sequence: done.trust_sequence, except: done.cut_off.clone(), certificate_entry: None };
     let bar = progress();
     let reach = loop {
         let reach = ca.check_reach(request.clone()).await?.into_inner();

@@ -3,9 +3,11 @@
 mod distrust;
 mod gate;
 mod list;
+mod patient;
 mod prepare;
 mod rotate;
 mod step;
+mod waiting;
 
 use std::io::Write;
 
@@ -48,7 +50,8 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Gates")]
 pub(crate) struct OverrideArgs {
-    /// Take one out of the count: an agent's SPIFFE ID, a node's name, or a pod as `namespace/name`; may be repeated. Recorded, as all of these.
+    /// Take one out of the count: an agent's SPIFFE ID, a node as `CLUSTER/NODE`, or a pod as `CLUSTER/NAMESPACE/POD`, without the cluster if
+    /// there is only one; may be repeated. Recorded, as all of these.
     #[arg(long, value_name = "NAME")]
     except: Vec<String>,
     /// Override whatever is in the way. Whoever is missing may lose connections.
@@ -72,6 +75,7 @@ impl OverrideArgs {
 pub(crate) async fn run(way: &Way, command: Command, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     match command {
         Command::Rotate(args) => rotate::run(way, &args, out, format).await,
+        Command::Distrust(args) => distrust::run(way, args, out, format).await,
         command => {
             let ca = connect(way).await?;
             match command {
@@ -80,8 +84,7 @@ pub(crate) async fn run(way: &Way, command: Command, out: &mut impl Write, forma
                 Command::Publish(args) => step::run(ca, RootState::Published, args, out, format).await,
                 Command::Activate(args) => step::run(ca, RootState::Active, args, out, format).await,
                 Command::Retire(args) => step::run(ca, RootState::Retired, args, out, format).await,
-                Command::Distrust(args) => distrust::run(ca, args, out, format).await,
-                Command::List | Command::Rotate(_) => list::run(ca, out, format).await,
+                Command::List | Command::Rotate(_) | Command::Distrust(_) => list::run(ca, out, format).await,
             }
         }
     }

@@ -312,9 +312,30 @@ async fn more_than_are_named_still_count_and_names_take_out_of_the_count() {
     let _agent = world.connects(1, lagging);
     let missing = world.missing(Goal::Trust(7)).await;
     assert_eq!((missing.who.len(), missing.total()), (1, 5));
-    let without = |name: &str| missing.clone().without(&[name.to_owned()]).total();
+    let without = |name: &str| missing.clone().without(&[name.to_owned()]).unwrap().total();
     assert_eq!(without("shop/cart-11"), 4);
     assert_eq!((without("node-1"), without(agent_id(1).as_str()), without("node-2")), (0, 0, 5));
+    assert_eq!((without("east/shop/cart-11"), without("east/node-1"), without("west/node-1"), without("")), (4, 0, 5, 5));
+}
+
+#[tokio::test]
+async fn a_name_takes_nobody_out_of_the_count_in_another_cluster() {
+    let world = World::new().await;
+    world.joins(1).await;
+    // A node and a pod of the same names in another cluster.
+    let west = "spiffe://example.org/chancery/agent/west/00000000-0000-0000-0000-000000000007";
+    let own = Issuance { cluster: "west".into(), ..issuance(1, certificate(west, world.now(), OWN), IssueReason::Join) };
+    world.ledger.append(own.into()).await.unwrap();
+    let missing = world.missing(Goal::Trust(7)).await;
+    let without = |name: &str| missing.clone().without(&[name.to_owned()]);
+    for (name, left) in [("east/node-1", west.to_owned()), ("west/node-1", agent_id(1).to_string()), (west, agent_id(1).to_string())] {
+        let names: Vec<_> = without(name).unwrap().who.into_iter().map(|one| one.name).collect();
+        assert_eq!(names, [left], "without {name}");
+    }
+    let error = without("node-1").unwrap_err().to_string();
+    assert!(error.contains("give east/node-1 or west/node-1"), "{error}");
+    assert!(without("shop/cart-11").is_err());
+    assert_eq!(without("east/node-2").unwrap().total(), 2);
 }
 
 #[tokio::test]
@@ -337,7 +358,7 @@ async fn what_cannot_acknowledge_is_listed_and_not_missing() {
     assert!(missing.is_empty());
     assert_eq!((missing.unproven_total(), &*missing.unproven[0].name), (3, "shop/cart-11"));
     for (except, left) in [("shop/cart-11", 2), ("node-1", 0), (agent_id(1).as_str(), 0), ("node-2", 3)] {
-        assert_eq!(missing.clone().without(&[except.to_owned()]).unproven_total(), left, "without {except}");
+        assert_eq!(missing.clone().without(&[except.to_owned()]).unwrap().unproven_total(), left, "without {except}");
     }
 }
 

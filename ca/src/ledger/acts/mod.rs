@@ -29,7 +29,9 @@ pub use self::query::{ActFilter, ActsPage, RecordedAct};
 pub use self::refused::RefusedActs;
 pub use self::signature::{ACTS_KEY, ActsVerifier, named_checkpoint_keys};
 pub use self::standing::MAX_STANDING;
-pub use self::state::{AcceptedLoss, Applicant, Ban, CheckpointKey, CrlRecord, MAX_STATE_BYTES, Restored, Revocation, Root, State};
+pub use self::state::{
+    AcceptedLoss, Applicant, Ban, CheckpointKey, CrlRecord, Deadline, MAX_STATE_BYTES, Restored, Revocation, Root, State,
+};
 
 use self::signature::ActsSigner;
 use super::committer::{Append, Queue};

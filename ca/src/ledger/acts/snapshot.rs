@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::ActError;
 use super::change::{Crls, RootState, Subject, array, digest, spiffe_id};
-use super::state::{AcceptedLoss, Ban, CheckpointKey, CrlRecord, Restored, Revocation, Root, State};
+use super::state::{AcceptedLoss, Ban, CheckpointKey, CrlRecord, Deadline, Restored, Revocation, Root, State};
 use crate::ledger::entry::{from_millis, to_millis};
 
 /// What the lists of one part take at most; with epoch, numbers, signature and the entry's own fields it is well below an entry's limit.
@@ -83,7 +83,8 @@ impl State {
                 state: wire::RootState::from(root.state).into(),
                 since_ms: to_millis(root.since),
                 entry: root.entry,
-                leave_by_ms: root.leave_by.map(to_millis),
+                leave_by_ms: root.leave_by.map(|deadline| to_millis(deadline.at)),
+                leave_ordered_ms: root.leave_by.map(|deadline| to_millis(deadline.since)),
             })
         });
         let revocations = self.revocations.iter().map(|(subject, revocation)| {
@@ -169,7 +170,8 @@ impl State {
         for root in part.roots {
             let state = wire::RootState::try_from(root.state).map_err(|_| ActError::UnknownChange)?;
             let state = RootState::try_from(state)?;
-            let leave_by = root.leave_by_ms.map(from_millis);
+            let leave_by = root.leave_by_ms.zip(root.leave_ordered_ms);
+            let leave_by = leave_by.map(|(at, since)| Deadline { at: from_millis(at), since: from_millis(since) });
             let root_state = Root { state, since: from_millis(root.since_ms), entry: root.entry, leave_by };
             self.roots.insert(Fingerprint(array("roots.fingerprint", &root.fingerprint)?), root_state);
         }

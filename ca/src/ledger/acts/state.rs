@@ -82,7 +82,16 @@ pub struct Root {
     /// The act's entry.
     pub entry: u64,
     /// It is being distrusted, and leaves the bundles by then.
-    pub leave_by: Option<OffsetDateTime>,
+    pub leave_by: Option<Deadline>,
+}
+
+/// When a root that is being distrusted leaves the bundles at the latest, by the clocks of the CA that was told so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// Then.
+    pub at: OffsetDateTime,
+    /// When that was ordered.
+    pub since: OffsetDateTime,
 }
 
 /// Certificates issued until `since` are revoked.
@@ -152,7 +161,7 @@ impl State {
     pub(super) fn apply(&mut self, change: &Change, time: OffsetDateTime, entry: u64) -> Result<(), ActError> {
         match change {
             Change::Root { root, to, .. } => self.move_root(*root, *to, time, entry)?,
-            Change::BeginDistrust { root, leave_by } => self.begin_distrust(*root, *leave_by)?,
+            Change::BeginDistrust { root, leave_by } => self.begin_distrust(*root, Deadline { at: *leave_by, since: time })?,
             Change::Revoke { subject, until } => self.revoke(subject.clone(), *until, time, entry),
             Change::Allow(subject) => self.allow(subject, time)?,
             Change::Ban { agent, until } => self.ban(agent, *until, time, entry)?,
@@ -216,13 +225,17 @@ impl State {
         Ok(())
     }
 
-    fn move_root(&mut self, root: Fingerprint, to: RootState, since: OffsetDateTime, entry: u64) -> Result<(), ActError> {
+    /// Why a root cannot go on to `to` from where it is; nothing if it can.
+    pub fn impossible(&self, root: Fingerprint, to: RootState) -> Option<String> {
         use RootState::{Active, Distrusted, Draining, Prepared, Published, Retired};
-        let from = self.roots.get(&root).map(|root| root.state);
-        let active = self.active_root();
+        let there = self.roots.get(&root);
+        let from = there.map(|root| root.state);
+        if let (Some(Root { leave_by: Some(Deadline { at, .. }), .. }), Retired) = (there, to) {
+            return Some(format!("the root {root} is being distrusted, and leaves by itself by {at}: it cannot become {to}"));
+        }
         let possible = match to {
             // A CA's first root is active from the beginning.
-            Active => from == Some(Published) || (from.is_none() && active.is_none()),
+            Active => from == Some(Published) || (from.is_none() && self.active_root().is_none()),
             Prepared => from.is_none(),
             Published => from == Some(Prepared),
             // Follows from the activation of the next.
@@ -231,26 +244,30 @@ impl State {
             Retired => matches!(from, Some(Prepared | Published | Draining)),
             Distrusted => from != Some(Distrusted),
         };
-        if !possible {
-            let from = from.map_or_else(|| "not known".to_owned(), |from| from.to_string());
-            return Err(ActError::Impossible(format!("the root {root} is {from} and cannot become {to}")));
+        let from = from.map_or_else(|| "not known".to_owned(), |from| from.to_string());
+        (!possible).then(|| format!("the root {root} is {from} and cannot become {to}"))
+    }
+
+    fn move_root(&mut self, root: Fingerprint, to: RootState, since: OffsetDateTime, entry: u64) -> Result<(), ActError> {
+        if let Some(why) = self.impossible(root, to) {
+            return Err(ActError::Impossible(why));
         }
-        if to == Active
-            && let Some(before) = active
+        if to == RootState::Active
+            && let Some(before) = self.active_root()
         {
             let leave_by = self.roots.get(&before).and_then(|before| before.leave_by);
-            self.roots.insert(before, Root { state: Draining, since, entry, leave_by });
+            self.roots.insert(before, Root { state: RootState::Draining, since, entry, leave_by });
         }
         self.roots.insert(root, Root { state: to, since, entry, leave_by: None });
         Ok(())
     }
 
     /// Where the root is does not change yet, nor what anybody trusts.
-    fn begin_distrust(&mut self, root: Fingerprint, leave_by: OffsetDateTime) -> Result<(), ActError> {
+    fn begin_distrust(&mut self, root: Fingerprint, leave_by: Deadline) -> Result<(), ActError> {
         let impossible = |why: String| Err(ActError::Impossible(format!("the root {root} is {why}")));
         match self.roots.get_mut(&root) {
-            Some(Root { leave_by: Some(before), .. }) if *before <= leave_by => {
-                impossible(format!("being distrusted already, and leaves by {before}"))
+            Some(Root { leave_by: Some(before), .. }) if before.at <= leave_by.at => {
+                impossible(format!("being distrusted already, and leaves by {}", before.at))
             }
             Some(there) if matches!(there.state, RootState::Active | RootState::Draining) => {
                 there.leave_by = Some(leave_by);
@@ -411,9 +428,9 @@ mod tests {
         let begin = |number: u8, leave_by| Change::BeginDistrust { root: Fingerprint([number; 32]), leave_by };
         let mut state = after([root(1, Active), root(2, Prepared), root(2, Published), begin(1, NOW + HOUR), root(2, Active)]);
         let old = state.roots[&Fingerprint([1; 32])];
-        assert_eq!((old.state, old.leave_by), (Draining, Some(NOW + HOUR)));
+        assert_eq!((old.state, old.leave_by), (Draining, Some(Deadline { at: NOW + HOUR, since: NOW })));
         assert_eq!(State::from_parts(state.to_parts()).unwrap(), state);
-        for impossible in [begin(1, NOW + HOUR), begin(3, NOW), begin(1, NOW + HOUR * 2)] {
+        for impossible in [begin(1, NOW + HOUR), begin(3, NOW), begin(1, NOW + HOUR * 2), root(1, RootState::Retired)] {
             assert!(state.clone().apply(&impossible, NOW, 9).is_err());
         }
         state.apply(&begin(1, NOW), NOW, 9).unwrap();

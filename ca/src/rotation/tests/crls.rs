@@ -54,6 +54,27 @@ async fn a_new_issuing_certificate_signs_when_the_last_one_has_reported_its_crl(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_issuing_certificate_does_not_sign_because_a_wrong_clock_says_that_whoever_is_missing_has_expired() {
+    let mut world = revoked(2).await;
+    let issuer = |world: &World| world.run.authority.issuer().certificate().clone();
+    let old = issuer(&world);
+    world.pass(time::Duration::hours(84)).await;
+    for agent in [1, 2] {
+        world.issue(agent).await;
+    }
+    world.run.authority.revoke("local:uid=0", Subject::Pod(uuid::Uuid::from_u128(1)), WHY).await.unwrap();
+    world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    world.ca.clock.advance(time::Duration::DAY);
+    world.report_as(1, |report| report.clock_ms -= i64::try_from(time::Duration::DAY.whole_milliseconds()).unwrap());
+    world.rotation.walk_on().await.unwrap();
+    assert_eq!(issuer(&world), old);
+    world.ca.clock.advance(-time::Duration::DAY);
+    world.everybody_reports();
+    world.rotation.walk_on().await.unwrap();
+    assert_ne!(issuer(&world), old);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_distrust_waits_for_no_crl() {
     let world = revoked(2).await;
     let old = world.run.authority.root_fingerprint();

@@ -5,15 +5,16 @@ use std::io::Write;
 use chancery_process::output::{Format, OutputError, fields, rows};
 use chancery_proto::chancery::v1::{CheckGateRequest, CheckGateResponse, MissingRecord, RootState};
 use serde::Serialize;
+use tonic::Status;
 
 use super::list::word;
 use super::{OverrideArgs, Roots};
 use crate::client::CliError;
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct GateReport {
     pub(super) root: String,
-    to: &'static str,
+    pub(super) to: &'static str,
     pub(super) open: bool,
     pub(super) obstacles: Vec<String>,
     pub(super) counted: u64,
@@ -21,18 +22,19 @@ pub(super) struct GateReport {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) missing: Vec<MissingRow>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    unproven: Vec<String>,
-    unproven_total: u64,
+    pub(super) unproven: Vec<String>,
+    pub(super) unproven_total: u64,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct MissingRow {
-    kind: String,
-    name: String,
-    node: String,
-    agent: String,
-    reason: String,
-    nack: String,
+    pub(super) kind: String,
+    pub(super) cluster: String,
+    pub(super) name: String,
+    pub(super) node: String,
+    pub(super) agent: String,
+    pub(super) reason: String,
+    pub(super) nack: String,
 }
 
 /// Asks what `root` meets on its way; an empty name: the one whose turn it is.
@@ -54,6 +56,11 @@ pub(super) async fn check(ca: &mut Roots, root: &str, to: RootState, overrides: 
 }
 
 impl GateReport {
+    /// Closed after all, as the CA said.
+    pub(super) fn refused(self, status: &Status) -> Self {
+        Self { open: false, obstacles: vec![status.message().to_owned()], ..self }
+    }
+
     pub(super) fn print(mut self, out: &mut impl Write, format: Format) -> Result<(), CliError> {
         if format != Format::Table {
             return Ok(fields(out, format, &self)?);
@@ -62,7 +69,7 @@ impl GateReport {
         fields(out, format, &self)?;
         if !missing.is_empty() {
             writeln!(out).map_err(OutputError::Write)?;
-            rows(out, format, &["kind", "name", "node", "reason", "nack"], &missing)?;
+            rows(out, format, &["kind", "cluster", "name", "node", "reason", "nack"], &missing)?;
         }
         Ok(())
     }
@@ -77,7 +84,7 @@ impl MissingRow {
 }
 
 impl From<MissingRecord> for MissingRow {
-    fn from(MissingRecord { name, kind, node, agent, reason, nack }: MissingRecord) -> Self {
-        Self { kind, name, node, agent, reason, nack }
+    fn from(MissingRecord { name, kind, node, agent, reason, nack, cluster }: MissingRecord) -> Self {
+        Self { kind, cluster, name, node, agent, reason, nack }
     }
 }

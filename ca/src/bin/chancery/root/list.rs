@@ -60,7 +60,11 @@ impl From<&RootRecord> for RootRow {
 pub(super) async fn run(mut ca: Roots, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let roots = ca.list_roots(ListRootsRequest {}).await?.into_inner().roots;
     for root in roots.iter().filter(|root| !root.advice.is_empty()) {
-        remark(format!("the root {} ends at {}: {}", root.fingerprint, moment(root.not_after_ms), root.advice));
+        let what = match root.leave_by_ms {
+            0 => format!("ends at {}", moment(root.not_after_ms)),
+            _ => "is being distrusted".to_owned(),
+        };
+        remark(format!("the root {} {what}: {}", root.fingerprint, root.advice));
     }
     let roots: Vec<RootRow> = roots.iter().map(RootRow::from).collect();
     Ok(rows(out, format, &["state", "since", "not_after", "leaves_by", "fingerprint", "subject"], &roots)?)

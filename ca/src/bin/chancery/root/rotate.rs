@@ -5,16 +5,17 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use chancery_process::output::{Format, Json, Listing, OutputError, fields};
-use chancery_proto::chancery::v1::{ListRootsRequest, MoveRootRequest, MoveRootResponse, PrepareRootRequest, RootRecord, RootState};
+use chancery_proto::chancery::v1::{MoveRootRequest, MoveRootResponse, PrepareRootRequest, RootRecord, RootState};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use time::OffsetDateTime;
-use tonic::Code;
+use tonic::{Code, Status};
 
+use super::OverrideArgs;
 use super::gate::{self, GateReport};
 use super::list::word;
-use super::{OverrideArgs, Roots, connect};
+use super::patient::Patient;
+use super::waiting::{Waiting, names};
 use crate::client::{CliError, Way};
 use crate::output::{moment, remark};
 
@@ -26,8 +27,8 @@ Examples:
 
 /// How often is looked whether a gate is open.
 const LOOK: Duration = Duration::from_millis(500);
-/// How many who are missing are named at the end.
-const NAMED: usize = 10;
+/// The metadata with the word for why an act was refused.
+const REASON: &str = "chancery-reason";
 
 #[derive(Debug, Args)]
 pub(crate) struct RotateArgs {
@@ -48,7 +49,7 @@ pub(crate) struct RotateArgs {
 #[derive(Debug, Default, Serialize)]
 struct Event {
     time: String,
-    /// `prepared`, …, `retired`: what the root became, or is to become.
+    /// `prepared`, …, `retired`: what the root became, or is to become; `distrusted` if it leaves by itself.
     phase: &'static str,
     /// `done`, or `waiting`.
     outcome: &'static str,
@@ -62,6 +63,9 @@ struct Event {
     missing: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     obstacles: Vec<String>,
+    /// The first of those who are missing, each in a sentence.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
 }
 
 /// Of a whole rotation, as their commands are called.
@@ -79,15 +83,15 @@ const COLUMNS: [&str; 7] = ["time", "phase", "outcome", "root", "entry", "missin
 
 /// A rotation under way.
 struct Walk<'a, W> {
-    way: &'a Way,
     args: &'a RotateArgs,
-    ca: Roots,
-    begun: Instant,
+    ca: Patient<'a>,
+    /// The deadline.
+    until: Option<Instant>,
     events: Listing<'a, W>,
     format: Format,
-    /// What was told last of a gate, so that only changes are.
-    told: Option<(RootState, u64, usize)>,
-    bar: ProgressBar,
+    waiting: Waiting,
+    /// The step that was impossible when it was last tried.
+    impossible: Option<Next>,
 }
 
 /// What is to be done next.
@@ -96,132 +100,169 @@ enum Next {
     Prepare,
     /// A root, and where to.
     Move(String, RootState),
+    /// For a root that is being distrusted, which the CA does by itself; by when it is gone.
+    Wait(String, String),
+    Done,
+}
+
+/// What this call is about.
+#[derive(Clone, Debug, Default)]
+struct Course {
+    /// The root that is to be active at the end: made by this call, or on its way already.
+    target: Option<String>,
+    /// It has finished what was begun before, and begins nothing else.
+    finished: bool,
 }
 
 pub(super) async fn run(way: &Way, args: &RotateArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
-    let ca = connect(way).await?;
+    let begun = Instant::now();
+    let ca = Patient::connect(way).await?;
     if args.dry_run {
         return dry_run(ca, args, out, format).await;
     }
     let events = Listing::begin(out, format, Json::Lines, &COLUMNS)?;
-    let bar = ProgressBar::hidden();
-    let mut walk = Walk { way, args, ca, begun: Instant::now(), events, format, told: None, bar };
-    // Made by this call, or on its way already.
-    let mut target = None;
-    loop {
-        let step = next(&walk.roots().await?, target.as_deref());
-        let Some(step) = step else { return Ok(walk.events.finish()?) };
-        let root = walk.step(&step).await?;
-        if matches!(step, Next::Move(_, RootState::Retired)) {
-            return Ok(walk.events.finish()?);
-        }
-        target = Some(root);
-    }
+    let until = args.deadline.and_then(|deadline| begun.checked_add(*deadline));
+    let mut walk = Walk { args, ca, until, events, format, waiting: Waiting::new(), impossible: None };
+    let mut course = Course::default();
+    while walk.go_on(&mut course).await? {}
+    walk.waiting.end();
+    Ok(walk.events.finish()?)
 }
 
-async fn dry_run(mut ca: Roots, args: &RotateArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
-    let roots = ca.list_roots(ListRootsRequest {}).await?.into_inner().roots;
+async fn dry_run(mut ca: Patient<'_>, args: &RotateArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
+    let roots = ca.list(None).await?.roots;
     let newest =
         roots.iter().filter(|root| matches!(root.state(), RootState::Prepared | RootState::Published)).max_by_key(|root| root.entry);
-    let step = next(&roots, newest.map(|root| &*root.fingerprint)).unwrap_or(Next::Prepare);
+    let course = Course { target: newest.map(|root| root.fingerprint.clone()), finished: false };
+    let step = next(&roots, &course)?;
     let done = match &step {
         Next::Prepare => 0,
         Next::Move(_, RootState::Published) => 1,
         Next::Move(_, RootState::Active) => 2,
         Next::Move(..) => 3,
+        Next::Wait(..) | Next::Done => STEPS.len(),
     };
     let steps = &STEPS[done..];
     let gate = match step {
-        Next::Prepare => None,
-        Next::Move(root, to) => Some(gate::check(&mut ca, &root, to, &args.overrides).await?),
+        Next::Prepare | Next::Done => None,
+        Next::Move(root, to) => Some(gate::check(&mut ca.ca.roots, &root, to, &args.overrides).await?),
+        Next::Wait(root, _) => Some(gate::check(&mut ca.ca.roots, &root, RootState::Retired, &args.overrides).await?),
     };
     if format != Format::Table {
         return Ok(fields(out, format, &DryRun { steps, gate })?);
     }
-    writeln!(out, "steps that are left: {}", steps.join(", ")).map_err(OutputError::Write)?;
+    let left = if steps.is_empty() { "none".to_owned() } else { steps.join(", ") };
+    writeln!(out, "steps that are left: {left}").map_err(OutputError::Write)?;
     let Some(gate) = gate else { return Ok(()) };
     writeln!(out).map_err(OutputError::Write)?;
     gate.print(out, format)
 }
 
-/// What is due on the way to `target`: a root that drains is retired before another is activated, so that a rotation which was stopped is
-/// finished first. Nothing if something else has finished it, a distrust perhaps.
-fn next(roots: &[RootRecord], target: Option<&str>) -> Option<Next> {
-    let draining = roots.iter().filter(|root| root.state() == RootState::Draining).min_by_key(|root| root.entry);
-    if let Some(root) = draining {
-        return Some(Next::Move(root.fingerprint.clone(), RootState::Retired));
+/// What is due: a root that drains is retired before another is activated, so that a rotation which was stopped is finished first.
+///
+/// # Errors
+/// If the root that was to become active cannot become it any more: somebody else has ended this rotation.
+fn next(roots: &[RootRecord], course: &Course) -> Result<Next, CliError> {
+    let draining = roots.iter().filter(|root| root.state() == RootState::Draining);
+    // Those that leave by themselves last: nobody has to wait for these to go on.
+    if let Some(root) = draining.min_by_key(|root| (root.leave_by_ms != 0, root.entry)) {
+        let fingerprint = root.fingerprint.clone();
+        let is_leaving = root.leave_by_ms != 0;
+        return Ok(if is_leaving {
+            Next::Wait(fingerprint, moment(root.leave_by_ms))
+        } else {
+            Next::Move(fingerprint, RootState::Retired)
+        });
     }
-    let Some(target) = target else { return Some(Next::Prepare) };
-    let to = match roots.iter().find(|root| root.fingerprint == target)?.state() {
-        RootState::Prepared => RootState::Published,
-        RootState::Published => RootState::Active,
-        _ => return None,
-    };
-    Some(Next::Move(target.to_owned(), to))
+    let Some(target) = &course.target else { return Ok(if course.finished { Next::Done } else { Next::Prepare }) };
+    let found = roots.iter().find(|root| root.fingerprint == *target);
+    match found.map_or(RootState::Unspecified, RootRecord::state) {
+        RootState::Prepared => Ok(Next::Move(target.clone(), RootState::Published)),
+        RootState::Published => Ok(Next::Move(target.clone(), RootState::Active)),
+        RootState::Active | RootState::Draining => Ok(Next::Done),
+        state => Err(CliError::Failed(format!(
+            "the root {target}, which was to become active, is {} meanwhile, and this rotation has not come to its end: `chancery log acts \
+             --action root` says by whom and why; start it again for another root",
+            word(state)
+        ))),
+    }
 }
 
 impl<W: Write> Walk<'_, W> {
-    /// Makes a step, when its gate is open, and returns the root that it was about.
-    async fn step(&mut self, step: &Next) -> Result<String, CliError> {
-        let reason = self.args.reason.clone().unwrap_or_default();
-        match step {
+    /// Takes the next step if its gate is open, or waits a moment; false at the end.
+    async fn go_on(&mut self, course: &mut Course) -> Result<bool, CliError> {
+        let roots = self.ca.list(self.until).await?.roots;
+        let step = next(&roots, course)?;
+        let held = match &step {
+            Next::Done => return Ok(false),
             Next::Prepare => {
-                let request = PrepareRootRequest { reason, self_signed: false };
-                let moved = self.ask(async |ca| Ok(ca.prepare_root(request.clone()).await?.into_inner())).await?;
-                self.done(RootState::Prepared, moved)
+                course.target = Some(self.prepare().await?);
+                return Ok(true);
             }
-            Next::Move(root, to) => {
-                let overrides = self.args.overrides.clone();
-                loop {
-                    let report = self.ask(async |ca| gate::check(ca, root, *to, &overrides).await).await?;
-                    if report.open {
-                        let (root, overrides) = (root.clone(), Some(overrides.to_wire()));
-                        let request = MoveRootRequest { root, to: (*to).into(), reason: reason.clone(), overrides };
-                        match self.ask(async |ca| Ok(ca.move_root(request.clone()).await?.into_inner())).await {
-                            Ok(moved) => return self.done(*to, moved),
-                            // Closed again in between.
-                            Err(CliError::Refused(status)) if status.code() == Code::FailedPrecondition && !self.is_late() => {}
-                            Err(error) => return Err(error),
-                        }
-                    } else {
-                        self.waiting(*to, &report)?;
-                    }
-                    if self.is_late() {
-                        return Err(late(&report));
-                    }
-                    tokio::time::sleep(LOOK).await;
+            Next::Move(root, to) => match self.try_move(root, *to).await? {
+                None => {
+                    course.finished = true;
+                    return Ok(true);
                 }
+                Some(held) => held,
+            },
+            Next::Wait(root, by) => {
+                course.finished = true;
+                let obstacles = vec![format!("it is being distrusted, and leaves by itself by {by}")];
+                GateReport { root: root.clone(), to: word(RootState::Distrusted), obstacles, ..GateReport::default() }
             }
+        };
+        if !held.open {
+            self.wait(&held)?;
+        }
+        if self.until.is_some_and(|until| Instant::now() >= until) {
+            return Err(self.late(&held));
+        }
+        tokio::time::sleep(LOOK).await;
+        Ok(true)
+    }
+
+    async fn prepare(&mut self) -> Result<String, CliError> {
+        let request = PrepareRootRequest { reason: self.reason(), self_signed: false };
+        let moved = self.ca.ask(self.until, async |ca| Ok(ca.roots.prepare_root(request.clone()).await?.into_inner())).await?;
+        self.done(RootState::Prepared, moved)
+    }
+
+    /// Nothing if it is done, or else what holds it.
+    async fn try_move(&mut self, root: &str, to: RootState) -> Result<Option<GateReport>, CliError> {
+        let overrides = self.args.overrides.clone();
+        let report = self.ca.ask(self.until, async |ca| gate::check(&mut ca.roots, root, to, &overrides).await).await?;
+        if !report.open {
+            return Ok(Some(report));
+        }
+        let request = MoveRootRequest { root: root.to_owned(), to: to.into(), reason: self.reason(), overrides: Some(overrides.to_wire()) };
+        match self.ca.ask(self.until, async |ca| Ok(ca.roots.move_root(request.clone()).await?.into_inner())).await {
+            Ok(moved) => {
+                self.done(to, moved)?;
+                Ok(None)
+            }
+            // Closed again in between.
+            Err(CliError::Refused(status)) if is_refused_as(&status, "gate") => Ok(Some(report.refused(&status))),
+            // Somebody else has moved it in between: where the roots are then says how to go on. That it would be due again is a mistake.
+            Err(CliError::Refused(status)) if is_refused_as(&status, "impossible") => {
+                let step = Some(Next::Move(root.to_owned(), to));
+                if self.impossible == step {
+                    return Err(CliError::Refused(status));
+                }
+                self.impossible = step;
+                Ok(Some(report.refused(&status)))
+            }
+            Err(error) => Err(error),
         }
     }
 
-    async fn roots(&mut self) -> Result<Vec<RootRecord>, CliError> {
-        self.ask(async |ca| Ok(ca.list_roots(ListRootsRequest {}).await?.into_inner().roots)).await
-    }
-
-    /// Asks again, over a new connection, while the CA is away.
-    async fn ask<T>(&mut self, question: impl AsyncFn(&mut Roots) -> Result<T, CliError>) -> Result<T, CliError> {
-        loop {
-            match question(&mut self.ca).await {
-                Err(CliError::Refused(status)) if is_away(status.code()) && !self.is_late() => {
-                    self.bar.set_message("the CA is away");
-                }
-                answer => return answer,
-            }
-            tokio::time::sleep(LOOK).await;
-            if let Ok(ca) = connect(self.way).await {
-                self.ca = ca;
-            }
-        }
-    }
-
-    fn is_late(&self) -> bool {
-        self.args.deadline.is_some_and(|deadline| self.begun.elapsed() >= *deadline)
+    fn reason(&self) -> String {
+        self.args.reason.clone().unwrap_or_default()
     }
 
     fn done(&mut self, to: RootState, moved: MoveRootResponse) -> Result<String, CliError> {
-        self.bar.finish_and_clear();
-        self.told = None;
+        self.waiting.end();
+        self.impossible = None;
         let root = moved.root.unwrap_or_default();
         if moved.changed {
             let (phase, entry, root) = (word(to), Some(root.entry), root.fingerprint.clone());
@@ -230,34 +271,42 @@ impl<W: Write> Walk<'_, W> {
         Ok(root.fingerprint)
     }
 
-    fn waiting(&mut self, to: RootState, report: &GateReport) -> Result<(), CliError> {
-        let known = (to, report.missing_total, report.obstacles.len());
-        if self.told == Some(known) {
+    fn wait(&mut self, report: &GateReport) -> Result<(), CliError> {
+        let is_news = self.waiting.notes(report);
+        if self.format == Format::Table {
+            self.waiting.show(report);
             return Ok(());
         }
-        let before = self.told.replace(known);
-        if self.format == Format::Table {
-            if before.is_none() {
-                self.bar = progress(report.counted);
-            }
-            self.bar.set_position(report.counted.saturating_sub(report.missing_total));
-            let first = report.missing.first().map(|one| format!(": {}", one.told())).unwrap_or_default();
-            self.bar.set_message(format!("until it can be {}{first}", word(to)));
+        if !is_news {
             return Ok(());
         }
         self.tell(Event {
-            phase: word(to),
+            phase: report.to,
             outcome: "waiting",
             root: report.root.clone(),
             counted: Some(report.counted),
             missing: Some(report.missing_total),
             obstacles: report.obstacles.clone(),
+            names: names(report),
             ..Event::now()
         })
     }
 
     fn tell(&mut self, event: Event) -> Result<(), CliError> {
         Ok(self.events.add(&[event])?)
+    }
+
+    fn late(&mut self, report: &GateReport) -> CliError {
+        self.waiting.end();
+        for name in names(report) {
+            remark(format!("missing: {name}"));
+        }
+        CliError::Failed(format!(
+            "the deadline has come, and the root {} is not {} yet: {}",
+            report.root,
+            report.to,
+            report.obstacles.join("; ")
+        ))
     }
 }
 
@@ -268,25 +317,9 @@ impl Event {
     }
 }
 
-fn is_away(code: Code) -> bool {
-    matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled)
-}
-
-fn late(report: &GateReport) -> CliError {
-    for one in report.missing.iter().take(NAMED) {
-        remark(format!("missing: {}", one.told()));
-    }
-    CliError::Failed(format!("the deadline has come, and the root stays where it is: {}", report.obstacles.join("; ")))
-}
-
-/// On standard error, if somebody watches.
-fn progress(counted: u64) -> ProgressBar {
-    let bar = ProgressBar::new(counted);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len}, {eta} left, {wide_msg}") {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(LOOK);
-    bar
+fn is_refused_as(status: &Status, reason: &str) -> bool {
+    let given = status.metadata().get(REASON).and_then(|given| given.to_str().ok());
+    status.code() == Code::FailedPrecondition && given == Some(reason)
 }
 
 #[cfg(test)]
@@ -297,17 +330,48 @@ mod tests {
         RootRecord { fingerprint: number.to_string(), state: state.into(), entry: number.into(), ..RootRecord::default() }
     }
 
+    fn to(target: Option<&str>) -> Course {
+        Course { target: target.map(Into::into), finished: false }
+    }
+
     #[test]
     fn a_rotation_goes_on_where_it_was_stopped() {
         use RootState::{Active, Draining, Prepared, Published, Retired};
-        let go = |root: &str, to| Some(Next::Move(root.into(), to));
-        assert_eq!(next(&[root(1, Active)], None), Some(Next::Prepare));
-        assert_eq!(next(&[root(1, Active), root(2, Published)], None), Some(Next::Prepare), "the CA says which one it is");
+        let next = |roots: &[RootRecord], target| next(roots, &to(target)).unwrap();
+        let go = |root: &str, to| Next::Move(root.into(), to);
+        assert_eq!(next(&[root(1, Active)], None), Next::Prepare);
+        assert_eq!(next(&[root(1, Active), root(2, Published)], None), Next::Prepare, "the CA says which one it is");
         assert_eq!(next(&[root(1, Active), root(2, Prepared)], Some("2")), go("2", Published));
         assert_eq!(next(&[root(1, Active), root(2, Published)], Some("2")), go("2", Active));
         for target in [None, Some("2")] {
             assert_eq!(next(&[root(1, Draining), root(2, Active), root(3, Published)], target), go("1", Retired));
         }
-        assert_eq!(next(&[root(1, Retired), root(2, Active)], Some("2")), None);
+        assert_eq!(next(&[root(1, Retired), root(2, Active)], Some("2")), Next::Done);
+    }
+
+    #[test]
+    fn what_was_finished_for_somebody_else_begins_nothing_more() {
+        let course = Course { target: None, finished: true };
+        assert_eq!(next(&[root(1, RootState::Retired), root(2, RootState::Active)], &course).unwrap(), Next::Done);
+    }
+
+    #[test]
+    fn a_root_that_is_being_distrusted_leaves_by_itself_and_is_waited_for() {
+        use RootState::{Active, Distrusted, Draining};
+        let leaving = RootRecord { leave_by_ms: 1_700_000_000_000, ..root(1, Draining) };
+        let wait = Next::Wait("1".into(), "2023-11-14T22:13:20Z".into());
+        assert_eq!(next(&[leaving.clone(), root(2, Active)], &to(Some("2"))).unwrap(), wait);
+        let both = [leaving, root(2, Draining), root(3, Active)];
+        assert_eq!(next(&both, &to(None)).unwrap(), Next::Move("2".into(), RootState::Retired), "nobody waits for it to go on");
+        assert_eq!(next(&[root(1, Distrusted), root(2, Active)], &to(Some("2"))).unwrap(), Next::Done);
+    }
+
+    #[test]
+    fn a_rotation_whose_root_somebody_else_has_taken_away_has_failed() {
+        use RootState::{Active, Distrusted, Published, Retired};
+        for gone in [Retired, Distrusted] {
+            let error = next(&[root(1, Active), root(2, gone), root(3, Published)], &to(Some("2"))).unwrap_err().to_string();
+            assert!(error.contains(word(gone)) && error.contains("has not come to its end"), "{error}");
+        }
     }
 }

@@ -13,7 +13,8 @@ use crate::client::CliError;
 
 #[derive(Debug, Args)]
 pub(crate) struct StepArgs {
-    /// The beginning of its fingerprint; without it, the root whose turn it is.
+    /// The beginning of its fingerprint; without it, the root whose turn it is. Named, it may be asked for again after an answer that was lost:
+    /// what is done already is exit status 0.
     root: Option<String>,
     /// Why: recorded with the act.
     #[arg(long, required_unless_present = "dry_run")]
