@@ -91,7 +91,7 @@ impl Crls {
         let issuers = speaking(held, &state, time);
         let changed = match self.due(&state, &issuers, time.believed) {
             Some(why) => {
-                self.issue(maker, copies, &issuers, &why, time.now).await?;
+                self.issue(maker, copies, &issuers, &why, time).await?;
                 true
             }
             None => false,
@@ -201,8 +201,8 @@ impl Crls {
         if state.crls().is_none() {
             return listed.peek().is_some().then(|| format!("{} certificates are revoked", listed.count()));
         }
-        if listed.peek().is_none() {
-            return believed.then(|| "all that was revoked has expired".to_owned());
+        if listed.peek().is_none() && believed {
+            return Some("all that was revoked has expired".to_owned());
         }
         let Ok(Some(crl)) = self.in_force(state) else { return Some("the CRLs before were lost".to_owned()) };
         if let Some(issuer) = issuers.iter().find(|issuer| !crl.speaks_for(issuer.certificate())) {
@@ -233,12 +233,13 @@ impl Crls {
         copies: &Copies,
         issuers: &[&Arc<Issuer>],
         why: &str,
-        now: OffsetDateTime,
+        Time { now, believed }: Time,
     ) -> Result<(), AuthorityError> {
         let before = maker.ledger.current_state().crl;
         let number = next_number(before, now);
         let certificates = self.listed(issuers).count();
-        let crl = if certificates == 0 { None } else { Some(self.sign(issuers, number, now).await?) };
+        // While the clock is not believed they stay, also if they revoke nothing: whoever has them has to know every issuing certificate.
+        let crl = if certificates == 0 && believed { None } else { Some(self.sign(issuers, number, now).await?) };
         // Before they are recorded. Without the copy a restart signs others: a disk that is full must not keep a revocation from the proxies.
         if let Err(error) = copies.write_crl(crl.as_ref()) {
             tracing::error!(%error, "the CRLs could not be kept; a restart of the CA will sign others");

@@ -15,8 +15,9 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use time::Duration as Span;
 
-use self::play::{AnyEpoch, Fault, Op, Play, Reached};
+use self::play::{Fault, Op, Play, Reached, Without};
 use crate::fleet::{Missing, MissingKind};
+use crate::ledger::acts::RootState;
 use crate::rotation::{Gate, Obstacle};
 
 /// How many things happen at most.
@@ -62,6 +63,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => at().prop_map(Op::LoseState),
         2 => at().prop_map(Op::NewPod),
         1 => (at(), at()).prop_map(|(agent, pod)| Op::DeletePod(agent, pod)),
+        1 => (at(), at()).prop_map(|(agent, pod)| Op::Revoke(agent, pod)),
         3 => (at(), at(), proptest::bool::weighted(0.3)).prop_map(|(agent, pod, elsewhere)| Op::NewProxy(agent, pod, elsewhere)),
         3 => (at(), at(), at(), any::<bool>()).prop_map(|(agent, pod, proxy, nacks)| Op::Nack(agent, pod, proxy, nacks)),
         6 => time.prop_map(Op::Pass),
@@ -69,11 +71,11 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Plays `ops` with an obstacle taken out of the gates.
-fn play(ops: &[Op], omit: fn(&mut Gate), any_epoch: AnyEpoch) -> Result<Reached, String> {
+/// Plays `ops`.
+fn play(ops: &[Op], without: Without) -> Result<Reached, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let mut play = Play::new(omit, any_epoch).await;
+        let mut play = Play::new(without).await;
         play.all(ops).await.map(|()| play.reached)
     })
 }
@@ -83,7 +85,7 @@ fn whatever_happens_nobody_is_left_without_the_root_of_a_certificate_that_is_in_
     let sum = [const { AtomicUsize::new(0) }; 3];
     let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
     let result = runner.run(&vec(op(), OPS / 4..OPS), |ops| {
-        let Reached { activated, retired, refused, .. } = play(&ops, |_| (), false).map_err(TestCaseError::fail)?;
+        let Reached { activated, retired, refused, .. } = play(&ops, Without::NOTHING).map_err(TestCaseError::fail)?;
         for (sum, more) in sum.iter().zip([activated, retired, refused]) {
             sum.fetch_add(more, Ordering::Relaxed);
         }
@@ -109,7 +111,7 @@ fn a_distrusted_root_leaves_before_its_deadline_only_when_nothing_alive_chains_t
         1 => Just(Op::Distrust),
     ];
     let result = runner.run(&vec(ops, OPS / 4..OPS / 2), |ops| {
-        let reached = play(&ops, |_| (), false).map_err(TestCaseError::fail)?;
+        let reached = play(&ops, Without::NOTHING).map_err(TestCaseError::fail)?;
         sum.fetch_add(reached.distrusted, Ordering::Relaxed);
         Ok(())
     });
@@ -121,11 +123,15 @@ fn a_distrusted_root_leaves_before_its_deadline_only_when_nothing_alive_chains_t
 }
 
 /// Finds out whether it does harm that an obstacle is not there; `often` happens what leads there.
-fn harm_without(omit: fn(&mut Gate), any_epoch: AnyEpoch, often: impl Strategy<Value = Op> + 'static) -> String {
+fn harm_without(obstacles: fn(&mut Gate), often: impl Strategy<Value = Op> + 'static) -> String {
+    harm(Without { obstacles, ..Without::NOTHING }, often)
+}
+
+fn harm(without: Without, often: impl Strategy<Value = Op> + 'static) -> String {
     let config = Config { failure_persistence: None, cases: SEARCHED, max_shrink_iters: 0, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let ops = prop_oneof![op(), Just(Op::Step(Fault::None)), Just(Op::SettleAll), often,];
-    match runner.run(&vec(ops, OPS), |ops| play(&ops, omit, any_epoch).map(drop).map_err(TestCaseError::fail)) {
+    match runner.run(&vec(ops, OPS), |ops| play(&ops, without).map(drop).map_err(TestCaseError::fail)) {
         Err(TestError::Fail(reason, _)) => reason.to_string(),
         other => panic!("no harm was found: {other:?}"),
     }
@@ -156,20 +162,20 @@ macro_rules! without {
 
 #[test]
 fn without_the_readiness_of_the_next_root_nothing_could_be_issued() {
-    let harm = harm_without(without!(Obstacle::NotReady(_)), false, Just(Op::LoseKeys));
+    let harm = harm_without(without!(Obstacle::NotReady(_)), Just(Op::LoseKeys));
     assert!(is_issuing(&harm), "{harm}");
 }
 
 #[test]
 fn without_the_count_of_agents_somebody_is_left_behind() {
-    let harm = harm_without(|gate| nobody(gate, MissingKind::Agent), false, Just(Op::Kill));
+    let harm = harm_without(|gate| nobody(gate, MissingKind::Agent), Just(Op::Kill));
     assert!(!is_issuing(&harm), "{harm}");
 }
 
 #[test]
 fn without_the_count_of_proxies_somebody_is_left_behind() {
     let nack = (0..2_usize).prop_map(|agent| Op::Nack(agent, 0, 0, true));
-    let harm = harm_without(|gate| nobody(gate, MissingKind::Proxy), false, nack);
+    let harm = harm_without(|gate| nobody(gate, MissingKind::Proxy), nack);
     assert!(!is_issuing(&harm), "{harm}");
 }
 
@@ -177,39 +183,82 @@ fn without_the_count_of_proxies_somebody_is_left_behind() {
 fn without_the_count_of_pods_somebody_is_left_behind() {
     let agent_alone = (0..2_usize, any::<bool>());
     let agent_alone = agent_alone.prop_map(|(agent, report)| if report { Op::Report(agent) } else { Op::Issue(agent, None, false) });
-    let harm = harm_without(|gate| nobody(gate, MissingKind::Pod), false, agent_alone);
+    let harm = harm_without(|gate| nobody(gate, MissingKind::Pod), agent_alone);
     assert!(!is_issuing(&harm), "{harm}");
 }
 
 #[test]
 fn without_the_count_of_the_cas_own_certificate_it_is_left_behind() {
-    let harm = harm_without(|gate| nobody(gate, MissingKind::Ca), false, any::<bool>().prop_map(Op::DiskFull));
+    let harm = harm_without(|gate| nobody(gate, MissingKind::Ca), any::<bool>().prop_map(Op::DiskFull));
     assert!(!is_issuing(&harm), "{harm}");
 }
 
 #[test]
 fn without_the_wait_for_those_that_prove_nothing_one_is_left_behind() {
     let elsewhere = (0..2_usize).prop_map(|agent| Op::NewProxy(agent, 0, true));
-    let harm = harm_without(without!(Obstacle::Unproven { .. }), false, elsewhere);
+    let harm = harm_without(without!(Obstacle::Unproven { .. }), elsewhere);
     assert!(!is_issuing(&harm), "{harm}");
 }
 
 #[test]
 fn without_the_doubt_about_the_clock_somebody_is_left_behind() {
-    let harm = harm_without(without!(Obstacle::Clock(_)), false, any::<bool>().prop_map(Op::Clock));
+    let harm = harm_without(without!(Obstacle::Clock(_)), any::<bool>().prop_map(Op::Clock));
     assert!(!is_issuing(&harm), "{harm}");
 }
 
 #[test]
 fn without_the_wait_after_a_restoration_somebody_is_left_behind() {
     let lost = (0..2_usize, any::<bool>()).prop_map(|(agent, issues)| if issues { Op::Issue(agent, Some(0), false) } else { Op::Restore });
-    let harm = harm_without(without!(Obstacle::Restored(_)), false, lost);
+    let harm = harm_without(without!(Obstacle::Restored(_)), lost);
     assert!(!is_issuing(&harm), "{harm}");
 }
 
 #[test]
 fn without_the_epoch_of_the_record_somebody_is_left_behind() {
     let late = (0..2_usize, any::<bool>()).prop_map(|(agent, begins)| if begins { Op::Sign(agent, 0) } else { Op::Record });
-    let harm = harm_without(|_| (), true, late);
+    let harm = harm(Without { epoch: true, ..Without::NOTHING }, late);
     assert!(!is_issuing(&harm), "{harm}");
+}
+
+#[test]
+fn without_the_wait_for_the_crls_somebody_refuses_what_a_new_issuing_certificate_signs() {
+    let revoke =
+        (0..2_usize, any::<bool>()).prop_map(|(agent, nacks)| if nacks { Op::Nack(agent, 0, 0, true) } else { Op::Revoke(agent, 0) });
+    let harm = harm(Without { crls: true, ..Without::NOTHING }, revoke);
+    assert!(harm.contains("do not speak for"), "{harm}");
+}
+
+/// What leads to a distrust in the middle of everything else.
+fn distrust(often: impl Strategy<Value = Op> + 'static) -> impl Strategy<Value = Op> {
+    prop_oneof![Just(Op::Distrust), Just(Op::WalkOn(Fault::None)), often]
+}
+
+/// The same for the end of a distrust alone.
+macro_rules! leaving_without {
+    ($pattern:pat) => {
+        |gate: &mut Gate| {
+            if gate.to == RootState::Distrusted {
+                gate.obstacles.retain(|obstacle| !matches!(obstacle, $pattern));
+            }
+        }
+    };
+}
+
+#[test]
+fn without_the_count_a_distrusted_root_leaves_while_somebody_needs_it() {
+    let harm = harm_without(leaving_without!(Obstacle::Missing(_)), distrust(Just(Op::SettleAll)));
+    assert!(harm.contains("which is gone"), "{harm}");
+}
+
+#[test]
+fn without_the_doubt_about_the_clock_a_distrusted_root_leaves_while_somebody_needs_it() {
+    let harm = harm_without(leaving_without!(Obstacle::Clock(_)), distrust(any::<bool>().prop_map(Op::Clock)));
+    assert!(harm.contains("which is gone"), "{harm}");
+}
+
+#[test]
+fn without_the_wait_after_a_restoration_a_distrusted_root_leaves_while_somebody_needs_it() {
+    let lost = (0..2_usize, any::<bool>()).prop_map(|(agent, issues)| if issues { Op::Issue(agent, Some(0), false) } else { Op::Restore });
+    let harm = harm_without(leaving_without!(Obstacle::Restored(_)), distrust(lost));
+    assert!(harm.contains("which is gone"), "{harm}");
 }

@@ -31,6 +31,8 @@ static REQUEST: LazyLock<VerifiedCsr> = LazyLock::new(|| {
 pub(super) struct Certificate {
     pub(super) entry: u64,
     pub(super) root: Fingerprint,
+    /// That signed it.
+    pub(super) issuer: [u8; 16],
     pub(super) from: OffsetDateTime,
     pub(super) until: OffsetDateTime,
 }
@@ -138,7 +140,7 @@ impl World {
             provenance: Provenance::Issued,
         };
         let (from, until) = (leaf.facts.not_before, leaf.facts.not_after);
-        let certificate = Certificate { entry: 0, root: issuer.root_fingerprint(), from, until };
+        let certificate = Certificate { entry: 0, root: issuer.root_fingerprint(), issuer: issuer.certificate_id(), from, until };
         Ok(Signed { epoch: state.epoch, issuance, certificate })
     }
 

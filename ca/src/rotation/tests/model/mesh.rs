@@ -1,17 +1,18 @@
 //! What agents and proxies hold in reality, and what agents know and report of it.
 
-use chancery_identity::Fingerprint;
+use chancery_identity::{Crl, Fingerprint};
 use chancery_proto::chancery::v1::{Convergence, ProxyLag, Report};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::rotation::tests::world::Certificate;
 
-/// The trust roots of a trust state.
+/// The trust roots of a trust state, and its CRLs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Bundle {
     pub(super) sequence: u64,
     pub(super) roots: Vec<Fingerprint>,
+    pub(super) crl: Option<Crl>,
 }
 
 /// A proxy. It counts while it presents a certificate that has not expired.
@@ -55,6 +56,11 @@ pub(super) struct Agent {
 impl Bundle {
     pub(super) fn has(&self, root: Fingerprint) -> bool {
         self.roots.contains(&root)
+    }
+
+    /// As whoever has it from elsewhere has it.
+    pub(super) fn without_crl(self) -> Self {
+        Self { crl: None, ..self }
     }
 }
 
@@ -160,8 +166,9 @@ impl Agent {
     pub(super) fn report(&self, now: OffsetDateTime) -> Report {
         let pods: Vec<_> = self.pods.iter().filter(|pod| pod.known && pod.until.is_some_and(|until| until > now)).collect();
         let holders = || pods.iter().flat_map(|pod| &pod.proxies);
-        // The same roots under another sequence are no other bundle to a proxy.
-        let sequence = |bundle: &Bundle| if bundle.roots == self.bundle.roots { self.bundle.sequence } else { bundle.sequence };
+        // The same roots and CRLs under another sequence are no other bundle to a proxy.
+        let is_same = |bundle: &Bundle| bundle.roots == self.bundle.roots && bundle.crl == self.bundle.crl;
+        let sequence = |bundle: &Bundle| if is_same(bundle) { self.bundle.sequence } else { bundle.sequence };
         let proven = holders().filter(|proxy| !proxy.elsewhere).map(|proxy| sequence(&proxy.acked.0));
         let unproven_total = u32::try_from(holders().filter(|proxy| proxy.elsewhere).count()).unwrap();
         let convergence = Convergence {

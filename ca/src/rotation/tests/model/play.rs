@@ -1,16 +1,19 @@
 //! What may happen, and what must never come of it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chancery_identity::{Clock, Fingerprint};
+use rustls_pki_types::CertificateDer;
 use time::{Duration as Span, OffsetDateTime};
+use uuid::Uuid;
 use x509_parser::asn1_rs::FromDer;
 use x509_parser::certificate::X509Certificate;
 
 use super::mesh::{Agent, Bundle, Pod, Proxy, is_alive};
 use crate::authority::testing::{Commits, MemoryStore, TestCa};
 use crate::keys::{FileKeyManager, KeyManager};
-use crate::ledger::acts::{Change, Overrides, RootState};
+use crate::ledger::acts::{Change, Overrides, RootState, State, Subject};
 use crate::rotation::tests::world::{Certificate, Signed, WHY, World};
 use crate::rotation::{Gate, Order, Settings};
 
@@ -65,6 +68,8 @@ pub(super) enum Op {
     LoseState(usize),
     NewPod(usize),
     DeletePod(usize, usize),
+    /// What a pod holds is revoked.
+    Revoke(usize, usize),
     /// It may have its bundle from elsewhere.
     NewProxy(usize, usize, bool),
     Nack(usize, usize, usize, bool),
@@ -81,8 +86,28 @@ pub(super) enum Fault {
     Full(usize),
 }
 
-/// Whether certificates that were signed under an older epoch are recorded all the same: the gate of the ledger.
-pub(super) type AnyEpoch = bool;
+/// What is taken out, to see what it is there for.
+#[derive(Clone, Copy)]
+pub(super) struct Without {
+    /// Of the gates.
+    pub(super) obstacles: fn(&mut Gate),
+    /// The ledger's gate: certificates that were signed under an older epoch are recorded all the same.
+    pub(super) epoch: bool,
+    /// The wait of issuing certificates until their CRLs are with everybody.
+    pub(super) crls: bool,
+}
+
+impl Without {
+    pub(super) const NOTHING: Self = Self { obstacles: |_| (), epoch: false, crls: false };
+}
+
+/// An issuing certificate that has signed.
+struct Issuing {
+    certificate: CertificateDer<'static>,
+    until: (OffsetDateTime, OffsetDateTime),
+    /// Its CRL is not to be asked for: it could not wait for it since the one before came to its end, or its key or its record was lost.
+    excused: bool,
+}
 
 /// How far a game has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,16 +126,27 @@ pub(super) struct Play {
     signed: Option<(usize, usize, Signed)>,
     /// What the CA has published, and when.
     published: Vec<(OffsetDateTime, Bundle)>,
-    omit: fn(&mut Gate),
-    any_epoch: AnyEpoch,
+    without: Without,
+    /// Those that have signed, the last one by its ID, and what is known of each.
+    issuing: (Option<[u8; 16]>, BTreeMap<[u8; 16], Issuing>),
+    /// Roots whose distrust has begun.
+    begun: BTreeSet<Fingerprint>,
     /// A root was distrusted: since then others are active that not everybody has.
     distrusting: bool,
     pods_ever: u128,
     pub(super) reached: Reached,
 }
 
+impl Issuing {
+    /// As the CA looks at it.
+    fn is_near_end(&self, now: OffsetDateTime) -> bool {
+        let (from, until) = self.until;
+        now >= until - (until - from) / 8 || now < from
+    }
+}
+
 impl Play {
-    pub(super) async fn new(omit: fn(&mut Gate), any_epoch: AnyEpoch) -> Self {
+    pub(super) async fn new(without: Without) -> Self {
         let world = World::of(TestCa::in_memory()).await;
         let agents = (1..=AGENTS).map(Agent::new).collect();
         let mut play = Self {
@@ -119,8 +155,9 @@ impl Play {
             ahead: Span::ZERO,
             signed: None,
             published: Vec::new(),
-            omit,
-            any_epoch,
+            without,
+            issuing: (None, BTreeMap::new()),
+            begun: BTreeSet::new(),
             distrusting: false,
             pods_ever: 1000,
             reached: Reached::default(),
@@ -137,6 +174,8 @@ impl Play {
             let after = |wrong| format!("after {op:?}, number {number}: {wrong}");
             self.one(*op).await.map_err(after)?;
             self.note_published();
+            self.note_issuing();
+            self.check_distrusts().map_err(after)?;
             self.check().await.map_err(after)?;
         }
         self.reached.distrusted = self.world().run.ledger.current_state().distrusted().count();
@@ -216,9 +255,15 @@ impl Play {
                 let (agent, pod, _) = self.find(agent, pod, 0);
                 self.agents[agent].pods[pod].deleted = true;
             }
+            Op::Revoke(agent, pod) => {
+                let (agent, pod, _) = self.find(agent, pod, 0);
+                let subject = Subject::Pod(Uuid::from_u128(self.agents[agent].pods[pod].number));
+                // With no room on the disk it is not revoked.
+                drop(self.world().run.authority.revoke("local:uid=0", subject, WHY).await);
+            }
             Op::NewProxy(agent, pod, elsewhere) => {
                 let (agent, pod, _) = self.find(agent, pod, 0);
-                let bundle = if elsewhere { self.trusted() } else { Bundle::default() };
+                let bundle = if elsewhere { self.trusted().without_crl() } else { Bundle::default() };
                 let proxies = &mut self.agents[agent].pods[pod].proxies;
                 if proxies.len() < MOST {
                     proxies.push(Proxy { bundle, elsewhere, ..Proxy::default() });
@@ -248,6 +293,7 @@ impl Play {
         let ca = ("the CA".to_owned(), self.trusted());
         let counted = || holders.iter().map(|(who, _, bundle)| (who, *bundle)).chain([(&ca.0, &ca.1)]);
         let state = world.run.ledger.current_state();
+        self.check_crls(&holders)?;
         for (whose, root) in live {
             let gone = [RootState::Retired, RootState::Distrusted];
             if state.roots.get(&root).is_some_and(|root| gone.contains(&root.state)) {
@@ -266,6 +312,51 @@ impl Play {
             // The next tick makes what the disk had no room for.
             Err(error) if error.to_string().contains("by order of the test") => Ok(()),
             Err(error) => Err(format!("nothing can be issued: {error}")),
+        }
+    }
+
+    /// Whoever has CRLs refuses whoever's issuing certificate they do not speak for.
+    fn check_crls(&self, holders: &[(String, Certificate, &Bundle)]) -> Result<(), String> {
+        if self.distrusting {
+            return Ok(());
+        }
+        for (whose, certificate, _) in holders {
+            let Some(issuing) = self.issuing.1.get(&certificate.issuer).filter(|issuing| !issuing.excused) else { continue };
+            let refuses = |bundle: &Bundle| bundle.crl.as_ref().is_some_and(|crl| !crl.speaks_for(&issuing.certificate));
+            if let Some((who, ..)) = holders.iter().find(|(_, _, bundle)| refuses(bundle)) {
+                return Err(format!("the CRLs of {who} do not speak for what issued the certificate of {whose}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A distrust that has begun ends in no other way.
+    fn check_distrusts(&mut self) -> Result<(), String> {
+        let state: std::sync::Arc<State> = self.world().run.ledger.current_state();
+        self.begun.extend(state.roots.iter().filter(|(_, root)| root.leave_by.is_some()).map(|(root, _)| *root));
+        let is_so =
+            |root: &&Fingerprint| state.roots.get(root).is_some_and(|at| at.leave_by.is_some() || at.state == RootState::Distrusted);
+        match self.begun.iter().find(|root| !is_so(root)) {
+            Some(root) => Err(format!("the distrust of {root} has begun, and it is {:?}", state.roots.get(root))),
+            None => Ok(()),
+        }
+    }
+
+    /// What signs now, if it is another than before.
+    fn note_issuing(&mut self) {
+        let issuer = self.world().run.authority.issuer();
+        let (id, until) = (issuer.certificate_id(), (issuer.not_before(), issuer.not_after()));
+        let now = self.world().ca.clock.now();
+        let before = self.issuing.0.replace(id).and_then(|before| self.issuing.1.get(&before));
+        let excused = before.is_some_and(|before| before.is_near_end(now));
+        self.issuing.1.entry(id).or_insert(Issuing { certificate: issuer.certificate().clone(), until, excused });
+    }
+
+    /// Any may be lost, and what signs now may have had to at once.
+    fn excuse_all(&mut self) {
+        self.note_issuing();
+        for issuing in self.issuing.1.values_mut() {
+            issuing.excused = true;
         }
     }
 
@@ -325,6 +416,7 @@ impl Play {
 
     async fn restore(&mut self) -> Result<(), String> {
         self.kill_and(MemoryStore::cut_behind_acts).await?;
+        self.excuse_all();
         let world = self.world();
         let restored = Change::Restored {
             entries: world.ca.store.len() as u64,
@@ -368,7 +460,9 @@ impl Play {
                 keys.destroy(&name).await.unwrap();
             }
         }
-        self.kill().await
+        self.kill().await?;
+        self.excuse_all();
+        Ok(())
     }
 
     fn connect(&mut self, agent: usize) {
@@ -421,7 +515,8 @@ impl Play {
     }
 
     async fn record(&mut self, agent: usize, pod: Option<usize>, mut signed: Signed, lost: bool) {
-        if self.any_epoch {
+        self.note_issuing();
+        if self.without.epoch {
             signed.epoch = self.world().run.ledger.epoch();
         }
         let now = self.now();
@@ -475,7 +570,7 @@ impl Play {
         if let Some((_, bundle)) = arrived {
             let proxies = self.agents.iter_mut().flat_map(|agent| &mut agent.pods).flat_map(|pod| &mut pod.proxies);
             for proxy in proxies.filter(|proxy| proxy.elsewhere && proxy.bundle.sequence < bundle.sequence) {
-                proxy.bundle = bundle.clone();
+                proxy.bundle = bundle.clone().without_crl();
             }
         }
     }
@@ -489,15 +584,16 @@ impl Play {
 
     /// Of a new run.
     fn prepare(&mut self) {
-        let omit = self.omit;
+        let Without { obstacles, crls, .. } = self.without;
         let world = self.world_mut();
-        world.rotation.omit = omit;
+        (world.rotation.omit, world.rotation.without_crls) = (obstacles, crls);
         world.rotation.configure(Settings { keep_replacement: Some(true), ..Settings::default() });
     }
 
     fn trusted(&self) -> Bundle {
         let trust = self.world().run.authority.trust().borrow().clone();
-        Bundle { sequence: trust.sequence, roots: trust.own().x509_authorities().iter().map(Fingerprint::of).collect() }
+        let roots = trust.own().x509_authorities().iter().map(Fingerprint::of).collect();
+        Bundle { sequence: trust.sequence, roots, crl: trust.crl.clone() }
     }
 
     fn find(&self, agent: usize, pod: usize, proxy: usize) -> (usize, usize, usize) {
