@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use chancery_process::output::Format;
-use chancery_proto::chancery::v1::{ActFilter, ActRecord, ListActsRequest, act::Change};
+use chancery_proto::chancery::v1::{ActFilter, ActRecord, ListActsRequest, RootTransition, act::Change};
 use clap::Args;
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use crate::identity::moment_or_ago;
 use crate::output::moment;
 use crate::pages::PageArgs;
 
-const COLUMNS: [&str; 9] = ["time", "actor", "action", "target", "outcome", "why", "count", "entry", "epoch"];
+const COLUMNS: [&str; 10] = ["time", "actor", "action", "target", "outcome", "why", "overrides", "count", "entry", "epoch"];
 
 #[derive(Debug, Args)]
 pub(crate) struct ActsArgs {
@@ -52,6 +52,8 @@ pub(super) struct ActRow {
     /// `done`, or what the person was told.
     outcome: String,
     why: String,
+    /// What of a gate did not count, as the options of `chancery root` are called; empty if all of it did.
+    overrides: String,
     /// How often, for what was refused.
     count: u64,
     entry: u64,
@@ -85,6 +87,7 @@ pub(super) fn columns(format: Format) -> &'static [&'static str] {
 impl ActRow {
     pub(super) fn of(record: ActRecord) -> Self {
         let act = record.act.unwrap_or_default();
+        let overrides = if let Some(Change::Root(moved)) = &act.change { overrides(moved) } else { String::new() };
         let (outcome, count) = match act.change {
             Some(Change::Refused(refused)) => (format!("refused: {}", refused.message), refused.count),
             _ => (act.outcome, 1),
@@ -96,6 +99,7 @@ impl ActRow {
             target: act.target,
             outcome,
             why: act.why,
+            overrides,
             count,
             entry: record.entry,
             epoch: act.epoch,
@@ -103,9 +107,24 @@ impl ActRow {
     }
 }
 
+fn overrides(moved: &RootTransition) -> String {
+    let excepted = moved.except.iter().map(|name| format!("--except {name}"));
+    let others = [(moved.accept_unproven, "--accept-unproven"), (moved.confirm_clock, "--confirm-clock"), (moved.force, "--force")];
+    let others = others.into_iter().filter(|(given, _)| *given).map(|(_, option)| option.to_owned());
+    excepted.chain(others).collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_did_not_count_of_a_gate_is_shown() {
+        let except = vec!["shop/cart-0".to_owned(), "node-7".into()];
+        let moved = RootTransition { except, force: true, accept_unproven: true, confirm_clock: true, ..RootTransition::default() };
+        assert_eq!(overrides(&moved), "--except shop/cart-0 --except node-7 --accept-unproven --confirm-clock --force");
+        assert_eq!(overrides(&RootTransition::default()), "");
+    }
 
     #[test]
     fn every_column_of_the_csv_is_a_field() {
