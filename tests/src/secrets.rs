@@ -22,6 +22,8 @@ use zeroize::Zeroizing;
 
 use crate::Result;
 
+/// What a proxy needs.
+const BOTH: [&str; 2] = ["default", "ROOTCA"];
 pub(crate) const TYPE_URL: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
 /// What a proxy needs to talk mutual TLS.
@@ -54,18 +56,33 @@ pub async fn connect(socket: &Path) -> Result<Channel> {
 }
 
 async fn first_secrets(channel: Channel, token: Option<&str>) -> Result<Secrets> {
-    let mut stream = Stream::open(channel, token).await?;
+    let mut stream = Stream::open(channel, token, ask(&BOTH)).await?;
     stream.answer_all(None).await
 }
 
 /// Opens a stream, accepts the first `default` and `ROOTCA` or refuses them with these words, and holds it open.
 pub async fn hold(socket: &Path, token: Option<&str>, refuse: Option<&str>, within: Duration) -> Result<Stream> {
     let held = async {
-        let mut stream = Stream::open(connect(socket).await?, token).await?;
+        let mut stream = open(socket, token, ask(&BOTH)).await?;
         stream.answer_all(refuse).await?;
         Ok(stream)
     };
     tokio::time::timeout(within, held).await.map_err(|_| format!("no secrets within {within:?}"))?
+}
+
+/// What a proxy asks with that has none of these secrets yet.
+pub fn ask(names: &[&str]) -> DiscoveryRequest {
+    DiscoveryRequest {
+        node: Some(Node { id: "test-proxy".into(), ..Node::default() }),
+        resource_names: names.iter().map(ToString::to_string).collect(),
+        type_url: TYPE_URL.into(),
+        ..DiscoveryRequest::default()
+    }
+}
+
+/// Opens a stream over a connection of its own, and answers nothing yet.
+pub async fn open(socket: &Path, token: Option<&str>, ask: DiscoveryRequest) -> Result<Stream> {
+    Stream::open(connect(socket).await?, token, ask).await
 }
 
 /// An open stream; dropped, it ends.
@@ -76,14 +93,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    async fn open(channel: Channel, token: Option<&str>) -> Result<Self> {
+    async fn open(channel: Channel, token: Option<&str>, ask: DiscoveryRequest) -> Result<Self> {
         let (requests, receiver) = mpsc::channel(4);
-        let ask = DiscoveryRequest {
-            node: Some(Node { id: "test-proxy".into(), ..Node::default() }),
-            resource_names: vec!["default".into(), "ROOTCA".into()],
-            type_url: TYPE_URL.into(),
-            ..DiscoveryRequest::default()
-        };
         requests.send(ask.clone()).await?;
         let mut request = Request::new(ReceiverStream::new(receiver));
         if let Some(token) = token {
@@ -96,22 +107,25 @@ impl Stream {
     /// Accepts the next thing that comes, or refuses it with these words.
     pub async fn answer(&mut self, refuse: Option<&str>, within: Duration) -> Result<()> {
         let response = tokio::time::timeout(within, self.responses.message()).await.map_err(|_| format!("nothing within {within:?}"))??;
-        Ok(self.requests.send(self.answer_to(&response.ok_or("the agent ended the stream")?, refuse)).await?)
+        self.answer_to(&response.ok_or("the agent ended the stream")?, refuse).await
     }
 
-    fn answer_to(&self, response: &DiscoveryResponse, refuse: Option<&str>) -> DiscoveryRequest {
-        let answer = DiscoveryRequest { response_nonce: response.nonce.clone(), node: None, ..self.ask.clone() };
-        match refuse {
-            None => DiscoveryRequest { version_info: response.version_info.clone(), ..answer },
-            Some(words) => {
-                let status = Status { code: tonic::Code::InvalidArgument.into(), message: words.to_owned() };
-                DiscoveryRequest { error_detail: Some(status), ..answer }
-            }
+    /// Ends the stream; what its proxy asks with when it comes back, which names the version that it accepted last.
+    pub fn end(self) -> DiscoveryRequest {
+        self.ask
+    }
+
+    async fn answer_to(&mut self, response: &DiscoveryResponse, refuse: Option<&str>) -> Result<()> {
+        let error_detail = refuse.map(|words| Status { code: tonic::Code::InvalidArgument.into(), message: words.to_owned() });
+        if error_detail.is_none() {
+            self.ask.version_info.clone_from(&response.version_info);
         }
+        let answer = DiscoveryRequest { response_nonce: response.nonce.clone(), node: None, error_detail, ..self.ask.clone() };
+        Ok(self.requests.send(answer).await?)
     }
 
     /// Answers until both secrets have come: accepts, or refuses with these words.
-    async fn answer_all(&mut self, refuse: Option<&str>) -> Result<Secrets> {
+    pub async fn answer_all(&mut self, refuse: Option<&str>) -> Result<Secrets> {
         let (mut svid, mut bundle) = (None, None);
         loop {
             let response = self.responses.message().await?.ok_or("the agent ended the stream")?;
@@ -123,7 +137,7 @@ impl Stream {
                     secret::Type::ValidationContext(context) => bundle = Some(bytes(context.trusted_ca.as_ref())?.to_vec()),
                 }
             }
-            self.requests.send(self.answer_to(&response, refuse)).await?;
+            self.answer_to(&response, refuse).await?;
             if let (Some(svid), Some(bundle)) = (&svid, &bundle) {
                 let svid: &X509Svid = svid;
                 let trust_domain: TrustDomain = svid.id().trust_domain().clone();

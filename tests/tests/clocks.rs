@@ -3,23 +3,30 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use chancery_ca::attestation::development::DevelopmentIssuer;
+use chancery_identity::Fingerprint;
 use chancery_proto::chancery::v1::WorkloadRequest;
 use chancery_tests::agent::{Agent, join_token};
 use chancery_tests::ca::Ca;
 use chancery_tests::caller::Caller;
 use chancery_tests::lab::Lab;
 use chancery_tests::mesh::{NODE, token_request};
+use chancery_tests::secrets::Secrets;
 use chancery_tests::tokens::TokenVolume;
 use chancery_tests::{http, secrets, tools, wait};
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const NOTICED_WITHIN: Duration = Duration::from_secs(15);
+/// An agent that was refused asks again within so long.
+const SOON: Duration = Duration::from_secs(45);
 
 /// A clock that is off by what it is told, for the programs that are given it.
 struct FakeClock {
@@ -188,6 +195,105 @@ async fn while_the_cas_clock_is_a_day_ahead_no_root_moves_unless_the_operator_co
     ca.chancery(&confirmed).unwrap();
     let states = ca.ask(&["root", "list"]).unwrap();
     assert_eq!((&states[0]["state"], &states[1]["state"]), (&"draining".into(), &"active".into()), "{states}");
+}
+
+/// A CA whose next root everybody has, whose one agent went away, and whose clock then went two days ahead: by it, nothing lives that was issued.
+struct Ahead {
+    ca: Ca,
+    agent: Agent,
+    clock: FakeClock,
+    lab: Lab,
+    /// Of a pod that has a certificate under the old root, good for most of an hour.
+    token: String,
+}
+
+impl Ahead {
+    /// `activate`: the next root became the active one before.
+    async fn start(activate: bool) -> Option<Self> {
+        let lab = Lab::new().unwrap();
+        let clock = FakeClock::new(&lab, "+0")?;
+        let ca = start(&lab, &clock, HOUR, "").await;
+        let mut agent = Agent::start(&lab, &ca, NODE).await.unwrap();
+        let token = token_of(&ca.issuer().unwrap(), NODE, OffsetDateTime::now_utc());
+        let mut cart = secrets::hold(&agent.sds_socket, Some(&token), None, SOON).await.unwrap();
+        agent.kept("spiffe://mesh.test/ns/shop/sa/cart").await.unwrap();
+        for step in ["prepare", "publish"] {
+            ca.chancery(&["root", step, "--reason", "a test"]).unwrap();
+        }
+        cart.answer(None, SOON).await.unwrap();
+        let open = async || ca.chancery(&["root", "activate", "--dry-run"]).map(drop);
+        wait::until("the gate is open", SOON, open).await.unwrap();
+        if activate {
+            ca.chancery(&["root", "activate", "--reason", "a test"]).unwrap();
+        }
+        agent.kill().unwrap();
+        let next = if activate { "retire" } else { "activate" };
+        let without_the_agent = || ca.chancery(&["root", next, "--dry-run", "--except", NODE]);
+        wait::until("the agent alone is in the way", SOON, async || without_the_agent().map(drop)).await.unwrap();
+        clock.set("+2d");
+        let ahead = async || without_the_agent().map_or(Ok(()), Err);
+        wait::until("the CA's clock is ahead", NOTICED_WITHIN, ahead).await.unwrap();
+        Some(Self { ca, agent, clock, lab, token })
+    }
+
+    fn states(&self) -> Vec<String> {
+        let roots = self.ca.ask(&["root", "list"]).unwrap();
+        roots.as_array().unwrap().iter().map(|root| root["state"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The clock is right and the agent there; its proxy is served at once, and takes whatever comes from then on.
+    async fn comes_back(&mut self) -> (Secrets, AbortOnDropHandle<()>) {
+        self.clock.set("+0");
+        self.agent.run(&self.lab).await.unwrap();
+        let both = secrets::ask(&["default", "ROOTCA"]);
+        let mut cart = secrets::open(&self.agent.sds_socket, Some(&self.token), both).await.unwrap();
+        let served = timeout(SOON, cart.answer_all(None)).await.expect("the pod is served").unwrap();
+        assert!(served.svid.not_after() > OffsetDateTime::now_utc(), "nobody loses a certificate");
+        let accepts = tokio::spawn(async move { while cart.answer(None, HOUR).await.is_ok() {} });
+        (served, AbortOnDropHandle::new(accepts))
+    }
+
+    /// The roots that the pod's proxies are to trust by now.
+    async fn trusted(&self) -> Vec<String> {
+        let secrets = secrets::fetch(&self.agent.sds_socket, Some(&self.token), SOON).await.unwrap();
+        secrets.bundle.x509_authorities().iter().map(|root| Fingerprint::of(root).to_string()).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_root_that_drains_is_not_retired_by_a_clock_that_is_ahead() {
+    let Some(mut ahead) = Ahead::start(true).await else { return };
+    let retire = ["root", "retire", "--reason", "a test"];
+    let refused = ahead.ca.chancery(&retire).unwrap_err().to_string();
+    assert!(refused.contains("this machine's clock was set by") && !refused.contains("missing"), "the clock alone holds it: {refused}");
+    assert_eq!(ahead.states(), ["draining", "active"]);
+    let (served, _cart) = ahead.comes_back().await;
+    assert_eq!(served.bundle.x509_authorities().len(), 2, "the old root is still trusted");
+    wait::until("the old root is retired", SOON, async || ahead.ca.chancery(&retire).map(drop)).await.unwrap();
+    assert_eq!(ahead.states(), ["retired", "active"]);
+}
+
+#[tokio::test]
+async fn a_root_that_is_distrusted_by_a_clock_that_is_ahead_stays_until_its_pods_have_let_go_of_it() {
+    let Some(mut ahead) = Ahead::start(false).await else { return };
+    let old = ahead.ca.ask(&["root", "list"]).unwrap()[0]["fingerprint"].as_str().unwrap().to_owned();
+    let mut distrust = Command::new(tools::chancery("chancery").unwrap());
+    distrust.arg("--socket").arg(ahead.ca.admin_socket()).args(["root", "distrust", &old, "--reason", "a test", "--deadline", "10m"]);
+    let mut distrust = distrust.stdout(Stdio::null()).spawn().unwrap();
+    let replaced = async || if ahead.states() == ["draining", "active"] { Ok(()) } else { Err(format!("{:?}", ahead.states())) };
+    wait::until("the replacement is active", SOON, replaced).await.unwrap();
+    let (served, _cart) = ahead.comes_back().await;
+    assert_eq!(served.bundle.x509_authorities().len(), 2, "the old root is still trusted");
+    let ended = async || match distrust.try_wait() {
+        Ok(Some(status)) if status.success() => Ok(()),
+        other => Err(format!("{other:?}, {:?}", ahead.states())),
+    };
+    wait::until("the old root is gone", SOON, ended).await.unwrap();
+    assert_eq!(ahead.states(), ["distrusted", "active"]);
+    let acts = ahead.ca.ask(&["log", "acts", "--action", "root.distrust"]).unwrap();
+    assert!(acts.to_string().contains("nothing alive chains to it any more"), "{acts}");
+    let without = async || if ahead.trusted().await.contains(&old) { Err("it is in the bundle") } else { Ok(()) };
+    wait::until("nobody trusts it", SOON, without).await.unwrap();
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use chancery_proto::envoy::service::discovery::v3::DiscoveryRequest;
 use chancery_tests::agent::Agent;
 use chancery_tests::ca::Ca;
 use chancery_tests::lab::Lab;
@@ -35,8 +36,16 @@ impl Node {
 
     /// A proxy of `shop/<account>-0` that accepts its first secrets, or refuses them with these words.
     async fn proxy(&self, account: &str, refuse: Option<&str>) -> Stream {
-        let token = self.ca.issuer().unwrap().sign(&token_request(account, HOUR), OffsetDateTime::now_utc()).unwrap();
-        secrets::hold(&self.agent.sds_socket, Some(token.as_str()), refuse, SOON).await.unwrap()
+        secrets::hold(&self.agent.sds_socket, Some(&self.token(account)), refuse, SOON).await.unwrap()
+    }
+
+    /// One stream of such a proxy, which begins with this.
+    async fn stream(&self, account: &str, ask: DiscoveryRequest) -> Stream {
+        secrets::open(&self.agent.sds_socket, Some(&self.token(account)), ask).await.unwrap()
+    }
+
+    fn token(&self, account: &str) -> String {
+        self.ca.issuer().unwrap().sign(&token_request(account, HOUR), OffsetDateTime::now_utc()).unwrap().to_string()
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -120,6 +129,34 @@ async fn after_a_restart_of_the_agent_a_proxy_that_is_still_waiting_to_come_back
     node.until_open().await;
     let (code, said) = node.root(&["activate", "--reason", "a test"]);
     assert_eq!(code, Some(0), "{said}");
+}
+
+#[tokio::test]
+async fn a_proxy_whose_stream_ended_holds_the_activation_until_it_is_back_and_has_the_next_root() {
+    let node = Node::start().await;
+    // As an Envoy has: a stream for each secret, of which one can be in its back-off while the other goes on.
+    let mut bundle = node.stream("cart", secrets::ask(&["ROOTCA"])).await;
+    bundle.answer(None, SOON).await.unwrap();
+    let mut certificate = node.stream("cart", secrets::ask(&["default"])).await;
+    certificate.answer(None, SOON).await.unwrap();
+    let comes_back_with = bundle.end();
+    node.publish();
+    node.until_held_by("away since").await;
+    let (code, said) = node.root(&["activate", "--dry-run"]);
+    assert!(code == Some(1) && said.contains("shop/cart-0"), "{code:?} {said}");
+
+    // Back, it names what it had, which does not count for more.
+    let mut bundle = node.stream("cart", comes_back_with).await;
+    wait::until("it is no longer away", SOON, async || match node.root(&["activate", "--dry-run"]) {
+        (Some(1), said) if said.contains("shop/cart-0") && !said.contains("away since") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await
+    .unwrap();
+    bundle.answer(None, SOON).await.unwrap();
+    node.until_open().await;
+    let (code, said) = node.root(&["activate", "--reason", "a test"]);
+    assert_eq!((code, node.states()), (Some(0), vec!["draining".to_owned(), "active".into()]), "{said}");
 }
 
 #[tokio::test]
