@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use chancery_identity::{Fingerprint, TrustBundle};
 use chancery_tests::agent::Agent;
-use chancery_tests::ca::Ca;
+use chancery_tests::ca::{Ca, TRUST_DOMAIN};
 use chancery_tests::caller::Caller;
 use chancery_tests::lab::{Lab, copy_directory};
 use chancery_tests::mesh::NODE;
@@ -65,11 +66,18 @@ async fn an_old_backup_is_refused_without_accepting_the_loss_and_with_it_agents_
     let agent = Agent::start(&lab, &ca, NODE).await.unwrap();
     let caller = Caller::join(&lab, &ca, "node-b").await.unwrap();
     issue(&caller, 3).await;
+    for step in ["prepare", "publish"] {
+        ca.ask(&["root", step, "--reason", "a replacement"]).unwrap();
+    }
+    let replacement = ca.ask(&["root", "list"]).unwrap()[1]["fingerprint"].as_str().unwrap().to_owned();
+    // A backup goes up to the newest checkpoint, which whoever asks for it makes the newest entry's.
+    ca.ask(&["log", "checkpoint"]).unwrap();
     let (data, backup, kept) = (ca.data().to_owned(), lab.at("ca.tar"), lab.at("kept"));
     let made = succeeds("chancery-ca", &["backup", "--data-dir", text(&data), "--to", text(&backup), "--output", "json"]);
     let backed_up = made["entries"].as_u64().unwrap();
     issue(&caller, 20).await;
     let stolen = Caller::join(&lab, &ca, "node-d").await.unwrap().spiffe_id().unwrap();
+    ca.ask(&["root", "distrust", &replacement, "--reason", "its key was stolen"]).unwrap();
     // It does not wait for the agents of this test that are none.
     let _not_acknowledged = ca.ask(&["agent", "ban", &stolen, "--wait", "0s", "--reason", "its disk was stolen"]);
     let elsewhere = Lab::new().unwrap();
@@ -112,7 +120,19 @@ async fn an_old_backup_is_refused_without_accepting_the_loss_and_with_it_agents_
     };
     wait::until("what the later agent holds is recorded again", SEEN_WITHIN, recorded).await.unwrap();
 
+    let distrusted = async || {
+        let roots = ca.ask(&["root", "list"]).map_err(|error| error.to_string())?;
+        let again = roots.as_array().unwrap().iter().any(|root| root["fingerprint"] == *replacement && root["state"] == "distrusted");
+        if again { Ok(()) } else { Err(roots.to_string()) }
+    };
+    wait::until("the root that agents know as distrusted is so again", SEEN_WITHIN, distrusted).await.unwrap();
+    let bundle = TrustBundle::from_pem(TRUST_DOMAIN.parse().unwrap(), &std::fs::read(ca.bundle()).unwrap()).unwrap();
+    assert!(bundle.x509_authorities().iter().all(|root| Fingerprint::of(root).to_string() != replacement), "it is in the bundle");
+
     let acts = ca.ask(&["log", "acts"]).unwrap();
+    let again = acts.as_array().unwrap().iter().find(|act| act["action"] == "root.distrust").expect("it is an act of this ledger");
+    assert_eq!(again["actor"], "ca", "{again}");
+    assert!(again["why"].as_str().unwrap().contains("was told so before entries were lost"), "{again}");
     let banned = acts.as_array().unwrap().iter().find(|act| act["action"] == "agent.ban").expect("what an agent knows stays in force");
     assert_eq!((&banned["target"], &banned["actor"]), (&stolen.as_str().into(), &"ca".into()), "{banned}");
     assert!(banned["why"].as_str().unwrap().contains("brought by spiffe://"), "{banned}");
