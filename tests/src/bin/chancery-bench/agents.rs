@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use chancery_agent::ca_client::{Anchor, CaClient, LedgerFile, ProxySummary, Remembered, Role, Settings};
 use chancery_agent::telemetry::Metrics;
 use chancery_ca::attestation::development::DevelopmentIssuer;
-use chancery_identity::SystemClock;
 use chancery_identity::csr::KeyType;
+use chancery_identity::{Serial, SystemClock};
 use chancery_proto::chancery::v1::RootState;
 use chancery_tests::agent::join_token;
 use chancery_tests::ca::{CLUSTER, Ca, TRUST_DOMAIN};
@@ -39,7 +39,7 @@ pub(crate) async fn measure(directory: &Path, report: &mut Report) -> Result<()>
     let ca = Ca::start_in(&lab, &data.path().join("ca"), HOUR, LIMITS).await?;
     tokio::time::sleep(SETTLED).await;
     let alone = resident_mib(ca.id()?)?;
-    let _proxies = join_all(&lab, &ca, AGENTS).await?;
+    let _agents = Agents::join(&lab, &ca, AGENTS).await?;
 
     let mut operator = Operator::of(&ca).await?;
     let known = all_proven(&mut operator, AGENTS, 1).await?;
@@ -61,33 +61,57 @@ async fn distrust(directory: &Path, report: &mut Report) -> Result<()> {
     let lab = Lab::new()?;
     let data = tempfile::tempdir_in(directory)?;
     let ca = Ca::start_in(&lab, &data.path().join("ca"), HOUR, LIMITS).await?;
-    let _proxies = join_all(&lab, &ca, DISTRUSTING).await?;
+    let agents = Agents::join(&lab, &ca, DISTRUSTING).await?;
     let mut operator = Operator::of(&ca).await?;
     let known = all_proven(&mut operator, DISTRUSTING, 1).await?;
     operator.prepare().await?;
     operator.move_root(RootState::Published).await?;
     all_proven(&mut operator, DISTRUSTING, known + 1).await?;
+    let before = agents.serials();
     let start = Instant::now();
     let without = operator.distrust().await?;
     all_proven(&mut operator, DISTRUSTING, without).await?;
+    agents.have_others_than(&before).await?;
     report.latency("distrust_100_agents", start.elapsed().as_secs_f64() * 1000.0, "ms", Limit::AtMost(DISTRUST_DEADLINE_MS))
 }
 
-/// So many agents join; what stands for their proxies.
-async fn join_all(lab: &Lab, ca: &Ca, count: usize) -> Result<JoinSet<()>> {
-    let issuer = ca.issuer()?;
-    let mut clients = Vec::with_capacity(count);
-    for number in 0..count {
-        clients.push(join(lab, ca, &issuer, number)?);
+/// Agents' connections, and what stands for their proxies.
+struct Agents {
+    clients: Vec<CaClient>,
+    _proxies: JoinSet<()>,
+}
+
+impl Agents {
+    /// So many join.
+    async fn join(lab: &Lab, ca: &Ca, count: usize) -> Result<Self> {
+        let issuer = ca.issuer()?;
+        let mut clients = Vec::with_capacity(count);
+        for number in 0..count {
+            clients.push(join(lab, ca, &issuer, number)?);
+        }
+        let mut proxies = JoinSet::new();
+        for client in &clients {
+            let reachable = client.reachable();
+            let joined = async || if *reachable.borrow() { Ok(()) } else { Err(client.problem()) };
+            wait::until("every agent has joined", WITHIN, joined).await?;
+            proxies.spawn(acknowledge(client.clone()));
+        }
+        Ok(Self { clients, _proxies: proxies })
     }
-    let mut proxies = JoinSet::new();
-    for client in &clients {
-        let reachable = client.reachable();
-        let joined = async || if *reachable.borrow() { Ok(()) } else { Err(client.problem()) };
-        wait::until("every agent has joined", WITHIN, joined).await?;
-        proxies.spawn(acknowledge(client.clone()));
+
+    /// Of the certificate that each has.
+    fn serials(&self) -> Vec<Option<Serial>> {
+        self.clients.iter().map(|client| client.own().borrow().as_ref().map(|own| own.svid.serial())).collect()
     }
-    Ok(proxies)
+
+    /// Waits until each has another certificate.
+    async fn have_others_than(&self, before: &[Option<Serial>]) -> Result<()> {
+        wait::until("every agent has a new certificate", WITHIN, async || {
+            let old = self.serials().iter().zip(before).filter(|(now, before)| now.is_none() || now == before).count();
+            if old == 0 { Ok(()) } else { Err(format!("{old} have not")) }
+        })
+        .await
+    }
 }
 
 /// Waits until so many have proven to have this trust state, or a newer one; the newest that one has.
