@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use chancery_ca::attestation::development::{DevelopmentIssuer, ISSUER, JWKS_FILE};
 use chancery_identity::tls::{ServerTrust, client_config, trust_from};
-use chancery_identity::{SystemClock, TrustBundle, TrustDomain, TrustState};
+use chancery_identity::{SystemClock, TrustBundle, TrustDomain, TrustState, X509Svid};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::lab::{Lab, free_address};
@@ -157,16 +158,21 @@ impl Ca {
 
     /// A connection over the TLS port of somebody who shows no certificate.
     pub async fn connect(&self) -> Result<Channel> {
+        let mut stream = Some(TokioIo::new(self.shake_hands(None).await?));
+        let connector = tower::service_fn(move |_| std::future::ready(stream.take().ok_or(io::Error::from(io::ErrorKind::NotConnected))));
+        Ok(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
+    }
+
+    /// A TLS session, with this certificate if there is one, over which nothing was sent yet.
+    pub(crate) async fn shake_hands(&self, svid: Option<&X509Svid>) -> Result<TlsStream<TcpStream>> {
         let trust_domain: TrustDomain = TRUST_DOMAIN.parse()?;
         let bundle = TrustBundle::from_pem(trust_domain.clone(), &std::fs::read(self.bundle())?)?;
         let ca = trust_domain.member(["chancery", "ca"])?;
         let trust = trust_from(TrustState::new(0, trust_domain, [bundle])?);
-        let tls = client_config(ServerTrust::Bundle(trust), ca, None, Arc::new(SystemClock))?;
+        let tls = client_config(ServerTrust::Bundle(trust), ca, svid, Arc::new(SystemClock))?;
         let tcp = TcpStream::connect(self.address).await?;
         let name = ServerName::IpAddress(self.address.ip().into());
-        let mut stream = Some(TokioIo::new(TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?));
-        let connector = tower::service_fn(move |_| std::future::ready(stream.take().ok_or(io::Error::from(io::ErrorKind::NotConnected))));
-        Ok(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
+        Ok(TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?)
     }
 
     /// Runs `chancery` with these arguments and returns what it printed.

@@ -12,6 +12,7 @@ use chancery_proto::chancery::v1::workload_result::Outcome;
 use chancery_proto::chancery::v1::{IssueReason, IssuedSvid, Refusal, WorkloadRequest, WorkloadResult};
 use prometheus_client::registry::Registry;
 use time::OffsetDateTime;
+use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
@@ -90,9 +91,26 @@ impl Caller {
         .await
     }
 
+    /// Waits until there is none.
+    pub async fn cut_off(&self, within: Duration) -> Result<()> {
+        let cut_off = async || if *self.client.reachable().borrow() { Err("it has one") } else { Ok(()) };
+        wait::until("no session with the CA", within, cut_off).await
+    }
+
     /// Whose certificate it calls with.
     pub fn spiffe_id(&self) -> Result<String> {
         Ok(self.client.own().borrow().as_ref().ok_or("not joined")?.svid.id().to_string())
+    }
+
+    /// One more connection with the CA under its certificate, over which nothing is sent; the task ends when the CA has ended it.
+    pub async fn open_connection(&self, ca: &Ca) -> Result<AbortOnDropHandle<()>> {
+        let svid = self.client.own().borrow().as_ref().ok_or("not joined")?.svid.clone();
+        let mut stream = ca.shake_hands(Some(&svid)).await?;
+        let ended = async move {
+            let mut received = [0; 1024];
+            while matches!(stream.read(&mut received).await, Ok(1..)) {}
+        };
+        Ok(AbortOnDropHandle::new(tokio::spawn(ended)))
     }
 
     /// A good token of a pod of `shop/cart` on this node.

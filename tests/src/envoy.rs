@@ -5,8 +5,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use chancery_identity::{Fingerprint, TrustBundle};
 use serde_json::{Value, json};
 
+use crate::ca::TRUST_DOMAIN;
 use crate::lab::{Lab, free_address};
 use crate::process::Process;
 use crate::tokens::TokenVolume;
@@ -76,12 +80,19 @@ pub struct ServedCertificate {
 impl Envoy {
     /// Starts Envoy; its listeners come up when it has got its secrets.
     pub fn start(lab: &Lab, binary: &Path, plan: &Plan) -> Result<Self> {
+        Self::start_changed(lab, binary, plan, |_| {})
+    }
+
+    /// The same, with something else in its bootstrap configuration than the plan says.
+    pub fn start_changed(lab: &Lab, binary: &Path, plan: &Plan, change: impl FnOnce(&mut Value)) -> Result<Self> {
         let token_secret = lab.at(&format!("{}.token_sds.json", plan.name));
         if let Some(volume) = &plan.token {
             volume.write_envoy_secret(&token_secret)?;
         }
         let at = Addresses::free()?;
-        Self::start_with(lab, binary, &plan.name, at, &plan.bootstrap(at, &token_secret))
+        let mut bootstrap = plan.bootstrap(at, &token_secret);
+        change(&mut bootstrap);
+        Self::start_with(lab, binary, &plan.name, at, &bootstrap)
     }
 
     /// Starts Envoy with this bootstrap configuration, which listens at these addresses.
@@ -141,6 +152,17 @@ impl Envoy {
         .await
     }
 
+    /// The fingerprints of the roots that Envoy trusts now, as its admin interface shows them.
+    pub async fn trusts(&self) -> Result<Vec<String>> {
+        let (_, body) = http::get(self.at.admin, "/config_dump?resource=dynamic_active_secrets").await?;
+        let dump: Value = serde_json::from_str(&body)?;
+        let secrets = dump["configs"].as_array().ok_or("no secrets")?;
+        let pem = secrets.iter().find_map(|secret| secret["secret"]["validation_context"]["trusted_ca"]["inline_bytes"].as_str());
+        let pem = BASE64_STANDARD.decode(pem.ok_or("no bundle yet")?)?;
+        let bundle = TrustBundle::from_pem(TRUST_DOMAIN.parse()?, &pem)?;
+        Ok(bundle.x509_authorities().iter().map(|root| Fingerprint::of(root).to_string()).collect())
+    }
+
     /// The statistics whose names match the regular expression.
     pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>> {
         let (_, body) = http::get(self.at.admin, &format!("/stats?filter={filter}")).await?;
@@ -196,6 +218,11 @@ impl Plan {
             "static_resources": {"listeners": listeners, "clusters": clusters},
         })
     }
+}
+
+/// The TLS settings of the inbound listener, in a bootstrap configuration.
+pub fn inbound_tls(bootstrap: &mut Value) -> &mut Value {
+    &mut bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["transport_socket"]["typed_config"]
 }
 
 /// Requires a client certificate, and answers by itself.

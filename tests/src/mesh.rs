@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chancery_ca::attestation::development::{DevelopmentIssuer, TokenRequest};
+use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::Result;
@@ -79,9 +80,15 @@ impl Mesh {
 
     /// Starts a workload of a service account and waits until its Envoy has its certificate.
     pub async fn workload(&self, account: &str, upstream: Option<SocketAddr>) -> Result<Workload> {
+        let mut workload = self.changed_workload(account, upstream, |_| {}).await?;
+        workload.envoy.ready().await?;
+        Ok(workload)
+    }
+
+    /// Starts one whose Envoy has something else in its configuration, and does not wait for it.
+    pub async fn changed_workload(&self, account: &str, upstream: Option<SocketAddr>, change: impl FnOnce(&mut Value)) -> Result<Workload> {
         let (volume, keeper) = self.fresh_volume(account).await?;
-        let mut envoy = Envoy::start(&self.lab, &self.settings.envoy, &self.plan(account, &volume, upstream))?;
-        envoy.ready().await?;
+        let envoy = Envoy::start_changed(&self.lab, &self.settings.envoy, &self.plan(account, &volume, upstream), change)?;
         Ok(Workload { envoy, volume, account: account.to_owned(), keeper })
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chancery_tests::envoy::Protocol;
 use chancery_tests::lab::Lab;
-use chancery_tests::load::Load;
+use chancery_tests::load::{Load, PER_SECOND};
 use chancery_tests::mesh::{Mesh, Settings, Workload};
 use chancery_tests::{http, soak, tools};
 
@@ -61,7 +61,7 @@ async fn two_envoys_talk_mutual_tls_over_delta_secrets() {
 async fn ten_rotations(mesh: &Mesh, within: Duration) {
     let checkout = mesh.workload("checkout", None).await.unwrap();
     let cart = mesh.workload("cart", Some(checkout.envoy.at.inbound)).await.unwrap();
-    let load = Load::start(cart.envoy.at.outbound, 2, Duration::from_millis(5));
+    let load = Load::start(cart.envoy.at.outbound, PER_SECOND);
     let rotations = async |workload: &Workload| {
         let mut certificate = workload.envoy.certificate().await.unwrap();
         for _ in 0..soak(10) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chancery_tests::ca::Ca;
 use chancery_tests::lab::Lab;
-use chancery_tests::load::Load;
+use chancery_tests::load::{Load, PER_SECOND};
 use chancery_tests::mesh::{Mesh, Settings, Workload};
 use chancery_tests::{http, tools, wait};
 use serde_json::Value;
@@ -74,7 +74,7 @@ impl Pair {
             other => Err(format!("{other:?}")),
         };
         wait::until("a connection", SOON, works).await.unwrap();
-        let load = Load::start(self.cart.envoy.at.outbound, 2, Duration::from_millis(5));
+        let load = Load::start(self.cart.envoy.at.outbound, PER_SECOND);
         tokio::time::sleep(Duration::from_secs(1)).await;
         let counts = load.finish().await;
         assert_eq!(counts.failed(), 0, "{:?}", counts.failures());

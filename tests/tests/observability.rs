@@ -7,7 +7,7 @@ use std::time::Duration;
 use chancery_ca::attestation::development::TokenRequest;
 use chancery_tests::agent::Agent;
 use chancery_tests::ca::Ca;
-use chancery_tests::envoy::{Addresses, Envoy};
+use chancery_tests::envoy::{Envoy, inbound_tls};
 use chancery_tests::lab::Lab;
 use chancery_tests::mesh::{Mesh, NODE, Settings, token_request};
 use chancery_tests::{http, secrets, tools, wait};
@@ -231,15 +231,11 @@ async fn streams_show_what_a_real_envoy_acknowledged_and_why_it_refused() {
 
     // An Envoy whose own revocation list is broken cannot use any bundle, and says so.
     let volume = mesh.volume("broken").unwrap();
-    let plan = mesh.plan("broken", &volume, None);
-    let token_secret = mesh.lab.at("broken.token_sds.json");
-    volume.write_envoy_secret(&token_secret).unwrap();
-    let at = Addresses::free().unwrap();
-    let mut bootstrap = plan.bootstrap(at, &token_secret);
-    let context = &mut bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["transport_socket"]["typed_config"];
-    context["common_tls_context"]["combined_validation_context"]["default_validation_context"]["crl"] =
-        serde_json::json!({"inline_string": "-----BEGIN X509 CRL-----\nbm90aGluZw==\n-----END X509 CRL-----\n"});
-    let _broken = Envoy::start_with(&mesh.lab, &binary, "broken", at, &bootstrap).unwrap();
+    let crl = serde_json::json!({"inline_string": "-----BEGIN X509 CRL-----\nbm90aGluZw==\n-----END X509 CRL-----\n"});
+    let broken = Envoy::start_changed(&mesh.lab, &binary, &mesh.plan("broken", &volume, None), |bootstrap| {
+        inbound_tls(bootstrap)["common_tls_context"]["combined_validation_context"]["default_validation_context"]["crl"] = crl;
+    });
+    let _broken = broken.unwrap();
     let refused = async || {
         let streams = mesh.agent.ask(&["streams"]).unwrap();
         let words = streams.as_array().unwrap().iter().find(|stream| stream["nack"] != "").map(ToString::to_string);

@@ -61,7 +61,7 @@ async fn the_ca_may_be_away_for_longer_than_half_a_lifetime() {
     let Some(mut mesh) = mesh(lifetime).await else { return };
     let checkout = mesh.workload("checkout", None).await.unwrap();
     let cart = mesh.workload("cart", Some(checkout.envoy.at.inbound)).await.unwrap();
-    let load = Load::start(cart.envoy.at.outbound, 2, Duration::from_millis(10));
+    let load = Load::start(cart.envoy.at.outbound, 150);
     // From a rotation on, so that the outage covers the time at which the next is due.
     let first = cart.envoy.certificate().await.unwrap();
     let second = cart.envoy.next_certificate(&first, lifetime).await.unwrap();

@@ -4,11 +4,15 @@
 
 use std::time::{Duration, Instant};
 
+use chancery_tests::ca::Ca;
+use chancery_tests::caller::Caller;
+use chancery_tests::envoy::inbound_tls;
 use chancery_tests::lab::Lab;
-use chancery_tests::load::Load;
+use chancery_tests::load::Steady;
 use chancery_tests::mesh::{Mesh, Settings, Workload};
 use chancery_tests::{http, tools, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 
 /// A revoked peer's next connection is refused within so long.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -31,52 +35,52 @@ async fn shop() -> Option<Shop> {
 }
 
 impl Shop {
-    /// Revokes, when everybody has acknowledged it.
     fn revoke(&self, arguments: &[&str]) -> Value {
-        let all = [&["identity", "revoke", "--reason", "a test wants it", "-o", "json"], arguments].concat();
-        serde_json::from_str(&self.mesh.chancery(&all).unwrap()).unwrap()
-    }
-
-    /// Whether the next connection of a caller's is let in.
-    async fn is_let_in(caller: &Workload) -> bool {
-        match http::get(caller.envoy.at.outbound, "/").await {
-            Ok((200, _)) => true,
-            Ok((503, _)) => false,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn until_let_in(caller: &Workload) {
-        let let_in = async || if Self::is_let_in(caller).await { Ok(()) } else { Err("it is refused") };
-        wait::until("it is let in", SOON, let_in).await.unwrap();
+        revoke(&self.mesh, arguments)
     }
 
     /// A load that the revocation of others does not touch.
-    fn load(&self) -> Load {
-        Load::start(self.payments.envoy.at.outbound, 2, Duration::from_millis(5))
+    async fn load(&self) -> Steady {
+        Steady::begin(&self.payments.envoy).await.unwrap()
     }
 
-    async fn assert_no_failure(&self, load: Load) {
-        let counts = load.counts();
-        wait::until("it was a load", SOON, async || if counts.ok() > 100 { Ok(()) } else { Err(counts.ok()) }).await.unwrap();
-        let counts = load.finish().await;
-        assert_eq!(counts.failed(), 0, "{:?}", counts.failures());
-        assert_eq!(self.payments.envoy.stat("cluster.outbound.ssl.handshake").await.unwrap(), counts.ok(), "each was a handshake");
+    async fn assert_no_failure(&self, load: Steady) {
+        load.end(&self.payments.envoy, &self.checkout.envoy).await.unwrap();
     }
+}
+
+/// Revokes, when everybody has acknowledged it.
+fn revoke(mesh: &Mesh, arguments: &[&str]) -> Value {
+    let all = [&["identity", "revoke", "--reason", "a test wants it", "-o", "json"], arguments].concat();
+    serde_json::from_str(&mesh.chancery(&all).unwrap()).unwrap()
+}
+
+/// Whether the next connection of a caller's is let in.
+async fn is_let_in(caller: &Workload) -> bool {
+    match http::get(caller.envoy.at.outbound, "/").await {
+        Ok((200, _)) => true,
+        Ok((503, _)) => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn until_let_in(caller: &Workload) {
+    let let_in = async || if is_let_in(caller).await { Ok(()) } else { Err("it is refused") };
+    wait::until("it is let in", SOON, let_in).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revoked_peers_next_connection_is_refused_at_once_and_everybody_elses_works() {
     let Some(shop) = shop().await else { return };
-    let load = shop.load();
-    assert!(Shop::is_let_in(&shop.cart).await);
+    let load = shop.load().await;
+    assert!(is_let_in(&shop.cart).await);
     let serial = shop.cart.envoy.certificate().await.unwrap().serial;
     let errors = async || shop.checkout.envoy.stat("listener.inbound.ssl.fail_verify_error").await.unwrap();
     assert_eq!(errors().await, 0);
 
     let begun = Instant::now();
     let outcome = shop.revoke(&["--pod", "shop/cart-0"]);
-    assert!(!Shop::is_let_in(&shop.cart).await);
+    assert!(!is_let_in(&shop.cart).await);
     let took = begun.elapsed();
     assert!(took < AT_ONCE, "{took:?}");
     assert!(errors().await > 0, "it was refused for its certificate");
@@ -92,9 +96,9 @@ async fn a_revoked_peers_next_connection_is_refused_at_once_and_everybody_elses_
     })
     .await
     .unwrap();
-    assert!(!Shop::is_let_in(&shop.cart).await);
+    assert!(!is_let_in(&shop.cart).await);
     shop.mesh.chancery(&["identity", "allow", "--pod", "shop/cart-0", "--reason", "it was mended"]).unwrap();
-    Shop::until_let_in(&shop.cart).await;
+    until_let_in(&shop.cart).await;
     assert_ne!(shop.cart.envoy.certificate().await.unwrap().serial, serial, "what was revoked stays so");
     shop.assert_no_failure(load).await;
 }
@@ -102,13 +106,13 @@ async fn a_revoked_peers_next_connection_is_refused_at_once_and_everybody_elses_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn by_serial_its_holder_gets_another_and_a_restart_of_the_ca_hands_out_the_same_crls() {
     let Some(mut shop) = shop().await else { return };
-    let load = shop.load();
+    let load = shop.load().await;
     let revoked = shop.cart.envoy.certificate().await.unwrap();
     let outcome = shop.revoke(&["--serial", &revoked.serial]);
     assert!(outcome["issuance"].as_str().unwrap().starts_with("goes on"), "{outcome}");
     let next = shop.cart.envoy.next_certificate(&revoked, SOON).await.unwrap();
     assert_ne!(next.serial, revoked.serial);
-    Shop::until_let_in(&shop.cart).await;
+    until_let_in(&shop.cart).await;
 
     let crl = std::fs::read(shop.mesh.ca.data().join("crl.pem")).unwrap();
     shop.mesh.ca.kill().unwrap();
@@ -118,7 +122,7 @@ async fn by_serial_its_holder_gets_another_and_a_restart_of_the_ca_hands_out_the
     assert_eq!(std::fs::read(shop.mesh.ca.data().join("crl.pem")).unwrap(), crl);
     let log = shop.mesh.agent.log().unwrap();
     assert!(!log.contains("was not taken over"), "the agent was told a fork:\n{log}");
-    assert!(Shop::is_let_in(&shop.cart).await);
+    assert!(is_let_in(&shop.cart).await);
     shop.assert_no_failure(load).await;
 }
 
@@ -130,7 +134,7 @@ fn connected(shop: &Shop) -> Result<(), String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotation_with_a_crl_for_each_issuing_certificate_fails_no_connection() {
     let Some(shop) = shop().await else { return };
-    let load = shop.load();
+    let load = shop.load().await;
     let revoked = shop.cart.envoy.certificate().await.unwrap();
     shop.revoke(&["--pod", "shop/cart-0"]);
     for step in ["prepare", "publish"] {
@@ -146,8 +150,7 @@ async fn a_rotation_with_a_crl_for_each_issuing_certificate_fails_no_connection(
     let checkout = shop.checkout.envoy.certificate().await.unwrap();
     shop.payments.envoy.next_certificate(&payments, SOON).await.unwrap();
     shop.checkout.envoy.next_certificate(&checkout, SOON).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(!Shop::is_let_in(&shop.cart).await, "revoked under the old root");
+    assert!(!is_let_in(&shop.cart).await, "revoked under the old root");
     assert_eq!(shop.cart.envoy.certificate().await.unwrap().serial, revoked.serial);
     shop.assert_no_failure(load).await;
 }
@@ -155,7 +158,7 @@ async fn a_rotation_with_a_crl_for_each_issuing_certificate_fails_no_connection(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_banned_agent_is_cut_off_and_comes_back_by_itself_when_the_ban_is_taken_back() {
     let Some(shop) = shop().await else { return };
-    let load = shop.load();
+    let load = shop.load().await;
     let agents: Value = serde_json::from_str(&shop.mesh.chancery(&["agent", "list", "-o", "json"]).unwrap()).unwrap();
     let agent = agents[0]["spiffe_id"].as_str().unwrap().to_owned();
     let banned = shop.mesh.chancery(&["agent", "ban", &agent, "--reason", "a test", "-o", "json"]).unwrap();
@@ -163,8 +166,47 @@ async fn a_banned_agent_is_cut_off_and_comes_back_by_itself_when_the_ban_is_take
     assert_eq!((&banned["subject"], &banned["revoked"]), (&agent.as_str().into(), &1.into()), "{banned}");
     assert!(banned["not_reached"].to_string().contains("is cut off"), "{banned}");
     wait::until("it is cut off", SOON, async || connected(&shop).map_or(Ok(()), |()| Err("it is connected"))).await.unwrap();
-    assert!(Shop::is_let_in(&shop.cart).await, "what its workloads have stays good");
+    assert!(is_let_in(&shop.cart).await, "what its workloads have stays good");
     shop.mesh.chancery(&["agent", "unban", &agent, "--reason", "a test"]).unwrap();
     wait::until("it is back", SOON, async || connected(&shop)).await.unwrap();
     shop.assert_no_failure(load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_whose_roots_come_from_elsewhere_is_named_among_what_a_revocation_does_not_reach() {
+    let Some(settings) = tools::envoy().map(Settings::lasting) else { return };
+    let mesh = Mesh::start(Lab::new().unwrap(), settings).await.unwrap();
+    let roots = mesh.ca.bundle();
+    let from_a_file = |bootstrap: &mut Value| {
+        let context = inbound_tls(bootstrap)["common_tls_context"].as_object_mut().unwrap();
+        context.remove("combined_validation_context");
+        context.insert("validation_context".into(), json!({"trusted_ca": {"filename": roots}}));
+    };
+    let mut checkout = mesh.changed_workload("checkout", None, from_a_file).await.unwrap();
+    checkout.envoy.ready().await.unwrap();
+    let cart = mesh.workload("cart", Some(checkout.envoy.at.inbound)).await.unwrap();
+    until_let_in(&cart).await;
+
+    let outcome = revoke(&mesh, &["--pod", "shop/cart-0"]);
+    assert_eq!((&outcome["acknowledged"], &outcome["unproven_total"]), (&true.into(), &1.into()), "{outcome}");
+    assert!(outcome["unproven"][0].as_str().unwrap().contains("shop/checkout-0"), "{outcome}");
+    assert!(outcome["not_reached"].to_string().contains("1 proxies that have no validation context from the CA"), "{outcome}");
+    assert!(is_let_in(&cart).await, "and that is true");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_revoked_by_its_id_or_its_node_loses_the_connections_that_it_has_open() {
+    let lab = Lab::new().unwrap();
+    let ca = Ca::start(&lab, Duration::from_secs(3600)).await.unwrap();
+    for (node, by) in [("node-b", "--agent"), ("node-c", "--node")] {
+        let caller = Caller::join(&lab, &ca, node).await.unwrap();
+        let (mut open, id) = (caller.open_connection(&ca).await.unwrap(), caller.spiffe_id().unwrap());
+        let whom = if by == "--agent" { &*id } else { node };
+        assert!(timeout(Duration::from_millis(500), &mut open).await.is_err(), "the CA ended it of itself");
+        // Whoever the test plays acknowledges no CRLs.
+        let outcome = ca.ask(&["identity", "revoke", by, whom, "--reason", "a test wants it", "--wait", "0s"]).unwrap();
+        timeout(AT_ONCE, open).await.expect("its connection is open").unwrap();
+        caller.cut_off(AT_ONCE).await.unwrap();
+        assert!(outcome["not_reached"].to_string().contains(&format!("the proxies of {id}: it is cut off")), "{outcome}");
+    }
 }

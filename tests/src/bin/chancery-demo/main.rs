@@ -28,8 +28,7 @@ const TOKEN_LIFETIME: Duration = Duration::from_secs(60);
 const KEPT_TOKEN_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 const RUN: Duration = Duration::from_secs(130);
 const TICK: Duration = Duration::from_millis(500);
-const SENDERS: usize = 2;
-const PAUSE: Duration = Duration::from_millis(20);
+const PER_SECOND: u32 = 80;
 
 /// What happens on the way, and when.
 const ACTS: [(Duration, Act); 4] = [
@@ -89,7 +88,7 @@ async fn show(arguments: &Arguments) -> Result<bool> {
     let mut watched = [Watched::new(cart).await?, Watched::new(checkout).await?];
     display.say("sending requests from cart to checkout, each on a new connection; certificates live one minute");
 
-    let load = Load::start(watched[0].workload.envoy.at.outbound, SENDERS, PAUSE);
+    let load = Load::start(watched[0].workload.envoy.at.outbound, PER_SECOND);
     let start = Instant::now();
     let mut acts = ACTS.iter().peekable();
     while start.elapsed() < RUN {
