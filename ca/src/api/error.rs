@@ -150,7 +150,11 @@ impl ApiError {
 
     fn code(&self) -> Code {
         match self {
-            Self::Certificate(_) | Self::NoCertificate | Self::SvidExpired { .. } | Self::Session(SessionEnd::SvidExpired) => {
+            Self::Certificate(_)
+            | Self::NoCertificate
+            | Self::SvidExpired { .. }
+            | Self::Session(SessionEnd::SvidExpired)
+            | Self::Operator(OperatorError::OtherAudience | OperatorError::NotSigned(_) | OperatorError::NotAccepted { .. }) => {
                 Code::Unauthenticated
             }
             Self::TooManyCalls
@@ -160,9 +164,6 @@ impl ApiError {
             | Self::SlowReader { .. }
             | Self::Fleet(_)
             | Self::Ledger(LedgerError::Full(_)) => Code::ResourceExhausted,
-            Self::Operator(OperatorError::OtherAudience | OperatorError::NotSigned(_) | OperatorError::NotAccepted { .. }) => {
-                Code::Unauthenticated
-            }
             Self::Invalid(_)
             | Self::Operator(OperatorError::WhichCluster { .. })
             | Self::ReasonMissing
