@@ -397,7 +397,7 @@ async fn a_restored_ca_keeps_every_published_root_and_does_what_else_is_due() {
     world.pass(Span::days(200)).await;
     world.run.authority.tick(world.ca.clock.now()).await.unwrap();
     let roots_kept_until = world.ca.clock.now() + Span::DAY;
-    world.run.ledger.act("local:uid=0", Change::Restored { entries: 7, roots_kept_until }, WHY).await.unwrap();
+    world.run.ledger.act("local:uid=0", Change::Restored { entries: 7, roots_kept_until, trust_floor: 0, epoch: 0 }, WHY).await.unwrap();
     // The backup may be older than an activation of the first one.
     world.rotation.walk_on().await.unwrap();
     let second = world.rotation.find(None, &[RootState::Published]).unwrap();
