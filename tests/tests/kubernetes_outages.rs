@@ -251,7 +251,7 @@ async fn a_token_of_a_key_that_is_no_longer_published_is_refused_within_a_minute
 async fn reading(ca: &Ca, name: &str) -> usize {
     let (_, metrics) = http::get(ca.http, "/metrics").await.unwrap();
     let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {metrics}"));
-    line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() as usize
+    line.rsplit_once(' ').unwrap().1.parse().unwrap()
 }
 
 /// Algorithm and key, as they stand in the token.

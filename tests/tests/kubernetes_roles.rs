@@ -53,7 +53,7 @@ impl Place {
         let own = of.admin.unbound_token(&of.system, "person", ISSUER, HOUR).await.unwrap();
         let person = server.kubeconfig_for_token(&own).unwrap();
         let place::Place { of, ca, lab, .. } = place::Place::with(server, of, HOUR, more).await.unwrap();
-        Self { admin: of.admin, system: of.system, person, ca, lab: lab }
+        Self { admin: of.admin, system: of.system, person, ca, lab }
     }
 
     /// Lets the operators' service account do this, as a `ClusterRoleBinding` does.

@@ -78,7 +78,7 @@ impl Place {
 
     /// An entry from `from` on that is as long as the one behind it.
     fn as_long_as_the_next(&self, from: usize) -> usize {
-        (from..).find(|index| self.entry(*index).len() == self.entry(*index + 1).len()).unwrap()
+        (from..self.export.lines().count()).find(|index| self.entry(*index).len() == self.entry(*index + 1).len()).unwrap()
     }
 
     /// The only segment of the log in a data directory.
@@ -467,9 +467,9 @@ async fn a_tree_that_is_behind_or_not_there_is_no_damage() {
         let copy = place.copy();
         let gone = copy.join("ledger/tree").join(gone);
         if gone.is_file() {
-            fs::remove_file(gone).unwrap()
+            fs::remove_file(gone).unwrap();
         } else {
-            fs::remove_dir_all(gone).unwrap()
+            fs::remove_dir_all(gone).unwrap();
         }
         let (is_intact, said) = place.judge_directory(&copy);
         assert!(is_intact && said.contains("the tree's hashes are not there, and were not compared"), "{said}");

@@ -49,7 +49,7 @@ impl Tiles {
             Level { file: File::open(&path), path, tile: None }
         };
         let is_there = |level: &u32| hashed.entries.checked_shr(TILE_HEIGHT * level).is_some_and(|hashes| hashes > 0);
-        let levels = (0..).take_while(is_there).map(level).collect();
+        let levels = (0..u64::BITS / TILE_HEIGHT).take_while(is_there).map(level).collect();
         Ok(Some(Self { path, hashed, levels }))
     }
 

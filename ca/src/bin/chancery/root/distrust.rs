@@ -178,11 +178,15 @@ impl Watch {
         let Finished { missing_total, missing, behind_total, behind, .. } = &self.finished;
         if *missing_total > 0 {
             remark(format!("{missing_total} still used a certificate under it when it left, and are refused until they have another"));
-            missing.iter().for_each(|one| remark(format!("missing: {one}")));
+            for one in missing {
+                remark(format!("missing: {one}"));
+            }
         }
         if *behind_total > 0 {
             remark(format!("{behind_total} have not acknowledged a bundle without it: until they do, they trust it"));
-            behind.iter().for_each(|one| remark(format!("behind: {one}")));
+            for one in behind {
+                remark(format!("behind: {one}"));
+            }
         }
     }
 
