@@ -270,7 +270,7 @@ async fn the_command_line_asks_over_the_tls_port() {
     let listed = as_bob(&ca, &bob, &["log", "acts", "--action", "act.refused", "-o", "csv"]).await;
     let listed = text(listed.stdout);
     let mut lines = listed.lines();
-    assert_eq!(lines.next(), Some("time,actor,action,target,outcome,why,count,entry,epoch"));
+    assert_eq!(lines.next(), Some("time,actor,action,target,outcome,why,overrides,count,entry,epoch"));
     assert!(lines.next().unwrap().contains("spiffe://dev.chancery/ns/ops/sa/bob,act.refused,agent.ban"), "{listed}");
     assert_eq!(lines.next(), None);
 
