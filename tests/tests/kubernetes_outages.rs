@@ -117,7 +117,9 @@ async fn an_api_server_that_says_nothing_is_asked_little_and_holds_up_a_call_for
         reasons,
         [("api_server_away", AT_ONCE), ("api_server_busy", NEW - AT_ONCE)].map(|(word, count)| (word.into(), count)).into()
     );
-    assert_eq!(failed().await - before, AT_ONCE, "nobody else was asked about");
+    #[allow(clippy::cast_precision_loss, reason = "a handful")]
+    let asked = AT_ONCE as f64;
+    assert!((failed().await - before - asked).abs() < 0.5, "nobody else was asked about");
     server.thaw().unwrap();
     for token in &tokens {
         granted(&caller, token).await.unwrap();
@@ -248,7 +250,7 @@ async fn a_token_of_a_key_that_is_no_longer_published_is_refused_within_a_minute
 }
 
 /// What the CA's metrics say of the one cluster.
-async fn reading(ca: &Ca, name: &str) -> usize {
+async fn reading(ca: &Ca, name: &str) -> f64 {
     let (_, metrics) = http::get(ca.http, "/metrics").await.unwrap();
     let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {metrics}"));
     line.rsplit_once(' ').unwrap().1.parse().unwrap()

@@ -158,7 +158,8 @@ async fn a_ledger_that_was_rolled_back_or_forked_is_an_alarm() {
     ca.chancery(&since).unwrap();
     let before = fs::read_to_string(&kept).unwrap();
 
-    // Everything as it was a while ago, with nothing in it that knows better.
+    // Everything as it was a while ago, with nothing in it that knows better, and no agent that does.
+    drop(caller);
     ca.stop().await.unwrap();
     fs::remove_dir_all(ca.data()).unwrap();
     copy_directory(&backup, ca.data()).unwrap();
@@ -171,7 +172,7 @@ async fn a_ledger_that_was_rolled_back_or_forked_is_an_alarm() {
     };
     alarmed();
     // The same number of entries again and more, but others.
-    caller.connected().await.unwrap();
+    let caller = Caller::join(&lab, &ca, NODE).await.unwrap();
     issue(&caller, 20).await;
     alarmed();
 }
