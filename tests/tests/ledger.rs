@@ -172,8 +172,8 @@ async fn a_ledger_that_was_rolled_back_or_forked_is_an_alarm() {
     };
     alarmed();
     // The same number of entries again and more, but others.
-    let caller = Caller::join(&lab, &ca, NODE).await.unwrap();
-    issue(&caller, 20).await;
+    let newcomer = Caller::join(&lab, &ca, "node-2").await.unwrap();
+    issue(&newcomer, 20).await;
     alarmed();
 }
 
