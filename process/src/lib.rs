@@ -10,4 +10,5 @@ pub mod http;
 pub mod logging;
 pub mod output;
 pub mod shutdown;
+pub mod text;
 pub mod watch;

@@ -12,6 +12,7 @@ mod name;
 
 use std::sync::Arc;
 
+use chancery_process::text::cut;
 use chancery_proto::envoy::config::core::v3::Node;
 use chancery_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use chancery_proto::google::rpc::Status as Refusal;
@@ -339,10 +340,6 @@ fn check_type(type_url: &str) -> Result<(), ProtocolError> {
 }
 
 fn shortened(mut text: String) -> String {
-    let mut end = text.len().min(MAX_TEXT_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
+    cut(&mut text, MAX_TEXT_BYTES);
     text
 }

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use chancery_identity::checkpoint::{Checkpoint, GrowingTree, Hash, leaf_hash};
+use chancery_identity::checkpoint::{Checkpoint, GrowingTree, Hash, leaf_hash, unverified};
 
-use super::{AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, LOG, PREVIOUS, SMALL_FILES, archive, unsigned};
+use super::{AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, LOG, PREVIOUS, SMALL_FILES, archive};
 use crate::ledger::acts::named_checkpoint_keys;
 use crate::store::StoreError;
 use crate::store::embedded::audit::Walk;
@@ -145,7 +145,7 @@ impl Reading<'_> {
         let damaged = |problem: &str| BackupError::Damaged { path: self.path.to_owned(), problem: problem.to_owned() };
         let info = self.info.ok_or_else(|| damaged("it is empty"))?;
         let note = self.note.ok_or_else(|| damaged("it has no checkpoint"))?;
-        let checkpoint = unsigned(&note).map_err(|problem| damaged(&format!("its checkpoint: {problem}")))?;
+        let checkpoint = unverified(&note).map_err(|problem| damaged(&format!("its checkpoint: {problem}")))?;
         if self.segments != info.segments || self.tree.size() != info.entries || checkpoint.size != info.entries {
             let found = self.tree.size();
             return Err(damaged(&format!("it has {found} entries, its checkpoint {}, and {} were written", checkpoint.size, info.entries)));

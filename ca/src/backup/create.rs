@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use age::x25519::Recipient;
-use chancery_identity::checkpoint::MAX_NOTE_BYTES;
+use chancery_identity::checkpoint::{MAX_NOTE_BYTES, unverified};
 use chancery_process::files;
 use time::OffsetDateTime;
 
 use super::archive::Writer;
 use super::last::{self, LastBackup};
 use super::{
-    AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, KIND, LOG, PREVIOUS, SMALL_FILES, contents, keys, unsigned, verify,
+    AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, KIND, LOG, PREVIOUS, SMALL_FILES, contents, keys, verify,
 };
 use crate::store::StoreError;
 use crate::store::embedded::audit::{Audit, Walk};
@@ -92,7 +92,8 @@ fn write(
     let previous = previous_logs(data)?;
     // The checkpoint first: what it covers is durable and never changes again, whatever is recorded meanwhile.
     let note = read_note(data)?;
-    let checkpoint = unsigned(&note).map_err(|problem| BackupError::Checkpoint { path: data.join(CHECKPOINT), problem })?;
+    let checkpoint =
+        unverified(&note).map_err(|error| BackupError::Checkpoint { path: data.join(CHECKPOINT), problem: error.to_string() })?;
     let log = Audit::of(&data.join("ledger"))?.up_to(checkpoint.size);
     let info = Info {
         // An older program reads what has no previous log.

@@ -30,7 +30,6 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 
-use chancery_identity::checkpoint::Checkpoint;
 use chancery_process::files::FileError;
 use serde::{Deserialize, Serialize};
 
@@ -207,10 +206,4 @@ impl BackupError {
         let path = path.to_owned();
         move |error| Self::Io { action, path, error }
     }
-}
-
-/// What a note says, whoever signed it: whether the entries lead there is found out by hashing them.
-fn unsigned(note: &str) -> Result<Checkpoint, String> {
-    let (text, _) = note.split_once("\n\n").ok_or("it is no signed checkpoint")?;
-    format!("{text}\n").parse().map_err(|error| format!("{error}"))
 }

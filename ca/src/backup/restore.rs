@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chancery_identity::Clock;
-use chancery_identity::checkpoint::{Checkpoint, CheckpointVerifier, MAX_NOTE_BYTES, verify};
+use chancery_identity::checkpoint::{Checkpoint, CheckpointVerifier, MAX_NOTE_BYTES, unverified, verify};
 use chancery_process::files;
 
 use super::contents::{self, Contents};
 use super::create::parent;
 use super::loss::{self, AcceptLoss, NewLog};
 use super::restored::{self, Restoration};
-use super::{BackupError, Info, LEDGER_KEYS, keys, unsigned};
+use super::{BackupError, Info, LEDGER_KEYS, keys};
 
 /// What to restore, and where to.
 #[derive(Clone, Debug)]
@@ -116,7 +116,7 @@ impl<'a> Known<'a> {
         if note.len() > MAX_NOTE_BYTES {
             return Err(refused("it is longer than a signed checkpoint".into()));
         }
-        let checkpoint = unsigned(&note).map_err(refused)?;
+        let checkpoint = unverified(&note).map_err(|error| refused(error.to_string()))?;
         Ok(Self { path, note, checkpoint })
     }
 

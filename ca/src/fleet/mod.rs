@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chancery_identity::{Clock, SpiffeId};
+use chancery_process::text::beginning;
 use chancery_proto::chancery::v1::{AgentRecord, Hello, LedgerAlarm, Order, ProxyLag, Report};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -506,11 +507,7 @@ fn shortened(text: &str) -> String {
 }
 
 fn shortened_to(text: &str, most: usize) -> String {
-    let mut end = text.len().min(most);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    beginning(text, most).to_owned()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use chancery_process::text::cut;
 use chancery_proto::chancery::v1 as wire;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -73,8 +74,7 @@ impl Refusals {
     pub fn add(&self, mut refusal: Refusal) {
         let Refusal { agent, reason, message, namespace, service_account, pod, request_id, .. } = &mut refusal;
         for text in [agent, reason, message, namespace, service_account, pod, request_id] {
-            let end = (0..=MAX_TEXT_BYTES.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-            text.truncate(end.unwrap_or(0));
+            cut(text, MAX_TEXT_BYTES);
         }
         self.list().add(refusal);
     }

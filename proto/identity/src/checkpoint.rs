@@ -5,6 +5,7 @@
 //!
 //! - [`CheckpointVerifier`]: an origin with a public key, in the text form that other tlog tools read, too.
 //! - [`verify`]: a note's checkpoint, if one of the keys has signed it.
+//! - [`unverified`]: a note's checkpoint, whoever signed it.
 //! - [`verify_inclusion`], [`verify_consistency`]: an entry is in the tree; one tree is the beginning of another.
 //! - [`GrowingTree`]: the root of entries that are read one after the other.
 //! - [`assemble`]: a note of a checkpoint's text and its signatures, made wherever the keys are.
@@ -21,7 +22,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::TrustDomain;
 
 pub use merkle::{GrowingTree, Hash, ProofError, empty_root, leaf_hash, node_hash, root_of, verify_consistency, verify_inclusion};
-pub use note::{CheckpointVerifier, MAX_NOTE_BYTES, MAX_SIGNATURES, Signature, assemble, verify};
+pub use note::{CheckpointVerifier, MAX_NOTE_BYTES, MAX_SIGNATURES, Signature, assemble, unverified, verify};
 
 /// Why a text is no checkpoint, or is not believed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

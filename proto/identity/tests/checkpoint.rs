@@ -5,7 +5,7 @@
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use chancery_identity::checkpoint::{
     Checkpoint, CheckpointError, CheckpointVerifier, Hash, ProofError, Signature, assemble, empty_root, leaf_hash, node_hash, origin,
-    root_of, verify, verify_consistency, verify_inclusion,
+    root_of, unverified, verify, verify_consistency, verify_inclusion,
 };
 
 const ORIGIN: &str = "example.org/chancery/000102030405060708090a0b0c0d0e0f";
@@ -319,6 +319,15 @@ fn a_wrong_signature_of_a_known_key_is_refused_even_beside_a_good_one() {
     let mixed = format!("{good}{}\n", other.lines().last().unwrap());
     assert_eq!(key(1).1.verify(&mixed).unwrap().size, 12);
     assert!(matches!(verify(&mixed, &[key(1).1, key(2).1]), Err(CheckpointError::Signature(_))));
+}
+
+#[test]
+fn what_a_note_says_can_be_read_whoever_signed_it() {
+    let checkpoint = checkpoint(7, [9; 32]);
+    let note = signed(&checkpoint, &[1]);
+    assert_eq!(unverified(&note.replace("\u{2014} ", "\u{2014} x")).unwrap(), checkpoint);
+    assert!(matches!(unverified(&checkpoint.to_string()), Err(CheckpointError::Malformed(_))));
+    assert!(matches!(unverified(&note[1 + ORIGIN.len()..]), Err(CheckpointError::Malformed(_))));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use chancery_identity::Clock;
 use chancery_identity::checkpoint::MAX_NOTE_BYTES;
+use chancery_process::text::cut;
 use chancery_proto::chancery::v1 as wire;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -281,7 +282,6 @@ impl fmt::Display for AlarmReason {
 
 /// No note is longer; what is longer is kept as far as a note could go.
 fn bounded(mut note: String) -> String {
-    let end = (0..=MAX_NOTE_BYTES.min(note.len())).rev().find(|end| note.is_char_boundary(*end)).unwrap_or_default();
-    note.truncate(end);
+    cut(&mut note, MAX_NOTE_BYTES);
     note
 }

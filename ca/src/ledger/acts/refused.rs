@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chancery_identity::Clock;
+use chancery_process::text::cut;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -58,7 +59,7 @@ impl RefusedActs {
     pub async fn note(&self, actor: &str, refused: RefusedAct, why: &str) {
         let (mut refused, mut why) = (refused, why.to_owned());
         for text in [&mut refused.target, &mut refused.message, &mut why] {
-            cut(text);
+            cut(text, MAX_TEXT_BYTES);
         }
         if let Some(due) = self.count(actor, refused, why) {
             self.record(due).await;
@@ -139,9 +140,4 @@ impl RefusedActs {
 /// Whether the minute since `recorded` is not over. A clock that was set back ends it.
 fn is_within(recorded: OffsetDateTime, now: OffsetDateTime) -> bool {
     (recorded..recorded + INTERVAL).contains(&now)
-}
-
-fn cut(text: &mut String) {
-    let end = (0..=MAX_TEXT_BYTES.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    text.truncate(end.unwrap_or(0));
 }

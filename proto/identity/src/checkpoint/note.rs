@@ -127,6 +127,15 @@ pub fn verify(note: &str, keys: &[CheckpointVerifier]) -> Result<Checkpoint, Che
     Ok(checkpoint)
 }
 
+/// The checkpoint in `note`, whoever signed it: for those who find out otherwise whether it is true.
+///
+/// # Errors
+/// If it is no note or no checkpoint.
+pub fn unverified(note: &str) -> Result<Checkpoint, CheckpointError> {
+    let (text, _) = note.split_once("\n\n").ok_or(CheckpointError::Malformed("no empty line stands before the signatures"))?;
+    format!("{text}\n").parse()
+}
+
 /// The note of `checkpoint` with `signatures` of its text ([`Checkpoint`]'s `to_string`), in this order.
 ///
 /// # Errors

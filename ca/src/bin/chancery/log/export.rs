@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use chancery_identity::checkpoint::{Checkpoint, leaf_hash};
+use chancery_identity::checkpoint::{Checkpoint, leaf_hash, unverified};
 use chancery_process::output::{Format, OutputError, fields};
 use chancery_proto::chancery::v1::{GetCheckpointRequest, IdentityFilter, ReadEntriesRequest, StoredEntry};
 use clap::Args;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::checkpoint::open;
 use super::line::{CheckpointLine, EntryLine, ReadLine, header};
 use super::prove;
-use super::verify::{progress, unsigned};
+use super::verify::progress;
 use crate::client::{CliError, Log};
 use crate::identity::{FilterArgs, moment_or_ago};
 
@@ -103,7 +103,8 @@ impl Export {
                 self.first = entry + 1;
             }
             End::Checkpoint(checkpoint) => {
-                match prove::continued(&mut self.log, &checkpoint, None).await {
+                let newest = self.log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
+                match prove::continued(&mut self.log, &checkpoint, newest, None).await {
                     Err(CliError::Inconsistent { problem, .. }) => {
                         let problem =
                             format!("the ledger does not continue the checkpoint that {} ends with: {or}: {problem}", path.display());
@@ -222,7 +223,7 @@ fn end_of(line: &[u8], is_csv: bool) -> Option<End> {
     let line: ReadLine<'_> = serde_json::from_slice(line).ok()?;
     match (line.entry, line.checkpoint) {
         (Some(entry), None) => Some(End::Entry { entry, leaf_hash: Some(line.leaf_hash?.to_owned()) }),
-        (None, Some(note)) => unsigned(&note).ok().map(End::Checkpoint),
+        (None, Some(note)) => unverified(&note).ok().map(End::Checkpoint),
         _ => None,
     }
 }

@@ -9,7 +9,7 @@ use chancery_ca::ledger::read_identity;
 use chancery_identity::checkpoint::{Checkpoint, Hash, leaf_hash, verify_consistency, verify_inclusion};
 use chancery_process::output::{Format, OutputError, fields};
 use chancery_proto::chancery::v1::prove_inclusion_request::Of;
-use chancery_proto::chancery::v1::{GetCheckpointRequest, ProveConsistencyRequest, ProveInclusionRequest};
+use chancery_proto::chancery::v1::{GetCheckpointRequest, GetCheckpointResponse, ProveConsistencyRequest, ProveInclusionRequest};
 use clap::{ArgGroup, Args};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -174,13 +174,17 @@ async fn inclusion(log: &mut Log, target: Target, key: Option<&str>) -> Result<I
 pub(super) async fn since(log: &mut Log, old_note: &str, key: Option<&str>) -> Result<(Checkpoint, Newer), CliError> {
     let newest = log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
     let old = open(old_note, &believed(key, &newest.verifier_keys))?;
-    let newer = continued(log, &old, key).await?;
+    let newer = continued(log, &old, newest, key).await?;
     Ok((old, newer))
 }
 
-/// Proves that the CA's ledger begins with the checkpoint `old`, whoever signed that.
-pub(super) async fn continued(log: &mut Log, old: &Checkpoint, key: Option<&str>) -> Result<Newer, CliError> {
-    let newest = log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
+/// Proves that the CA's ledger, of which it has shown the checkpoint `newest`, begins with the checkpoint `old`, whoever signed that.
+pub(super) async fn continued(
+    log: &mut Log,
+    old: &Checkpoint,
+    newest: GetCheckpointResponse,
+    key: Option<&str>,
+) -> Result<Newer, CliError> {
     let keys = believed(key, &newest.verifier_keys);
     let mut newer =
         Newer { checkpoint: open(&newest.note, &keys)?, note: newest.note, verifier_keys: newest.verifier_keys, hashes: Vec::new() };

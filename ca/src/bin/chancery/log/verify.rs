@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use chancery_ca::backup::{self, BackupError};
 use chancery_ca::store::StoreError;
 use chancery_ca::store::embedded::audit::Audit;
-use chancery_identity::checkpoint::Checkpoint;
+use chancery_identity::checkpoint::{Checkpoint, unverified};
 use chancery_process::output::{Format, fields};
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -79,7 +79,7 @@ impl VerifyArgs {
     fn open(&self, note: &str) -> Result<Checkpoint, String> {
         match &self.verifier_key {
             Some(key) => open(note, std::slice::from_ref(key)).map_err(|error| error.to_string()),
-            None => unsigned(note),
+            None => unverified(note).map_err(|error| error.to_string()),
         }
     }
 }
@@ -231,12 +231,6 @@ impl From<Finding> for CliError {
     fn from(finding: Finding) -> Self {
         Self::Failed(finding.to_string())
     }
-}
-
-/// What a note says, whoever signed it.
-pub(super) fn unsigned(note: &str) -> Result<Checkpoint, String> {
-    let (text, _) = note.split_once("\n\n").ok_or("it is no signed checkpoint")?;
-    format!("{text}\n").parse().map_err(|error| format!("{error}"))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "for people")]
