@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use bytes::Bytes;
 use chancery_proto::chancery::v1::log_service_server::LogService;
 use chancery_proto::chancery::v1::{
-    Act, GetCheckpointRequest, GetCheckpointResponse, GetTileRequest, GetTileResponse, IdentityFilter as WireFilter, ListActsRequest,
+    GetCheckpointRequest, GetCheckpointResponse, GetTileRequest, GetTileResponse, IdentityFilter as WireFilter, ListActsRequest,
     ListActsResponse, ProveConsistencyRequest, ProveConsistencyResponse, ProveInclusionRequest, ProveInclusionResponse, ReadEntriesRequest,
     RotateCheckpointKeyRequest, RotateCheckpointKeyResponse, prove_inclusion_request::Of,
 };
@@ -88,10 +88,8 @@ impl LogService for LogApi {
             .answer("ListActs", request, async |_, request| {
                 let size = page_size(request.page_size)?;
                 let token = (!request.page_token.is_empty()).then_some(request.page_token.as_str());
-                let filter = request.filter.unwrap_or_default();
-                let target = filter.target.clone();
-                let page = self.ledger.list_acts(&filter.into(), size, token).await?;
-                let acts = page.acts.into_iter().filter(|act| is_about(&act.act, &target)).map(Into::into).collect();
+                let page = self.ledger.list_acts(&request.filter.unwrap_or_default().into(), size, token).await?;
+                let acts = page.acts.into_iter().map(Into::into).collect();
                 Ok(ListActsResponse { acts, next_page_token: page.next.unwrap_or_default() })
             })
             .await
@@ -202,11 +200,6 @@ impl TileSource for LogApi {
     async fn tile(&self, name: TileName) -> Result<Bytes, Status> {
         Ok(self.read_tile(name).await?)
     }
-}
-
-/// Whether an act's target is this one, or ends with these words; every act's is if there are none.
-fn is_about(act: &Act, target: &str) -> bool {
-    act.target.strip_suffix(target).is_some_and(|before| target.is_empty() || before.is_empty() || before.ends_with(' '))
 }
 
 fn verifier_keys(published: &Published) -> Vec<String> {

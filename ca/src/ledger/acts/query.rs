@@ -23,6 +23,8 @@ pub struct ActFilter {
     /// This action, or all of a kind: `agent` stands for `agent.ban` and `agent.unban`. Refused acts are found by `act.refused` and by what
     /// was wanted.
     pub action: Option<String>,
+    /// About this, as acts name it; its last words will do: `pod UID` is found by the UID.
+    pub target: Option<String>,
     /// Recorded at or after.
     pub since: Option<OffsetDateTime>,
     /// Recorded before.
@@ -99,6 +101,7 @@ impl ActFilter {
         };
         self.actor.as_ref().is_none_or(|actor| act.actor == *actor)
             && self.action.as_ref().is_none_or(|action| is_kind_of(&act.action, action) || is_kind_of(wanted, action))
+            && self.target.as_ref().is_none_or(|target| ends_with_words(&act.target, target))
             && self.since.is_none_or(|since| *time >= since)
             && self.until.is_none_or(|until| *time < until)
     }
@@ -129,11 +132,22 @@ fn is_kind_of(action: &str, kind: &str) -> bool {
     action.strip_prefix(kind).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
+/// Whether `text` is these words, or ends with them.
+fn ends_with_words(text: &str, words: &str) -> bool {
+    text.strip_suffix(words).is_some_and(|before| before.is_empty() || before.ends_with(' '))
+}
+
 impl From<wire::ActFilter> for ActFilter {
     fn from(filter: wire::ActFilter) -> Self {
         let given = |text: String| (!text.is_empty()).then_some(text);
         let moment = |millis: i64| (millis != 0).then(|| from_millis(millis));
-        Self { actor: given(filter.actor), action: given(filter.action), since: moment(filter.since_ms), until: moment(filter.until_ms) }
+        Self {
+            actor: given(filter.actor),
+            action: given(filter.action),
+            target: given(filter.target),
+            since: moment(filter.since_ms),
+            until: moment(filter.until_ms),
+        }
     }
 }
 
