@@ -374,14 +374,20 @@ async fn a_replacement_is_kept_published_where_it_is_wanted() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_replacement_that_aged_while_it_waited_makes_way_for_a_new_one() {
+/// A CA, and the replacement that it has kept for so long that it is to have another.
+async fn with_an_aged_replacement() -> (World, Fingerprint) {
     let world = World::new(0).await;
     world.rotation.configure(Settings { keep_replacement: Some(true), ..Settings::default() });
     world.rotation.walk_on().await.unwrap();
     let first = world.rotation.find(None, &[RootState::Published]).unwrap();
     world.pass(Span::days(200)).await;
     world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    (world, first)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replacement_that_aged_while_it_waited_makes_way_for_a_new_one() {
+    let (world, first) = with_an_aged_replacement().await;
     world.rotation.walk_on().await.unwrap();
     let second = world.rotation.find(None, &[RootState::Published]).unwrap();
     assert_ne!(first, second);
@@ -390,12 +396,7 @@ async fn a_replacement_that_aged_while_it_waited_makes_way_for_a_new_one() {
 
 #[tokio::test(start_paused = true)]
 async fn a_restored_ca_keeps_every_published_root_and_does_what_else_is_due() {
-    let world = World::new(0).await;
-    world.rotation.configure(Settings { keep_replacement: Some(true), ..Settings::default() });
-    world.rotation.walk_on().await.unwrap();
-    let first = world.rotation.find(None, &[RootState::Published]).unwrap();
-    world.pass(Span::days(200)).await;
-    world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    let (world, first) = with_an_aged_replacement().await;
     let roots_kept_until = world.ca.clock.now() + Span::DAY;
     world.run.ledger.act("local:uid=0", Change::Restored { entries: 7, roots_kept_until, trust_floor: 0, epoch: 0 }, WHY).await.unwrap();
     // The backup may be older than an activation of the first one.

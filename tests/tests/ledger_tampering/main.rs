@@ -280,20 +280,22 @@ async fn a_data_directory_that_was_changed_is_found_and_the_place_named() {
     assert!(!is_intact && said.contains("there is no segment"), "removed: {said}");
 }
 
+/// As many entries as before, the hundredth another one.
+const FORGERIES: [(&str, Forgery); 3] = [
+    ("replaced", |entries| *entries[100].last_mut().unwrap() ^= 1),
+    ("swapped", |entries| entries.swap(100, 101)),
+    ("inserted", |entries| {
+        entries.insert(100, entries[50].clone());
+        entries.pop();
+    }),
+];
+
 #[tokio::test]
 async fn a_data_directory_that_fits_itself_does_not_fit_its_tiles_or_the_signed_checkpoint() {
     let place = Place::new().await;
     let last = place.entries() - 1;
     let range = format!("at least one of the entries 0 to {last} is not what was signed");
-    let forgeries: [(&str, Forgery); 3] = [
-        ("replaced", |entries| *entries[100].last_mut().unwrap() ^= 1),
-        ("swapped", |entries| entries.swap(100, 101)),
-        ("inserted", |entries| {
-            entries.insert(100, entries[50].clone());
-            entries.pop();
-        }),
-    ];
-    for (case, forgery) in forgeries {
+    for (case, forgery) in FORGERIES {
         let copy = place.copy();
         let segment = Place::segment(&copy);
         fs::write(&segment, forged::segment(&fs::read(&segment).unwrap(), forgery)).unwrap();
@@ -338,15 +340,7 @@ async fn a_backup_is_verified_as_it_lies_there_and_a_change_is_found_and_the_pla
 
     // All that is in it made to fit again: only the checkpoints know.
     let (entries, last) = (place.entries(), place.entries() - 1);
-    let forgeries: [(&str, Forgery); 3] = [
-        ("replaced", |entries| *entries[100].last_mut().unwrap() ^= 1),
-        ("swapped", |entries| entries.swap(100, 101)),
-        ("inserted", |entries| {
-            entries.insert(100, entries[50].clone());
-            entries.pop();
-        }),
-    ];
-    for (case, forgery) in forgeries {
+    for (case, forgery) in FORGERIES {
         fs::write(&backup, &content).unwrap();
         forged::backup(&backup, forgery);
         let (is_intact, said) = place.verify(&[backup.to_str().unwrap(), "--checkpoint", place.early.to_str().unwrap()]);

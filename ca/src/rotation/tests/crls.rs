@@ -1,5 +1,7 @@
 //! Issuing certificates and roots wait for their CRLs while there are any.
 
+use rustls_pki_types::CertificateDer;
+
 use super::world::*;
 use crate::ledger::acts::Subject;
 use crate::rotation::*;
@@ -33,10 +35,13 @@ async fn a_root_is_activated_when_everybody_has_the_crl_of_its_issuing_certifica
     assert!(world.go(RootState::Active).await.unwrap().changed);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_new_issuing_certificate_signs_when_the_last_one_has_reported_its_crl() {
+fn issuer(world: &World) -> CertificateDer<'static> {
+    world.run.authority.issuer().certificate().clone()
+}
+
+/// A CA with two agents whose next issuing certificate waits for its CRL, and the one that it signs with.
+async fn due_for_an_issuing_certificate() -> (World, CertificateDer<'static>) {
     let mut world = revoked(2).await;
-    let issuer = |world: &World| world.run.authority.issuer().certificate().clone();
     let old = issuer(&world);
     world.pass(time::Duration::hours(84)).await;
     // Everybody has renewed meanwhile, and something is revoked again.
@@ -45,6 +50,12 @@ async fn a_new_issuing_certificate_signs_when_the_last_one_has_reported_its_crl(
     }
     world.run.authority.revoke("local:uid=0", Subject::Pod(uuid::Uuid::from_u128(1)), WHY).await.unwrap();
     world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    (world, old)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_issuing_certificate_signs_when_the_last_one_has_reported_its_crl() {
+    let (mut world, old) = due_for_an_issuing_certificate().await;
     world.report(1);
     world.rotation.walk_on().await.unwrap();
     assert_eq!(issuer(&world), old, "one has not reported");
@@ -55,15 +66,7 @@ async fn a_new_issuing_certificate_signs_when_the_last_one_has_reported_its_crl(
 
 #[tokio::test(start_paused = true)]
 async fn a_new_issuing_certificate_does_not_sign_because_a_wrong_clock_says_that_whoever_is_missing_has_expired() {
-    let mut world = revoked(2).await;
-    let issuer = |world: &World| world.run.authority.issuer().certificate().clone();
-    let old = issuer(&world);
-    world.pass(time::Duration::hours(84)).await;
-    for agent in [1, 2] {
-        world.issue(agent).await;
-    }
-    world.run.authority.revoke("local:uid=0", Subject::Pod(uuid::Uuid::from_u128(1)), WHY).await.unwrap();
-    world.run.authority.tick(world.ca.clock.now()).await.unwrap();
+    let (mut world, old) = due_for_an_issuing_certificate().await;
     world.ca.clock.advance(time::Duration::DAY);
     world.report_as(1, |report| report.clock_ms -= i64::try_from(time::Duration::DAY.whole_milliseconds()).unwrap());
     world.rotation.walk_on().await.unwrap();
