@@ -262,3 +262,22 @@ fn without_the_wait_after_a_restoration_a_distrusted_root_leaves_while_somebody_
     let harm = harm_without(leaving_without!(Obstacle::Restored(_)), distrust(lost));
     assert!(harm.contains("which is gone"), "{harm}");
 }
+
+/// That of a published root is made anew at half of its life like any other, which may come just before the root is activated.
+#[test]
+fn an_issuing_certificate_that_is_due_with_the_activation_of_its_root_is_waited_for() {
+    let ops = [
+        Op::Step(Fault::None),
+        Op::Revoke(0, 0),
+        Op::Step(Fault::None),
+        Op::Sync(1),
+        Op::Pass(time::Duration::days(4)),
+        Op::SettleAll,
+        Op::Step(Fault::None),
+        Op::Settle(0),
+        Op::SettleAll,
+        Op::Step(Fault::None),
+    ];
+    let reached = play(&ops, Without::NOTHING).unwrap();
+    assert_eq!((reached.activated, reached.refused), (1, 1));
+}

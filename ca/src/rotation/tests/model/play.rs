@@ -281,7 +281,7 @@ impl Play {
         self.with_fault(fault, async |world| drop(world.go(to).await)).await?;
         let after = self.world().run.ledger.current_state();
         match to {
-            _ if after.epoch == state.epoch => self.reached.refused += 1,
+            _ if after.roots == state.roots => self.reached.refused += 1,
             RootState::Active => self.reached.activated += 1,
             RootState::Retired => self.reached.retired += 1,
             _ => {}
