@@ -5,7 +5,7 @@ use std::path::Path;
 
 use chancery_identity::checkpoint::{Checkpoint, GrowingTree, Hash, leaf_hash, unverified};
 
-use super::{AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, LOG, PREVIOUS, SMALL_FILES, archive};
+use super::{BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, LOG, OLD_BUNDLE, OLD_CERTIFICATES, PREVIOUS, SMALL_FILES, archive};
 use crate::ledger::acts::named_checkpoint_keys;
 use crate::store::StoreError;
 use crate::store::embedded::audit::Walk;
@@ -94,7 +94,8 @@ impl Reading<'_> {
             CHECKPOINT => self.note = Some(String::from_utf8_lossy(bytes).into_owned()),
             FLOOR => {}
             name if SMALL_FILES.contains(&name) => {}
-            name if name.strip_prefix(AUTHORITY).is_some_and(is_plain) => {}
+            OLD_BUNDLE => return Ok(false),
+            name if name.starts_with(OLD_CERTIFICATES) => return Ok(false),
             name if name.strip_prefix(PREVIOUS).is_some_and(|rest| rest.split('/').all(is_plain)) => {}
             name => return Err(self.unknown(name)),
         }

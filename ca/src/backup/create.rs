@@ -12,12 +12,14 @@ use chancery_process::files;
 use time::OffsetDateTime;
 
 use super::archive::Writer;
+use super::keys::KeyFile;
 use super::last::{self, LastBackup};
-use super::{
-    AUTHORITY, BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, KIND, LOG, PREVIOUS, SMALL_FILES, contents, keys, verify,
-};
+use super::{BackupError, CHECKPOINT, FLOOR, FORMAT, INFO, Info, KEYS, KIND, LOG, PREVIOUS, SMALL_FILES, keys, verify};
 use crate::store::StoreError;
 use crate::store::embedded::audit::{Audit, Walk};
+
+/// How often the keys are read again if they are not what they were: they change a few times a day.
+const KEYS_READ_AGAIN: usize = 10;
 
 /// What to back up, and where to.
 #[derive(Clone, Copy, Debug)]
@@ -90,8 +92,8 @@ fn write(
     let data = backup.data_dir;
     let small = small_files(data)?;
     let previous = previous_logs(data)?;
-    // The checkpoint first: what it covers is durable and never changes again, whatever is recorded meanwhile.
-    let note = read_note(data)?;
+    // Before the log: what the checkpoint covers is durable and never changes again, whatever is recorded meanwhile.
+    let (note, found) = note_and_keys(data, recipient.is_some())?;
     let checkpoint =
         unverified(&note).map_err(|error| BackupError::Checkpoint { path: data.join(CHECKPOINT), problem: error.to_string() })?;
     let log = Audit::of(&data.join("ledger"))?.up_to(checkpoint.size);
@@ -133,7 +135,7 @@ fn write(
     })?;
     writer.add(FLOOR, floor.as_bytes())?;
     if let Some(recipient) = recipient {
-        writer.add(KEYS, &keys::pack(data, recipient)?)?;
+        writer.add(KEYS, &keys::pack(&found, recipient)?)?;
     }
     writer.finish()?;
     let read_back = |bytes| {
@@ -172,20 +174,6 @@ fn small_files(data: &Path) -> Result<Vec<(String, Vec<u8>)>, BackupError> {
             Err(error) => return Err(BackupError::NotData { path: data.to_owned(), problem: format!("{name}: {error}") }),
         }
     }
-    let authority = data.join(AUTHORITY);
-    for entry in fs::read_dir(&authority).map_err(BackupError::io("read", &authority))? {
-        let entry = entry.map_err(BackupError::io("read", &authority))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !contents::is_plain(&name) {
-            continue;
-        }
-        match fs::read(entry.path()) {
-            Ok(bytes) => found.push((format!("{AUTHORITY}{name}"), bytes)),
-            // Replaced meanwhile, under another name.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(BackupError::io("read", &entry.path())(error)),
-        }
-    }
     Ok(found)
 }
 
@@ -205,6 +193,23 @@ fn previous_logs(data: &Path) -> Result<Vec<(String, PathBuf)>, BackupError> {
     }
     found.sort();
     Ok(found)
+}
+
+/// The newest checkpoint, and the keys as they were when it was that: one that its entries call for is among them.
+fn note_and_keys(data: &Path, with_keys: bool) -> Result<(String, Vec<KeyFile>), BackupError> {
+    if !with_keys {
+        return Ok((read_note(data)?, Vec::new()));
+    }
+    let mut before = keys::collect(data)?;
+    for _ in 0..KEYS_READ_AGAIN {
+        let note = read_note(data)?;
+        let after = keys::collect(data)?;
+        if after == before {
+            return Ok((note, after));
+        }
+        before = after;
+    }
+    Err(BackupError::Keys("they were made or destroyed all the while; try again".into()))
 }
 
 fn read_note(data: &Path) -> Result<String, BackupError> {

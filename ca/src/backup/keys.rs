@@ -27,15 +27,14 @@ pub(super) fn recipient(text: &str) -> Result<Recipient, BackupError> {
     text.trim().parse().map_err(|_| BackupError::Recipient)
 }
 
-/// The keys of `data_dir`, encrypted to `recipient`.
-pub(super) fn pack(data_dir: &Path, recipient: &Recipient) -> Result<Vec<u8>, BackupError> {
-    let found = collect(data_dir)?;
+/// These keys, encrypted to `recipient`.
+pub(super) fn pack(found: &[KeyFile], recipient: &Recipient) -> Result<Vec<u8>, BackupError> {
     // Room for all of it, so that the buffer never moves and leaves a copy behind.
     let room = found.iter().map(|(_, bytes)| bytes.len() + TAR_BYTES).sum::<usize>() + TAR_BYTES;
     let mut plain = Zeroizing::new(Vec::with_capacity(room));
     let failed = |error: std::io::Error| BackupError::Keys(error.to_string());
     let mut tar = Builder::new(&mut *plain);
-    for (name, bytes) in &found {
+    for (name, bytes) in found {
         archive::append(&mut tar, name, bytes, 0).map_err(failed)?;
     }
     tar.into_inner().map_err(failed)?;
@@ -70,7 +69,8 @@ pub(super) fn unpack(sealed: &[u8], identity: &Path) -> Result<Vec<KeyFile>, Bac
     Ok(found)
 }
 
-fn collect(data_dir: &Path) -> Result<Vec<KeyFile>, BackupError> {
+/// The keys of `data_dir`, by name.
+pub(super) fn collect(data_dir: &Path) -> Result<Vec<KeyFile>, BackupError> {
     let mut found = Vec::new();
     for directory in DIRECTORIES {
         let path = data_dir.join(directory);
@@ -78,6 +78,7 @@ fn collect(data_dir: &Path) -> Result<Vec<KeyFile>, BackupError> {
             found.extend(read_directory(&path, directory)?);
         }
     }
+    found.sort_by(|(one, _), (other, _)| one.cmp(other));
     Ok(found)
 }
 

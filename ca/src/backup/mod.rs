@@ -6,13 +6,14 @@
 //!
 //! ```text
 //! backup.json                       what it is of, and when it was made
-//! kind, version, checkpoint, bundle.pem, authority/, ledger/version, ledger/checkpoint, ledger/log/
+//! kind, version, checkpoint, ledger/version, ledger/checkpoint, ledger/log/
 //! previous/                         the logs that this one continues, if losses were accepted
 //! keys.age                          if it was asked for: `keys/`, `ledger-keys/`, `development/`, encrypted (age) to a recipient
 //! SHA256SUMS                        as `sha256sum -c` reads it
 //! ```
 //!
-//! No key is in it that is not encrypted. What is left out (index, tree, catalogue) is made anew at the next start. Restoring writes into an
+//! No key is in it that is not encrypted. What is left out is made anew at the next start: index, tree, catalogue, and the copies of
+//! certificates, which can be newer than the checkpoint (early backups have them, and they are not restored). Restoring writes into an
 //! empty place alone, and refuses a backup that ends before a newer checkpoint that is known. Such a log is never continued: [`loss`] begins a
 //! new one instead, which says so. One that is continued may lack entries all the same, and the CA records that ([`restored`]).
 
@@ -53,11 +54,13 @@ const CHECKPOINT: &str = "checkpoint";
 const KIND: &str = "kind";
 const FLOOR: &str = "ledger/checkpoint";
 const LOG: &str = "ledger/log/";
-const AUTHORITY: &str = "authority/";
+/// Copies of certificates, which early backups have.
+const OLD_CERTIFICATES: &str = "authority/";
+const OLD_BUNDLE: &str = "bundle.pem";
 const PREVIOUS: &str = "previous/";
 const LEDGER_KEYS: &str = "ledger-keys";
 /// Of a data directory. The first two must be there.
-const SMALL_FILES: [&str; 4] = [KIND, "version", "bundle.pem", "ledger/version"];
+const SMALL_FILES: [&str; 3] = [KIND, "version", "ledger/version"];
 
 /// What a backup says about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -43,7 +43,6 @@ fn furnish(data: &Path, store: &EmbeddedStore, size: u64) {
     (0..size).for_each(|number| tree.push(leaf_hash(&entry(number))));
     let origin = origin(&"example.org".parse().unwrap(), store.log_id());
     let checkpoint = Checkpoint { origin, size, root: tree.root(), extensions: Vec::new() };
-    fs::create_dir_all(data.join(AUTHORITY)).unwrap();
     fs::write(data.join(CHECKPOINT), format!("{checkpoint}\n— somebody c2ln\n")).unwrap();
     fs::write(data.join(KIND), "production\n").unwrap();
     fs::write(data.join("version"), "1\n").unwrap();
@@ -114,4 +113,29 @@ async fn a_known_checkpoint_of_another_history_is_refused() {
     let error = restore(&to_restore(&to, &restored, &[other]), |_, _| ());
     let error = error.unwrap_err().to_string();
     assert!(error.contains("the backup's first 9 entries are not those") && !restored.exists(), "{error}");
+}
+
+#[tokio::test]
+async fn copies_of_certificates_which_can_be_newer_than_the_checkpoint_are_not_restored() {
+    let place = tempfile::tempdir().unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let (data, to, early) = (place.path().join("data"), place.path().join("to.tar"), place.path().join("early.tar"));
+    let store = open(&data).await;
+    fill(&store, 20).await;
+    furnish(&data, &store, 20);
+    create(&Backup { data_dir: &data, to: &to, recipient: None, now: NOW }, |_, _| ()).unwrap();
+    let mut writer = archive::Writer::new(fs::File::create(&early).unwrap(), &early, NOW);
+    let copy = |name: &str, bytes: Vec<u8>| {
+        writer.add(name, &bytes)?;
+        if name == INFO {
+            writer.add("bundle.pem", b"a bundle")?;
+            writer.add("authority/root-00.pem", b"a root")?;
+        }
+        Ok(())
+    };
+    archive::read(&to, copy).unwrap();
+    writer.finish().unwrap();
+    let restored = place.path().join("restored");
+    restore(&to_restore(&early, &restored, &[]), |_, _| ()).unwrap();
+    assert!(restored.join(KIND).exists() && !restored.join("bundle.pem").exists() && !restored.join("authority").exists());
 }

@@ -6,8 +6,11 @@ use std::process::Output;
 
 use age::secrecy::ExposeSecret;
 use chancery_identity::X509Svid;
+use chancery_proto::chancery::v1::root_service_client::RootServiceClient;
 use chancery_proto::chancery::v1::show_identity_request::By;
-use chancery_proto::chancery::v1::{DiagnoseRequest, HeldCertificate, ListActsRequest, RecoverRequest, ShowIdentityRequest};
+use chancery_proto::chancery::v1::{
+    DiagnoseRequest, HeldCertificate, ListActsRequest, PrepareRootRequest, RecoverRequest, ShowIdentityRequest,
+};
 use serde_json::Value;
 
 use crate::loss::verified;
@@ -88,6 +91,21 @@ async fn a_backup_of_a_running_ca_restores_to_one_that_has_every_entry_before_it
     let ca = Ca::try_start(elsewhere, "").await.unwrap();
     assert!(ca.status().await.ledger_entries > written["entries"].as_u64().unwrap());
     issue_some(&ca, &agent).await;
+}
+
+#[tokio::test]
+async fn a_backup_made_right_after_a_new_root_restores_to_a_ca_that_starts() {
+    let (ca, _) = with_entries().await;
+    let (elsewhere, data) = (tempfile::tempdir().unwrap(), ca.data_dir());
+    let (recipient, identity) = age_keys(elsewhere.path());
+    let (to, restored) = (elsewhere.path().join("ca.tar"), elsewhere.path().join("data"));
+    let prepare = PrepareRootRequest { reason: "yearly".into(), ..PrepareRootRequest::default() };
+    assert!(RootServiceClient::new(ca.admin().await).prepare_root(prepare).await.unwrap().into_inner().changed);
+    succeeds(&["backup", "--data-dir", text(&data), "--to", text(&to), "--with-keys", "--recipient", &recipient]).await;
+    ca.stop().await;
+
+    succeeds(&["restore", text(&to), "--data-dir", text(&restored), "--identity", text(&identity)]).await;
+    Ca::try_start(elsewhere, "").await.unwrap();
 }
 
 #[tokio::test]
