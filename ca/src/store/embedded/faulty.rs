@@ -22,7 +22,7 @@ const SECTOR: usize = 512;
 #[derive(Clone, Debug)]
 pub struct FaultyFiles(Arc<Mutex<Disk>>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fault of its own, and any of them come together")]
 struct Disk {
     random: StdRng,
@@ -45,7 +45,7 @@ struct Disk {
 }
 
 /// A file. `content` is what a process reads, `durable` what a power cut leaves, `dirty` the sectors that a sync has to write.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Node {
     content: Vec<u8>,
     durable: Vec<u8>,
@@ -79,6 +79,12 @@ impl FaultyFiles {
             capacity: None,
             is_read_only: false,
         })))
+    }
+
+    /// Another disk with the same on it, whose faults are its own.
+    #[must_use]
+    pub fn fork(&self, seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(Disk { random: StdRng::seed_from_u64(seed), ..self.disk().clone() })))
     }
 
     /// The power goes off in the middle of the change after `operations` more; from then on everything fails.

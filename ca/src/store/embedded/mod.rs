@@ -55,6 +55,8 @@ mod merkle;
 #[cfg(test)]
 mod merkle_tests;
 #[cfg(test)]
+mod power_cuts;
+#[cfg(test)]
 mod properties;
 mod reader;
 mod recovery;

@@ -4,9 +4,7 @@
 //! its memory for single insertions stay empty: through these, an entry would cost three times as much.
 
 use std::fmt;
-use std::fs::DirBuilder;
 use std::ops::{Bound, Range};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -18,6 +16,7 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, LsmError
 
 use super::postings::{self, TermHash};
 use super::staged::Staged;
+use crate::store::embedded::files::{LogFiles as _, SystemFiles};
 
 /// Memory for blocks of tables. Small, since the CA's whole budget is; the page cache holds more.
 const CACHE_BYTES: u64 = 32 << 20;
@@ -35,6 +34,8 @@ const NEW_TABLES: u8 = 8;
 const MAX_NEW_TABLES: usize = 24;
 const MAX_WAIT: Duration = Duration::from_secs(60);
 const WAIT: Duration = Duration::from_millis(10);
+/// Where the library has a directory for each keyspace.
+const KEYSPACES: &str = "keyspaces";
 
 /// Why the tree did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -68,12 +69,14 @@ pub(super) struct Tree {
 impl Tree {
     /// Opens the tree in `dir`, creating it if there is none.
     pub(super) fn open(dir: &Path) -> Result<Self, Failure> {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| Failure::Io(error.to_string()))?;
+        SystemFiles.create_dir(dir).map_err(|error| io(&error))?;
         let database = Database::builder(dir).cache_size(CACHE_BYTES).worker_threads(WORKERS).max_cached_files(Some(OPEN_FILES)).open()?;
         let filter = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(FILTER_BITS_PER_KEY));
         let postings = database.keyspace("index", || options(filter))?;
         // Nothing is looked for in the dictionary but ranges, which filters do not help.
         let values = database.keyspace("values", || options(FilterPolicyEntry::None))?;
+        // The library does not do it, and would take a keyspace whose directory a power cut took for an empty one.
+        sync_dir(&dir.join(KEYSPACES))?;
         Ok(Self { batches: RwLock::new(read_batches(&postings)?), postings, values, _database: database })
     }
 
@@ -178,6 +181,10 @@ impl Tree {
     }
 }
 
+fn sync_dir(dir: &Path) -> Result<(), Failure> {
+    SystemFiles.sync_dir(dir).map_err(|error| io(&error))
+}
+
 /// What the batches say of themselves.
 fn read_batches(postings: &Keyspace) -> Result<Vec<Range<u64>>, Failure> {
     let mut batches = Vec::new();
@@ -242,11 +249,11 @@ impl From<fjall::Error> for Failure {
     }
 }
 
-/// A file that is missing, or ends where it should not, is damage; anything else may pass.
+/// A file that is missing, ends where it should not, or is there before it is created, is damage; anything else may pass.
 fn io(error: &std::io::Error) -> Failure {
-    use std::io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
+    use std::io::ErrorKind::{AlreadyExists, InvalidData, InvalidInput, NotFound, UnexpectedEof};
     match error.kind() {
-        NotFound | UnexpectedEof | InvalidData | InvalidInput => Failure::Damaged(error.to_string()),
+        AlreadyExists | NotFound | UnexpectedEof | InvalidData | InvalidInput => Failure::Damaged(error.to_string()),
         _ => Failure::Io(error.to_string()),
     }
 }
