@@ -349,8 +349,9 @@ async fn live(place: &Place, shown: &mut Vec<Arc<Published>>) -> Result<(), Publ
     lived
 }
 
-/// Publishes under `fault` and goes on after it; every checkpoint that was shown must be the beginning of what follows.
-async fn survives(seed: u64, fault: impl Fn(&FaultyFiles)) {
+/// Publishes under `fault` and goes on after it; every checkpoint that was shown must be the beginning of what follows. Tells how many
+/// changes and syncs, and how many syncs, were within its reach.
+async fn survives(seed: u64, fault: impl Fn(&FaultyFiles)) -> (u64, u64) {
     let place = Place { files: FaultyFiles::new(seed), segment_bytes: 4096, ..Place::new() };
     fault(&place.files);
     let mut shown = Vec::new();
@@ -367,6 +368,7 @@ async fn survives(seed: u64, fault: impl Fn(&FaultyFiles)) {
             Err(error) => panic!("seed {seed}: {error}"),
         }
     }
+    let reach = (place.files.operations(), place.files.syncs());
     place.files.no_more_faults();
     if place.files.is_off() {
         place.files.power_on();
@@ -386,25 +388,21 @@ async fn survives(seed: u64, fault: impl Fn(&FaultyFiles)) {
         let proof = ledger.consistency_proof(size, newest.size).await.unwrap();
         verify_consistency(&shown.checkpoint, &newest, &proof).unwrap();
     }
+    reach
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_checkpoint_shown_is_the_beginning_of_what_follows_a_power_cut() {
-    for place in (0..160).step_by(stride()) {
+    for place in 0..survives(0, |_| ()).await.0 {
         survives(place, |files| files.cut_power_after(place)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_checkpoint_shown_is_the_beginning_of_what_follows_a_failed_sync() {
-    for place in (0..80).step_by(stride()) {
+    for place in 0..survives(0, |_| ()).await.1 {
         survives(place, |files| files.fail_sync_after(place)).await;
     }
-}
-
-/// Every place in `make soak`; otherwise some.
-fn stride() -> usize {
-    if std::env::var_os("SOAK").is_some() { 1 } else { 7 }
 }
 
 #[test]
