@@ -5,6 +5,7 @@
 //!
 //! The issuances are a mesh's: pods by the ten thousand at a time, each renewing many times while the others do, then replaced by the next.
 
+use std::ops::AddAssign;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,6 +58,22 @@ pub async fn act(data: &Path, change: Change) -> Result<u64> {
     let entry = ledger.act("local:uid=0", change, "a test wants it").await?;
     ledger.close().await?;
     Ok(entry)
+}
+
+/// How long entries took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    /// Until they were durable.
+    pub durable: Duration,
+    /// Until they could be found, too.
+    pub found: Duration,
+}
+
+impl AddAssign for Took {
+    fn add_assign(&mut self, more: Self) {
+        self.durable += more.durable;
+        self.found += more.found;
+    }
 }
 
 /// A ledger that is being filled.
@@ -186,7 +203,7 @@ impl Filler {
     }
 
     /// Records `count` issuances more, and tells how long that took, without building them: until they were durable, and until they could be found.
-    pub async fn time(&self, count: u64) -> Result<(Duration, Duration)> {
+    pub async fn time(&self, count: u64) -> Result<Took> {
         let end = self.mesh.next.load(Ordering::Relaxed) + count;
         let mut batches = Vec::new();
         loop {
@@ -209,7 +226,7 @@ impl Filler {
         callers.join_all().await.into_iter().collect::<Result<Vec<_>>>()?;
         let durable = started.elapsed();
         self.settle().await?;
-        Ok((durable, started.elapsed()))
+        Ok(Took { durable, found: started.elapsed() })
     }
 
     /// Waits until the index has caught up.
