@@ -11,6 +11,8 @@ mod growth;
 mod listener;
 mod open;
 mod parts;
+#[cfg(test)]
+mod power_cuts;
 mod reload;
 mod scrub;
 #[cfg(test)]

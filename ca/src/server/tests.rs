@@ -24,7 +24,7 @@ async fn opened(directory: &Path, disk: &FaultyFiles) -> Parts {
     try_opened(directory, Arc::new(disk.clone())).await.unwrap()
 }
 
-async fn try_opened(directory: &Path, files: Arc<dyn LogFiles>) -> Result<Parts, ServeError> {
+pub(super) async fn try_opened(directory: &Path, files: Arc<dyn LogFiles>) -> Result<Parts, ServeError> {
     let (config, _) = config(directory);
     let doors = Doors::open(&config).await?;
     let calls = Arc::new(CallMetrics::register(&mut Registry::default()));

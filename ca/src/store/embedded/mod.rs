@@ -55,7 +55,7 @@ mod merkle;
 #[cfg(test)]
 mod merkle_tests;
 #[cfg(test)]
-mod power_cuts;
+pub(crate) mod power_cuts;
 #[cfg(test)]
 mod properties;
 mod reader;

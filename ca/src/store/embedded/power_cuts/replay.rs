@@ -1,9 +1,9 @@
 //! Does to a faulty disk what a process did to a real one, so that the power can be cut in the middle of any of it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::trace::Call;
@@ -27,11 +27,6 @@ impl Replay {
     /// Of an empty directory `root`.
     pub(super) fn new(root: &Path, disk: FaultyFiles) -> Self {
         Self { disk, root: root.to_owned(), dirs: BTreeSet::from([root.to_owned()]), cut_off: BTreeSet::new() }
-    }
-
-    /// Whether the call changes anything on a disk.
-    pub(super) fn is_change(call: &Call) -> bool {
-        !matches!(call, Call::Say(_))
     }
 
     pub(super) fn apply(&mut self, call: &Call) -> io::Result<()> {
@@ -81,7 +76,7 @@ impl Replay {
         for name in self.disk.list(from)? {
             let (from, to) = (from.join(&name), to.join(&name));
             if self.dirs.contains(&from) {
-                fs::create_dir(&to)?;
+                DirBuilder::new().mode(0o700).create(&to)?;
                 self.write(&from, &to)?;
                 continue;
             }

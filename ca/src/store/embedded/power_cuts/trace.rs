@@ -54,6 +54,8 @@ pub(super) fn of(command: &Command, dir: &Path) -> Vec<Call> {
 fn read(log: &str, dir: &Path) -> Vec<Call> {
     let mut reader = Reader { dir, unfinished: HashMap::new(), places: HashMap::new(), calls: Vec::new() };
     log.lines().for_each(|line| reader.line(line));
+    // How a socket came to be is not among the calls, and a power cut leaves none that matters.
+    reader.calls.retain(|call| !matches!(call, Call::Remove(path) if path.extension().is_some_and(|extension| extension == "sock")));
     reader.calls
 }
 
