@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use chancery_proto::chancery::v1::Start;
+
 use super::parts::Parts;
 use super::tests::try_opened;
 use crate::ledger::Body;
@@ -63,7 +65,7 @@ async fn check(dir: PathBuf, said: String) -> Result<(), String> {
     if let Some(active) = last(ACTIVE).filter(|active| !known.iter().any(|root| root.fingerprint.to_string() == *active)) {
         return Err(format!("lost: the root {active}"));
     }
-    parts.ledger.append(Body::Start(Default::default())).await.map_err(|error| error.to_string())?;
+    parts.ledger.append(Body::Start(Start::default())).await.map_err(|error| error.to_string())?;
     parts.checkpoints.publish().await.map_err(|error| error.to_string())?;
     parts.ledger.close().await.map_err(|error| error.to_string())
 }
