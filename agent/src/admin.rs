@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::ca_client::{ProxyLag, ProxySummary};
 use crate::csi::{Health, Plugin, VolumeStatus};
+use crate::moment::moment;
 use crate::sds::{Registry, StreamStatus};
 use crate::svids::{AgentStatus, Svids, WorkloadStatus};
 
@@ -138,7 +139,7 @@ impl Status {
         let next_expiry = expiries.flatten().min();
         let mut problems = Vec::new();
         if !agent.ca_reachable {
-            problems.push(format!("the CA cannot be reached: {}", agent.ca_problem));
+            problems.push(agent.ca_problem.clone());
         }
         if !configuration_error.is_empty() {
             problems.push(format!("the configuration on disk is not in force: {configuration_error}"));
@@ -147,14 +148,13 @@ impl Status {
             problems.push("no trust bundle yet: every proxy waits".to_owned());
         }
         if let Some(alarm) = &agent.ledger.alarm {
-            let at = alarm.raised_at.replace_nanosecond(0).unwrap_or(alarm.raised_at);
             problems.push(format!(
-                "{alarm} (at {at}); `--output json` shows both checkpoints; the alarm stays until `chancery-agent reset --ledger`"
+                "{alarm} (at {}); `--output json` shows both checkpoints; the alarm stays until `chancery-agent reset --ledger`",
+                moment(alarm.raised_at)
             ));
         }
         if let Some(log) = &agent.ledger.continued {
-            let at = log.accepted_at.replace_nanosecond(0).unwrap_or(log.accepted_at);
-            problems.push(format!("{log} at {at}; `chancery-agent reset --ledger` forgets it"));
+            problems.push(format!("{log} at {}; `chancery-agent reset --ledger` forgets it", moment(log.accepted_at)));
         }
         let failing = agent.workloads.iter().filter(|workload| !workload.problem.is_empty());
         problems.extend(failing.map(|WorkloadStatus { workload, pod, problem, .. }| format!("{}/{pod}: {problem}", workload.namespace)));
@@ -187,7 +187,7 @@ fn sentence(lag: &ProxyLag) -> String {
         Some(format!("{} {}: bundle of sequence {}", lag.pod, lag.proxy, lag.trust_sequence)),
         certificate.map(|entry| format!("certificate of ledger entry {entry}")),
         lag.not_back.then(|| "not back since the agent started".to_owned()),
-        lag.away_since.map(|since| format!("away since {}", since.replace_nanosecond(0).unwrap_or(since))),
+        lag.away_since.map(|since| format!("away since {}", moment(since))),
         (!lag.nack.is_empty()).then(|| format!("refused: {}", lag.nack)),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join("; ")

@@ -6,11 +6,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use chancery_agent::admin;
+use chancery_agent::admin::{self, AdminError};
 use chancery_agent::ca_client::LedgerFile;
 use chancery_agent::config::{self, Config};
 use chancery_agent::svids::StateFile;
-use chancery_process::output::Format;
+use chancery_process::output::{Format, OutputError};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -78,7 +78,7 @@ struct AskArguments {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// How to print the answer.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, short, value_enum, default_value_t)]
     output: Format,
 }
 
@@ -87,11 +87,24 @@ type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 fn main() -> ExitCode {
     match execute(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough.
+        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nothing is left to do if even standard error is gone.
-            let _ = writeln!(std::io::stderr(), "chancery-agent: {error}");
+            remark(&*error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Nothing is left to do if even standard error is gone.
+fn remark(remark: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "chancery-agent: {remark}");
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    match error.downcast_ref::<OutputError>() {
+        Some(error) => error.is_broken_pipe(),
+        None => matches!(error.downcast_ref::<AdminError>(), Some(AdminError::Output(error)) if error.is_broken_pipe()),
     }
 }
 
@@ -110,17 +123,20 @@ fn execute(command: Command) -> Outcome {
         }
         Command::Reset(arguments) => reset(&arguments.config.config, arguments.ledger),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "chancery-agent", &mut std::io::stdout());
-            Ok(())
+            // Not written by itself: it panics where it cannot.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "chancery-agent", &mut script);
+            say(&String::from_utf8(script)?)
         }
     }
 }
 
 fn check(path: &Path) -> Outcome {
-    let config = Config::load(path)?;
-    let problems = config.problems();
+    let text = chancery_process::config::read(path)?;
+    let config: Config = chancery_process::config::parse(path, &text)?;
+    let problems = config.problems(path, &text);
     if !problems.is_empty() {
-        return Err(format!("{}: {}", path.display(), problems.join("\n")).into());
+        return Err(problems.join("\n").into());
     }
     say(&format!("{}: good\n", path.display()))?;
     // Whether an agent runs here is no part of the question; but one that does may have refused this file.
@@ -134,19 +150,27 @@ fn check(path: &Path) -> Outcome {
 }
 
 fn say(text: &str) -> Outcome {
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+    Ok(std::io::stdout().write_all(text.as_bytes()).map_err(OutputError::from)?)
 }
 
 impl AskArguments {
-    fn socket(&self) -> Result<PathBuf, config::ConfigError> {
-        match &self.socket {
-            Some(socket) => Ok(socket.clone()),
-            None => Ok(Config::load(&self.config.config)?.admin_socket),
+    /// A configuration that was broken while the agent runs must not keep anybody from asking it.
+    fn socket(&self) -> Result<PathBuf, String> {
+        if let Some(socket) = &self.socket {
+            return Ok(socket.clone());
         }
+        Config::load(&self.config.config).map(|config| config.admin_socket).or_else(|error| {
+            let socket = config::default_admin_socket();
+            if !socket.exists() {
+                return Err(format!("{error} (--socket PATH asks the running agent without it)"));
+            }
+            remark(format_args!("{error}; asking at the default admin socket, {}", socket.display()));
+            Ok(socket)
+        })
     }
 }
 
-fn wait_for(answer: impl Future<Output = Result<(), admin::AdminError>>) -> Outcome {
+fn wait_for(answer: impl Future<Output = Result<(), AdminError>>) -> Outcome {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(answer)?)
 }
 

@@ -5,8 +5,9 @@ use chancery_process::http::Readiness;
 
 use crate::ca_client::CaClient;
 use crate::csi::{Health, Plugin};
+use crate::moment::moment;
 
-/// Ready means an own certificate that has not expired and a trust bundle that is not empty. A CA that cannot be reached degrades the agent
+/// Ready means an own certificate that has not expired and a trust bundle that is not empty. No session with the CA degrades the agent
 /// but never takes it out of service: it goes on serving what it has; nor does an alarm about the ledger. (The proxies' socket is open before
 /// this is asked.) With a CSI plugin the kubelet must find that, too; until it has registered it, the agent is degraded.
 pub fn readiness(ca: &CaClient, plugin: Option<&Plugin>, clock: &dyn Clock) -> Readiness {
@@ -15,7 +16,7 @@ pub fn readiness(ca: &CaClient, plugin: Option<&Plugin>, clock: &dyn Clock) -> R
     match &*ca.own().borrow() {
         None => reasons.push("the agent has no certificate of its own yet".to_owned()),
         Some(own) if own.is_expired(clock.now()) => {
-            reasons.push(format!("the agent's own certificate expired at {}", own.svid.not_after()));
+            reasons.push(format!("the agent's own certificate expired at {}", moment(own.svid.not_after())));
         }
         Some(_) => {}
     }
@@ -30,7 +31,7 @@ pub fn readiness(ca: &CaClient, plugin: Option<&Plugin>, clock: &dyn Clock) -> R
         reasons.push(problem);
     }
     if !*ca.reachable().borrow() {
-        reasons.push(format!("the CA cannot be reached: {}", ca.problem()));
+        reasons.push(ca.problem());
     }
     reasons.extend(ca.ledger().borrow().alarm.as_ref().map(ToString::to_string));
     if unready {

@@ -49,9 +49,14 @@ impl Reloader {
         loop {
             // The first time for what changed between the reading of the file and the beginning of the watch.
             match self.reload() {
-                Ok(()) => {
+                Ok(changed) => {
                     self.metrics.config_reloaded.set(1);
-                    self.refused.send_replace(None);
+                    let was_refused = self.refused.send_replace(None).is_some();
+                    if changed {
+                        tracing::info!("the changed configuration is in force");
+                    } else if was_refused {
+                        tracing::info!("the configuration on disk is the one in force again");
+                    }
                 }
                 Err(error) => {
                     tracing::error!(%error, "the configuration on disk is refused; the one before stays in force");
@@ -64,17 +69,18 @@ impl Reloader {
         }
     }
 
-    fn reload(&mut self) -> Result<(), ReloadError> {
+    /// Tells whether anything changed.
+    fn reload(&mut self) -> Result<bool, ReloadError> {
         let new = Config::load(&self.path)?;
         let restart = self.running.needs_restart(&new);
         if !restart.is_empty() {
             return Err(ReloadError::NeedsRestart(restart.join(", ")));
         }
-        if self.running.log != new.log {
+        let changed = self.running.log != new.log;
+        if changed {
             self.log.apply(&new.log);
             self.running = new;
-            tracing::info!("the changed configuration is in force");
         }
-        Ok(())
+        Ok(changed)
     }
 }

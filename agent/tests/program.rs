@@ -8,11 +8,12 @@ mod support;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use sds_support::proxy::{Proxy, certificate, secret};
 use support::{FakeCa, Place, TokenPlan, eventually};
+use uuid::Uuid;
 
 fn text(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
@@ -120,11 +121,59 @@ async fn a_running_agent_takes_over_the_log_level_and_refuses_everything_else_by
     agent.signal(Signal::HUP);
     eventually("it is read again on SIGHUP", || agent.metric("config_refused_total") == "2").await;
 
+    place.write_config(&ca, agent.http, "");
+    eventually("it is put back", || agent.log().contains("the configuration on disk is the one in force again")).await;
+
     place.write_config(&ca, agent.http, "log.level = \"debug\"");
-    eventually("it is in force", || agent.metric("config_last_reload_successful") == "1").await;
+    eventually("it is in force", || agent.log().contains("the changed configuration is in force")).await;
     assert!(!text(&place.ask(&["status"])).contains("not in force"));
     let _stream = proxy(&ca, &place).await.world(&["default"]).await.next().await;
     eventually("the level is the new one", || agent.log().contains("DEBUG")).await;
     agent.signal(Signal::TERM);
     agent.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_configuration_was_broken_answers_at_its_socket() {
+    let ca = FakeCa::start();
+    let place = Place::new(&ca);
+    let agent = place.run(&ca);
+    agent.ready().await;
+    place.write_config(&ca, agent.http, "batches = 7");
+    let socket = place.directory.path().join("admin.sock");
+    let status = place.ask(&["status", "-o", "json", "--socket", socket.to_str().unwrap()]);
+    assert!(status.status.success() && text(&status).contains("\"trust_sequence\""), "{}", text(&status));
+    if !chancery_agent::config::default_admin_socket().exists() {
+        let streams = place.ask(&["streams"]);
+        assert!(!streams.status.success() && text(&streams).contains("(--socket PATH asks"), "{}", text(&streams));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_stream_is_logged_with_its_pod_if_its_token_verifies() {
+    let ca = FakeCa::start();
+    let place = Place::new(&ca);
+    let agent = place.run(&ca);
+    agent.ready().await;
+    let plan = |pod| TokenPlan::pod(10, "shop", pod);
+    let verified = [
+        TokenPlan { node: Uuid::from_u128(8), ..plan("elsewhere") },
+        TokenPlan { life: Duration::ZERO, ..plan("expired") },
+        TokenPlan { audience: "other", ..plan("other-audience") },
+    ];
+    let forged = plan("forged");
+    let mut tokens = verified.each_ref().map(|plan| ca.token(plan).secret().to_owned()).to_vec();
+    let other = FakeCa::start();
+    tokens.push(other.token(&forged).secret().to_owned());
+    for token in &tokens {
+        let mut proxy = Proxy::connect(&place.sds_socket()).await.with_authorization(Some(&format!("Bearer {token}")));
+        assert!(proxy.open_world().await.is_err());
+    }
+    let log = agent.log();
+    for plan in &verified {
+        let named = format!("namespace=\"shop\" pod=\"{0}-0\" service_account=\"{0}\"", plan.service_account);
+        assert!(log.contains(&named), "{named}: {log}");
+    }
+    assert!(log.contains("signature does not verify"), "{log}");
+    assert!(!log.contains("forged") && !tokens.iter().any(|token| log.contains(token)), "{log}");
 }

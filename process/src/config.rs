@@ -3,12 +3,15 @@
 //! Types refuse unknown keys themselves (`#[serde(deny_unknown_fields)]`) and check values while they are parsed (`#[serde(try_from)]`),
 //! so that a wrong value is reported with its line. What spans several keys is for the caller to check afterwards.
 
+mod locate;
+
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
 /// For durations such as `"30s"` or `"1h 30m"`, optional ones too: `#[serde(with = "chancery_process::config::duration")]`.
 pub use humantime_serde as duration;
+pub use locate::line_of;
 
 /// Larger files are refused unread.
 const MAX_BYTES: u64 = 1 << 20;

@@ -27,7 +27,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,chancery_ca=debug`.
+/// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,chancery=debug`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LogLevel(String);
@@ -49,9 +49,7 @@ impl TryFrom<String> for LogLevel {
         };
         match text.parse::<Targets>() {
             Ok(_) if text.split(',').all(level) => Ok(Self(text)),
-            _ => Err(format!(
-                "`{text}` is no log level; use error, warn, info, debug, trace, or directives such as `info,chancery_ca=debug`"
-            )),
+            _ => Err(format!("`{text}` is no log level; use error, warn, info, debug, trace, or directives such as `info,chancery=debug`")),
         }
     }
 }
@@ -127,6 +125,9 @@ mod tests {
         assert!(!tracing::enabled!(target: "lsm_tree::tree", tracing::Level::INFO));
         handle.apply(&LogSettings { level: LogLevel::try_from("info,lsm_tree=debug".to_owned()).unwrap(), ..LogSettings::default() });
         assert!(tracing::enabled!(target: "lsm_tree::tree", tracing::Level::DEBUG));
+        handle.apply(&LogSettings { level: LogLevel::try_from("info,chancery=debug".to_owned()).unwrap(), ..LogSettings::default() });
+        assert!(tracing::enabled!(target: "chancery_agent::svids", tracing::Level::DEBUG));
+        assert!(tracing::enabled!(target: "chancery_ca::server", tracing::Level::DEBUG));
         assert!(init(&LogSettings::default()).is_err());
     }
 }

@@ -41,6 +41,22 @@ pub enum OutputError {
     Write(#[from] std::io::Error),
 }
 
+impl OutputError {
+    /// Whether the reader of a pipe has seen enough.
+    pub fn is_broken_pipe(&self) -> bool {
+        let kind = match self {
+            Self::Shape(_) => None,
+            Self::Json(error) => error.io_error_kind(),
+            Self::Csv(error) => match error.kind() {
+                csv::ErrorKind::Io(error) => Some(error.kind()),
+                _ => None,
+            },
+            Self::Write(error) => Some(error.kind()),
+        };
+        kind == Some(std::io::ErrorKind::BrokenPipe)
+    }
+}
+
 /// Prints a list. `columns` are field names of `T`; nested ones are written `outer.inner`.
 pub fn rows<T: Serialize>(out: &mut impl Write, format: Format, columns: &[&str], rows: &[T]) -> Result<(), OutputError> {
     let mut listing = Listing::begin(out, format, Json::Array, columns)?;
@@ -62,7 +78,8 @@ pub fn fields<T: Serialize>(out: &mut impl Write, format: Format, value: &T) -> 
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     add_fields(&mut table, "", &object);
     for line in table.lines() {
-        writeln!(out, "{}", line.trim())?;
+        // Less the padding before the first column: what goes on below a value stays there.
+        writeln!(out, "{}", line.strip_prefix(' ').unwrap_or(&line).trim_end())?;
     }
     Ok(())
 }
@@ -78,10 +95,16 @@ fn add_fields(table: &mut Table, prefix: &str, object: &Map<String, Value>) {
         match value {
             Value::Object(inner) => add_fields(table, &format!("{name} "), inner),
             other => {
-                table.add_row([name, printable(&cell(Some(other)))]);
+                table.add_row([name, printable(&sentences(other).unwrap_or_else(|| cell(Some(other))))]);
             }
         }
     }
+}
+
+/// A line for each item of a list that has sentences, not words.
+fn sentences(value: &Value) -> Option<String> {
+    let items: Vec<&str> = value.as_array()?.iter().map(Value::as_str).collect::<Option<_>>()?;
+    items.iter().any(|item| item.contains([' ', ','])).then(|| items.join("\n"))
 }
 
 fn lookup<'v>(row: &'v Value, column: &str) -> Option<&'v Value> {
@@ -203,5 +226,21 @@ mod tests {
         let words: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(words[0], ["spiffe", "id", "spiffe://a/b"]);
         assert_eq!(words[2], ["pod", "name", "cart-0"]);
+    }
+
+    #[test]
+    fn sentences_stand_below_each_other_and_words_beside_each_other() {
+        #[derive(Serialize)]
+        struct Lists {
+            dns_names: [&'static str; 2],
+            problems: [&'static str; 2],
+        }
+        let mut out = Vec::new();
+        fields(&mut out, Format::Table, &Lists { dns_names: ["x", "y"], problems: ["one, and two", "three"] }).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines[0].find("x, y"), lines[1].find("one, and two"), "{text}");
+        assert_eq!(lines[1].find("one, and two"), lines[2].find("three"), "{text}");
     }
 }

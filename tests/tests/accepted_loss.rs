@@ -114,6 +114,14 @@ async fn an_old_backup_is_refused_without_accepting_the_loss_and_with_it_agents_
     let listed = ca.ask(&["agent", "list"]).unwrap().to_string();
     assert!(!listed.contains("other_origin"), "{listed}");
 
+    let auditors = lab.at("auditors-checkpoint");
+    std::fs::copy(&known_checkpoint, &auditors).unwrap();
+    let alarm = ca.ask(&["log", "verify", "--since", text(&auditors), "--save"]).unwrap_err().to_string();
+    assert!(alarm.contains("ALARM") && alarm.contains("the disk is gone"), "{alarm}");
+    assert!(
+        lab.at("auditors-checkpoint.conflict").exists() && std::fs::read(&auditors).unwrap() == std::fs::read(&known_checkpoint).unwrap()
+    );
+
     let recorded = async || {
         let of_the_later = ca.ask(&["identity", "list", "--id", &forgotten]).map_err(|error| error.to_string())?.to_string();
         if of_the_later.contains("recovered: an agent told it") { Ok(()) } else { Err(of_the_later) }

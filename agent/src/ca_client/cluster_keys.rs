@@ -13,6 +13,23 @@ pub struct ClusterKeys {
     audiences: Vec<String>,
 }
 
+/// The pod that a token is of, for the log alone.
+#[derive(Debug)]
+pub struct Bearer {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub pod: String,
+    /// Its service account.
+    pub service_account: String,
+}
+
+impl From<&VerifiedToken> for Bearer {
+    fn from(token: &VerifiedToken) -> Self {
+        Self { namespace: token.namespace.clone(), pod: token.pod.name.clone(), service_account: token.service_account.name.clone() }
+    }
+}
+
 impl ClusterKeys {
     /// Takes over what the CA sent for `cluster`.
     ///
@@ -46,5 +63,17 @@ impl ClusterKeys {
     /// The first rule that it breaks.
     pub fn verify(&self, token: &Token, now: OffsetDateTime) -> Result<VerifiedToken, TokenError> {
         self.keys.verify(token.secret(), &self.audiences, now)
+    }
+
+    /// Whose a token is that was refused at `now` for its time or its audience alone: it verifies at a time of its life, and for its own
+    /// audience.
+    pub fn bearer(&self, token: &Token, refused: &TokenError, now: OffsetDateTime) -> Option<Bearer> {
+        let (audiences, at) = match refused {
+            TokenError::Expired(end) => (&self.audiences, end.saturating_sub(time::Duration::SECOND)),
+            TokenError::NotYetValid(begin) => (&self.audiences, *begin),
+            TokenError::Audience { found, .. } => (found, now),
+            _ => return None,
+        };
+        self.keys.verify(token.secret(), audiences, at).ok().as_ref().map(Bearer::from)
     }
 }

@@ -44,9 +44,12 @@ pub enum CaError {
         /// The CA's words.
         message: String,
     },
-    /// The connection broke, or there is none.
+    /// The connection broke.
     #[error("no connection to the CA: {0}")]
     Unavailable(String),
+    /// There is no session, for the reason that was told when the last one ended or could not be opened.
+    #[error("{0}")]
+    NoSession(String),
     /// The CA's answer breaks a rule, so nothing of it was taken over.
     #[error("the CA's answer is not acceptable: {0}")]
     Answer(String),
@@ -54,8 +57,16 @@ pub enum CaError {
     #[error("the certificate that the CA issued is not acceptable: {0}")]
     Svid(#[from] SvidError),
     /// A bundle that is none.
-    #[error("the trust that the CA or a file offers is not acceptable: {0}")]
+    #[error("the trust that the CA offers is not acceptable: {0}")]
     Bundle(#[from] BundleError),
+    /// The file that trust starts from.
+    #[error("trust.bundle_file: {}: {problem}", path.display())]
+    BundleFile {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// CRLs that proxies would refuse everybody by.
     #[error("the CRLs that the CA offers are not acceptable: {0}")]
     Crl(#[from] CrlError),
@@ -65,6 +76,14 @@ pub enum CaError {
 }
 
 impl CaError {
+    /// Why there is no session, for people: only a broken connection sends them to the network.
+    pub(super) fn no_session(&self) -> String {
+        match self {
+            Self::Connect { .. } | Self::Unavailable(_) => format!("the CA cannot be reached: {self}"),
+            _ => format!("no session with the CA: {self}"),
+        }
+    }
+
     /// An error status of `method`.
     pub(super) fn from_status(method: &'static str, status: &tonic::Status) -> Self {
         match status.code() {

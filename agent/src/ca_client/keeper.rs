@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::ledger::Shown;
 use super::session::Session;
 use super::{Backoff, CaClient, CaError, ClusterKeys, Held, Holdings, LedgerMemory, ProxySummary, channel, trust};
+use crate::moment::moment;
 
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const MOST_DELAY: Duration = Duration::from_secs(2);
@@ -87,7 +88,7 @@ impl Keeper {
     pub(super) async fn run(mut self) {
         let shutdown = self.shutdown.clone();
         shutdown.run_until_cancelled(Box::pin(self.keep())).await;
-        self.publish_channel(None, "the agent is shutting down");
+        self.publish_channel(None, "no session with the CA: the agent is shutting down");
     }
 
     async fn keep(&mut self) {
@@ -106,7 +107,7 @@ impl Keeper {
                         End::Outdated => tracing::debug!("connecting again with the new certificate or trust"),
                         End::Broken(error) => {
                             tracing::warn!(%error, "the session with the CA broke; connecting again");
-                            self.publish_channel(None, &error.to_string());
+                            self.publish_channel(None, &error.no_session());
                         }
                     }
                     last = Some(session);
@@ -122,9 +123,9 @@ impl Keeper {
                         delay = delay.max(REFUSED_DELAY.mul_f64(0.5 + rand::random::<f64>() / 2.0));
                     }
                     if backoff.failures().is_power_of_two() {
-                        tracing::warn!(%error, attempts = backoff.failures(), "the CA cannot be reached");
+                        tracing::warn!(attempts = backoff.failures(), "{}", error.no_session());
                     }
-                    self.publish_channel(None, &error.to_string());
+                    self.publish_channel(None, &error.no_session());
                     tokio::time::sleep(delay).await;
                 }
             }
@@ -301,7 +302,7 @@ impl Keeper {
 
     fn publish_own(&mut self, own: Held) {
         self.renew_at = Some(own.renewal(self.client.settings.renew_from));
-        tracing::info!(id = %own.svid.id(), serial = %own.svid.serial(), expires_at = %own.svid.not_after(), "the agent has a certificate");
+        tracing::info!(id = %own.svid.id(), serial = %own.svid.serial(), expires_at = %moment(own.svid.not_after()), "the agent has a certificate");
         self.client.published.own.send_replace(Some(own));
     }
 

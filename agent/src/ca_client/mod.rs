@@ -31,7 +31,7 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 
 pub use backoff::Backoff;
-pub use cluster_keys::ClusterKeys;
+pub use cluster_keys::{Bearer, ClusterKeys};
 pub use error::CaError;
 pub use held::Held;
 pub use ledger::{AlarmReason, ContinuedLog, KnownCheckpoint, LedgerAlarm, LedgerFile, LedgerMemory, StandingActs};
@@ -197,7 +197,7 @@ impl CaClient {
             cluster_keys: watch::Sender::new(remembered.cluster_keys),
             own: watch::Sender::new(remembered.own),
             reachable: watch::Sender::new(false),
-            problem: watch::Sender::new("the agent has just started".to_owned()),
+            problem: watch::Sender::new("no session with the CA: the agent has just started".to_owned()),
             reissue: watch::Sender::new(0),
             tell: watch::Sender::new(0),
             holdings: watch::Sender::new(Holdings::default()),
@@ -219,7 +219,7 @@ impl CaClient {
     /// If there is no connection, the call failed as a whole, or the answer does not fit the requests.
     pub async fn issue(&self, requests: Vec<wire::WorkloadRequest>) -> Result<Vec<wire::WorkloadResult>, CaError> {
         let channel = self.published.channel.borrow().clone();
-        let mut client = AgentServiceClient::new(channel.ok_or_else(|| CaError::Unavailable(self.published.problem.borrow().clone()))?);
+        let mut client = AgentServiceClient::new(channel.ok_or_else(|| CaError::NoSession(self.problem()))?);
         let ids: Vec<String> = requests.iter().map(|request| request.request_id.clone()).collect();
         let results = self.timed("Issue", client.issue(wire::IssueRequest { requests })).await?.results;
         if results.iter().map(|result| &result.request_id).ne(ids.iter()) {
@@ -283,7 +283,7 @@ impl CaClient {
         self.published.reachable.subscribe()
     }
 
-    /// Why there is none; empty if there is.
+    /// That there is none, and why; empty if there is.
     pub fn problem(&self) -> String {
         self.published.problem.borrow().clone()
     }

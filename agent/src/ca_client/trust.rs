@@ -126,9 +126,10 @@ pub(super) fn server_trust(known: Option<&TrustState>, anchor: &Anchor, own: &Tr
 }
 
 fn read_bundle(path: &Path, own: &TrustDomain) -> Result<TrustState, CaError> {
-    let pem = std::fs::read(path).map_err(|e| CaError::File { path: path.to_owned(), problem: e.to_string() })?;
-    let bundle = TrustBundle::from_pem(own.clone(), &pem)?;
-    Ok(TrustState::new(sequence_line(&pem), own.clone(), [bundle])?)
+    let refuse = |problem: String| CaError::BundleFile { path: path.to_owned(), problem };
+    let pem = std::fs::read(path).map_err(|e| refuse(e.to_string()))?;
+    let bundle = TrustBundle::from_pem(own.clone(), &pem).map_err(|e| refuse(e.to_string()))?;
+    TrustState::new(sequence_line(&pem), own.clone(), [bundle]).map_err(|e| refuse(e.to_string()))
 }
 
 /// The number in a line `# sequence: N`; 0 if there is none.

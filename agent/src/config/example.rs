@@ -78,6 +78,6 @@ batch = 64
 [log]
 # "text" or "json". Takes effect when the agent starts.
 format = "text"
-# error, warn, info, debug, trace, or directives such as "info,chancery_agent=debug".
+# error, warn, info, debug, trace, or directives such as "info,chancery=debug".
 level = "info"
 "#;

@@ -177,20 +177,25 @@ impl Config {
         config::load(path)
     }
 
-    /// What keeps the agent from starting, or from joining, on this machine as it is now; a sentence each.
-    pub fn problems(&self) -> Vec<String> {
+    /// What keeps the agent from starting, or from joining, on this machine as it is now; a sentence each, with its place in `text`, which
+    /// was read from `path`.
+    pub fn problems(&self, path: &Path, text: &str) -> Vec<String> {
         let mut problems = Vec::new();
+        let mut add = |key: &[&str], problem: String| {
+            let line = config::line_of(text, key).map(|line| format!(":{line}")).unwrap_or_default();
+            problems.push(format!("{}{line}: {problem}", path.display()));
+        };
         if self.csi.is_some() && self.mode == Mode::Sidecar {
-            problems.push("csi: a sidecar serves its own pod only, and has no volumes to publish; leave the section out".to_owned());
+            add(&["csi"], "csi: a sidecar serves its own pod only, and has no volumes to publish; leave the section out".to_owned());
         }
         if let Err(error) = self.trust.0.check(&self.trust_domain) {
-            problems.push(format!("trust: {error}"));
+            add(&["trust", "bundle_file"], error.to_string());
         }
         if let Err(error) = std::fs::File::open(&self.token_file) {
-            problems.push(format!("token_file: {}: {error}", self.token_file.display()));
+            add(&["token_file"], format!("token_file: {}: {error}", self.token_file.display()));
         }
         if let Err(error) = StateFile::check_directory(&self.state_dir, self.allow_disk_state) {
-            problems.push(format!("state_dir: {error}"));
+            add(&["state_dir"], format!("state_dir: {error}"));
         }
         problems
     }
@@ -381,7 +386,8 @@ fn default_http_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 9465))
 }
 
-fn default_admin_socket() -> PathBuf {
+/// Where `chancery-agent status` and `streams` ask if nothing else is configured.
+pub fn default_admin_socket() -> PathBuf {
     "/run/chancery/agent-admin.sock".into()
 }
 
@@ -423,9 +429,10 @@ mod tests {
 
     #[test]
     fn a_sidecar_has_no_csi_plugin() {
-        let config = read(&format!("mode = \"sidecar\"\n{LEAST}\n[csi]\n")).unwrap();
+        let text = format!("mode = \"sidecar\"\n{LEAST}\n[csi]\n");
+        let config = read(&text).unwrap();
         assert!(config.csi().is_none());
-        assert!(config.problems().iter().any(|problem| problem.starts_with("csi: ")));
+        assert!(config.problems(Path::new("agent.toml"), &text).iter().any(|problem| problem.starts_with("agent.toml:9: csi: ")));
         assert!(read(&format!("{LEAST}\n[csi]\n")).unwrap().csi().is_some());
     }
 
@@ -443,10 +450,11 @@ mod tests {
 
     #[test]
     fn a_check_names_what_is_missing_on_this_machine() {
-        let config = read(&LEAST.replace("/token", "/nonexistent/token").replace("/bundle.pem", "/nonexistent/bundle")).unwrap();
-        let problems = config.problems();
-        assert!(problems.iter().any(|problem| problem.starts_with("trust: ") && problem.contains("/nonexistent/bundle")), "{problems:?}");
-        assert!(problems.iter().any(|problem| problem.starts_with("token_file: /nonexistent/token")), "{problems:?}");
+        let text = LEAST.replace("/token", "/nonexistent/token").replace("/bundle.pem", "/nonexistent/bundle");
+        let problems = read(&text).unwrap().problems(Path::new("agent.toml"), &text);
+        let named = |start: &str| problems.iter().any(|problem| problem.starts_with(start));
+        assert!(named("agent.toml:6: trust.bundle_file: /nonexistent/bundle: "), "{problems:?}");
+        assert!(named("agent.toml:5: token_file: /nonexistent/token: "), "{problems:?}");
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub use state::{RestoredWorkload, State, StateError, StateFile};
 pub use status::{AgentStatus, LedgerStatus, WorkloadStatus};
 pub use tenant::{Applicant, Tenant};
 
-use crate::ca_client::{CaClient, Role};
+use crate::ca_client::{Bearer, CaClient, Role};
 use crate::telemetry::{Metrics, Reason};
 use accounts::Accounts;
 use owner::{Command, Owner};
@@ -156,6 +156,12 @@ pub enum AttachError {
     Stopping,
 }
 
+/// A refusal, and whom it is about: known only where the token's signature was verified.
+struct Refused {
+    error: AttachError,
+    bearer: Option<Box<Bearer>>,
+}
+
 /// How certificates are kept.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -203,13 +209,13 @@ impl Svids {
     pub async fn attach(&self, token: Token) -> Result<Subscription, AttachError> {
         let attached = async {
             if self.is_sidecar() {
-                return Err(AttachError::WrongPlace("this socket serves one pod and takes no token".to_owned()));
+                return Err(AttachError::WrongPlace("this socket serves one pod and takes no token".to_owned()).into());
             }
             let verified = self.verify_of_this_node(&token).await?;
             let info = TokenInfo::of(&verified);
             self.attach_verified(verified, TokenSource::Brought(token, info)).await
         };
-        attached.await.inspect_err(|error| self.count(error))
+        attached.await.map_err(|refused| self.count(refused))
     }
 
     /// Attaches a stream to the agent's own pod: sidecar mode, whose socket is for that pod alone.
@@ -219,18 +225,19 @@ impl Svids {
     pub async fn attach_own(&self) -> Result<Subscription, AttachError> {
         let attached = async {
             if !self.is_sidecar() {
-                return Err(AttachError::WrongPlace("this agent serves many pods; a stream needs its pod's token".to_owned()));
+                return Err(AttachError::WrongPlace("this agent serves many pods; a stream needs its pod's token".to_owned()).into());
             }
             let token = self.ca.read_token().map_err(|error| AttachError::NotReady(error.to_string()))?;
             let verified = self.verify(&token).await?;
             let pod = self.own_uid().await?;
             if verified.pod.uid != pod {
                 let found = verified.pod.uid;
-                return Err(AttachError::WrongPlace(format!("the token file is of the pod {found}; this sidecar joined as {pod}")));
+                let error = AttachError::WrongPlace(format!("the token file is of the pod {found}; this sidecar joined as {pod}"));
+                return Err(Refused::of(&verified, error));
             }
             self.attach_verified(verified, TokenSource::File).await
         };
-        attached.await.inspect_err(|error| self.count(error))
+        attached.await.map_err(|refused| self.count(refused))
     }
 
     /// Whether streams carry no token because they are all of the agent's own pod.
@@ -286,29 +293,34 @@ impl Svids {
     }
 
     /// Verifies a token, waiting for the cluster's keys if they have not come yet.
-    async fn verify(&self, token: &Token) -> Result<VerifiedToken, AttachError> {
-        let keys = self.joined(self.ca.cluster_keys(), "no keys of the cluster").await?;
+    async fn verify(&self, token: &Token) -> Result<VerifiedToken, Refused> {
+        let mut keys = self.joined(self.ca.cluster_keys(), "no keys of the cluster").await?;
         let mut verified = keys.verify(token, self.clock.now());
         if let Err(TokenError::UnknownKey { .. }) = verified {
             let mut newer = self.ca.cluster_keys();
             self.ca.ask_for_keys(token).await;
             let found = newer.wait_for(|found| found.as_ref().is_some_and(|found| !Arc::ptr_eq(found, &keys)));
             if let Ok(Ok(found)) = tokio::time::timeout(NEW_KEYS_TIMEOUT, found).await
-                && let Some(keys) = &*found
+                && let Some(newer) = &*found
             {
+                keys = newer.clone();
                 verified = keys.verify(token, self.clock.now());
             }
         }
-        verified.map_err(|error| AttachError::Unauthenticated { reason: error.reason(), message: error.to_string() })
+        verified.map_err(|error| {
+            let bearer = keys.bearer(token, &error, self.clock.now()).map(Box::new);
+            Refused { error: AttachError::Unauthenticated { reason: error.reason(), message: error.to_string() }, bearer }
+        })
     }
 
     /// Verifies the token of a pod that must run on the agent's own node.
-    async fn verify_of_this_node(&self, token: &Token) -> Result<VerifiedToken, AttachError> {
+    async fn verify_of_this_node(&self, token: &Token) -> Result<VerifiedToken, Refused> {
         let verified = self.verify(token).await?;
         let node = self.own_uid().await?;
         if verified.node.uid != node {
             let found = verified.node.uid;
-            return Err(AttachError::WrongPlace(format!("the token's pod runs on the node {found}; this agent's node is {node}")));
+            let error = AttachError::WrongPlace(format!("the token's pod runs on the node {found}; this agent's node is {node}"));
+            return Err(Refused::of(&verified, error));
         }
         Ok(verified)
     }
@@ -329,9 +341,10 @@ impl Svids {
         .ok_or_else(|| AttachError::NotReady(format!("it has {missing} yet: {}", self.ca.problem())))
     }
 
-    async fn attach_verified(&self, verified: VerifiedToken, token: TokenSource) -> Result<Subscription, AttachError> {
-        let key = WorkloadKey::of(&verified);
-        self.ask(|reply| Command::Attach { key, pod_name: verified.pod.name, token, reply }).await?
+    async fn attach_verified(&self, verified: VerifiedToken, token: TokenSource) -> Result<Subscription, Refused> {
+        let (key, pod_name) = (WorkloadKey::of(&verified), verified.pod.name.clone());
+        let attached = self.ask(|reply| Command::Attach { key, pod_name, token, reply }).await;
+        attached.flatten().map_err(|error| Refused::of(&verified, error))
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, AttachError> {
@@ -340,9 +353,28 @@ impl Svids {
         answer.await.map_err(|_| AttachError::Stopping)
     }
 
-    fn count(&self, error: &AttachError) {
-        tracing::warn!(%error, "a stream was not accepted");
+    fn count(&self, Refused { error, bearer }: Refused) -> AttachError {
+        tracing::warn!(
+            %error,
+            namespace = bearer.as_ref().map(|bearer| &*bearer.namespace),
+            pod = bearer.as_ref().map(|bearer| &*bearer.pod),
+            service_account = bearer.as_ref().map(|bearer| &*bearer.service_account),
+            "a stream was not accepted"
+        );
         self.metrics.attach_refused.get_or_create(&Reason { reason: error.reason().to_owned() }).inc();
+        error
+    }
+}
+
+impl Refused {
+    fn of(token: &VerifiedToken, error: AttachError) -> Self {
+        Self { error, bearer: Some(Box::new(token.into())) }
+    }
+}
+
+impl From<AttachError> for Refused {
+    fn from(error: AttachError) -> Self {
+        Self { error, bearer: None }
     }
 }
 

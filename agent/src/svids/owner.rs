@@ -27,6 +27,7 @@ use super::state::{RestoredWorkload, State};
 use super::workload::{TokenSource, Workload};
 use super::{AttachError, Hold, Settings, Subscription, WorkloadKey, WorkloadStatus};
 use crate::ca_client::{CaClient, Held, Holdings};
+use crate::moment::moment;
 use crate::telemetry::{Metrics, Reason};
 
 const MAX_CALLS: usize = 4;
@@ -412,7 +413,7 @@ impl Owner {
         match outcome {
             Ok(held) => {
                 let (svid, entry) = (&held.svid, held.entry);
-                tracing::info!(%request_id, workload = %key, id = %svid.id(), serial = %svid.serial(), expires_at = %svid.not_after(), entry, "issued");
+                tracing::info!(%request_id, workload = %key, id = %svid.id(), serial = %svid.serial(), expires_at = %moment(svid.not_after()), entry, "issued");
                 self.accounts.issued(&key, workload.pod_name(), &held);
                 self.metrics.issued.inc();
                 workload.succeeded(held, now, self.settings.renew_from);
@@ -433,7 +434,7 @@ impl Owner {
                 let kept = workload.held().map(|held| held.svid.not_after());
                 if let Some(expires_at) = kept {
                     self.metrics.renewals_failed.inc();
-                    tracing::error!(%request_id, workload = %key, error = %failure, %expires_at, "not renewed; the last certificate is kept until it expires");
+                    tracing::error!(%request_id, workload = %key, error = %failure, expires_at = %moment(expires_at), "not renewed; the last certificate is kept until it expires");
                 } else {
                     tracing::error!(%request_id, workload = %key, error = %failure, "no certificate");
                 }

@@ -68,9 +68,9 @@ pub struct AgentStatus {
     /// When the agent's own certificate expires.
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
-    /// Whether the CA can be reached.
+    /// Whether there is a session with the CA.
     pub ca_reachable: bool,
-    /// Why not; empty if it can.
+    /// That there is none, and why; empty if there is.
     pub ca_problem: String,
     /// Of the trust state being served; 0 while there is none.
     pub trust_sequence: u64,

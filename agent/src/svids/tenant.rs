@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::owner::Command;
 use super::workload::TokenSource;
-use super::{AttachError, Subscription, Svids, Token, TokenInfo, WorkloadKey};
+use super::{AttachError, Refused, Subscription, Svids, Token, TokenInfo, WorkloadKey};
+use crate::ca_client::Bearer;
 
 /// Keeps a workload while it has no stream.
 #[derive(Clone, Debug, Default)]
@@ -74,7 +75,11 @@ impl Tenant {
     pub async fn attach(&self) -> Result<Subscription, AttachError> {
         let (key, pod_name) = (self.workload.clone(), self.pod_name.clone());
         let attached = self.svids.ask(|reply| Command::Attach { key, pod_name, token: TokenSource::Missing, reply }).await;
-        attached.and_then(|attached| attached).inspect_err(|error| self.svids.count(error))
+        attached.flatten().map_err(|error| {
+            let WorkloadKey { namespace, service_account, .. } = self.workload.clone();
+            let bearer = Bearer { namespace, pod: self.pod_name.clone(), service_account };
+            self.svids.count(Refused { error, bearer: Some(Box::new(bearer)) })
+        })
     }
 
     /// The pod is gone: its workload is let go as soon as no stream and no other tenant holds it, without the time for a restart.
@@ -90,7 +95,7 @@ impl Svids {
     /// # Errors
     /// If the token does not verify or is for another node, or if the keys did not come in time.
     pub async fn recognise(&self, token: Token) -> Result<Applicant, AttachError> {
-        let verified = self.verify_of_this_node(&token).await?;
+        let verified = self.verify_of_this_node(&token).await.map_err(|refused| refused.error)?;
         let (workload, info) = (WorkloadKey::of(&verified), TokenInfo::of(&verified));
         Ok(Applicant { svids: self.clone(), workload, pod_name: verified.pod.name, token: TokenSource::Brought(token, info) })
     }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::batch::Failure;
 use super::{Hold, Subscription, SvidState, TokenInfo, WorkloadKey, WorkloadStatus};
 use crate::ca_client::{Backoff, Held, Token};
+use crate::moment::{moment, to_the_second};
 
 /// After a failure with nothing to serve, the next try comes soon: a pod is waiting.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
@@ -152,7 +153,7 @@ impl Workload {
         let token = match &self.token {
             TokenSource::Brought(token, info) if now < info.expires_at => TokenForRequest::Text(token.clone()),
             TokenSource::File => TokenForRequest::File,
-            TokenSource::Brought(_, info) => return self.needs_token(format!("its token expired at {}", info.expires_at)),
+            TokenSource::Brought(_, info) => return self.needs_token(format!("its token expired at {}", moment(info.expires_at))),
             TokenSource::Missing => return self.needs_token("no token has come since the agent started".to_owned()),
         };
         self.next = Next::Asked { again: false };
@@ -271,7 +272,7 @@ impl Workload {
         &self.pod_name
     }
 
-    /// For people. `away`: why the CA cannot be reached, if it cannot.
+    /// For people. `away`: why there is no session with the CA, if there is none.
     pub(super) fn status(&self, away: &str) -> WorkloadStatus {
         let svid = self.held.as_ref().map(|held| &held.svid);
         WorkloadStatus {
@@ -281,7 +282,7 @@ impl Workload {
             serial: svid.map(|svid| svid.serial().to_string()),
             expires_at: svid.map(|svid| svid.not_after()),
             next_try_at: match self.next {
-                Next::Try(at) => Some(at),
+                Next::Try(at) => Some(to_the_second(at)),
                 _ => None,
             },
             token_expires_at: match &self.token {

@@ -169,9 +169,8 @@ impl ApiError {
             | Self::ReasonMissing
             | Self::Filter(_)
             | Self::Session(SessionEnd::Protocol(_))
-            | Self::Ledger(
-                LedgerError::PageSize(_) | LedgerError::PageToken(_) | LedgerError::Ambiguous { .. } | LedgerError::NotThere { .. },
-            ) => Code::InvalidArgument,
+            | Self::Ledger(LedgerError::PageSize(_) | LedgerError::PageToken(_) | LedgerError::Ambiguous { .. }) => Code::InvalidArgument,
+            Self::Ledger(LedgerError::NotThere { .. }) => Code::OutOfRange,
             Self::NotFound(_) | Self::Ledger(LedgerError::NotInTree { .. }) => Code::NotFound,
             Self::Refused(refusal) if refusal.retryable => Code::Unavailable,
             Self::Refused(_)
@@ -198,9 +197,11 @@ fn of_rotation(error: &RotationError) -> Code {
         RotationError::Gate(_)
         | RotationError::NotDue(_)
         | RotationError::Ledger(LedgerError::Impossible(_))
-        | RotationError::Authority(AuthorityError::Corporate { .. } | AuthorityError::NotRequested) => Code::FailedPrecondition,
+        | RotationError::Authority(AuthorityError::Corporate { .. } | AuthorityError::NotRequested | AuthorityError::Answer(_)) => {
+            Code::FailedPrecondition
+        }
         RotationError::Unknown(_) => Code::NotFound,
-        RotationError::Authority(AuthorityError::Answer(_)) | RotationError::Except(_) => Code::InvalidArgument,
+        RotationError::Except(_) => Code::InvalidArgument,
         RotationError::Ledger(error) if !error.is_retryable() => Code::Internal,
         // It can be tried again, and what is recorded is followed by itself.
         _ => Code::Unavailable,

@@ -25,6 +25,8 @@ use crate::api::operator::page_size;
 use crate::api::tiles::{TileName, TileSource, ledger_routes, refused};
 use crate::ledger::{Checkpoints, IdentityFilter, Ledger, LedgerError, Published};
 
+/// Of serial numbers of certificates that this CA issues.
+const SERIAL_BYTES: usize = 16;
 /// How the ledger names the act.
 const ROTATE_KEY: &str = "log.checkpoint-key";
 
@@ -126,15 +128,7 @@ impl LogApi {
         let entry = match of {
             Some(Of::Entry(entry)) => entry,
             Some(Of::Serial(serial)) => self.issued(&serial).await?.0,
-            Some(Of::Certificate(der)) => {
-                let serial = serial_of(&der)?;
-                let (entry, recorded) = self.issued(&serial).await?;
-                if recorded != der {
-                    let problem = format!("entry {entry} has another certificate with the serial number {serial} than this one");
-                    return Err(ApiError::NotFound(problem));
-                }
-                entry
-            }
+            Some(Of::Certificate(der)) => self.recorded(&der).await?,
             None => return Err(ApiError::Invalid("name an entry, a serial number or a certificate".into())),
         };
         // After the look-up, so that it covers what was found.
@@ -149,6 +143,24 @@ impl LogApi {
             bytes,
             hashes: hashes.iter().map(|hash| hash.to_vec()).collect(),
         })
+    }
+
+    /// The entry of this certificate, of the CA's own or another.
+    async fn recorded(&self, der: &[u8]) -> Result<u64, ApiError> {
+        let serial = serial_of(der)?;
+        let own = self.ledger.authority_certificates().await?;
+        if let Some((entry, _)) = own.iter().find(|(_, own)| own.certificate == der) {
+            return Ok(*entry);
+        }
+        // Theirs all have that many bytes.
+        if serial.len() != 2 * SERIAL_BYTES {
+            return Err(ApiError::NotFound(format!("this certificate is not in the ledger: its serial number is {serial}")));
+        }
+        let (entry, recorded) = self.issued(&serial).await?;
+        if recorded == der {
+            return Ok(entry);
+        }
+        Err(ApiError::NotFound(format!("entry {entry} has another certificate with the serial number {serial} than this one")))
     }
 
     /// The entry and the certificate with this serial number.

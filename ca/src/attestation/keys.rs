@@ -179,7 +179,8 @@ impl Cluster {
                 changed
             }
             Err(error) => {
-                tracing::warn!(cluster = name, error, "the cluster's public keys could not be loaded; the last good ones stay");
+                let kept = if self.keys().is_some() { "the last good ones stay" } else { "there are none yet" };
+                tracing::warn!(cluster = name, error, "the cluster's public keys could not be loaded; {kept}");
                 state.error = Some(error);
                 self.take_kept()
             }

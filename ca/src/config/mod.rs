@@ -4,7 +4,6 @@
 //! ([`Config::check_keys`]), and what only a running CA can tell, such as whether a port is free.
 
 mod limits;
-mod locate;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -329,7 +328,7 @@ struct Source<'a> {
 impl Source<'_> {
     fn problem(&self, key: &[&str], problem: &str) -> ConfigError {
         let name = key.join(".");
-        let place = match (self.path, locate::line_of(self.text, key)) {
+        let place = match (self.path, chancery_process::config::line_of(self.text, key)) {
             (Some(path), Some(line)) => format!("{}:{line}: {name}", path.display()),
             (Some(path), None) => format!("{}: {name}", path.display()),
             (None, _) => name,

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::fleet::Fleet;
+use crate::fleet::list::note_bans;
 use crate::ledger::{Identity, Ledger, LedgerError, PodFilter, Refusal, RefusalFilter, Refusals};
 
 /// How many refusals are shown.
@@ -44,6 +45,8 @@ pub struct Explanation {
 struct Facts {
     now: OffsetDateTime,
     latest: Option<Identity>,
+    /// By what the newest certificate is revoked.
+    revoked: Option<String>,
     refusals: Vec<Refusal>,
     agent: Option<AgentRecord>,
 }
@@ -51,6 +54,7 @@ struct Facts {
 /// Where the certificate stands.
 enum Standing {
     Valid,
+    Revoked,
     Expired,
     Never,
 }
@@ -67,8 +71,14 @@ impl Fleet {
             ..RefusalFilter::default()
         };
         let refusals = refusals.list_newest(&filter, MAX_REFUSALS);
-        let agent = latest.as_ref().and_then(|latest| self.on_node(&latest.issuance.cluster, &latest.issuance.node));
-        Ok(Facts { now: self.clock.now(), latest, refusals, agent }.judge())
+        let revocation = latest.as_ref().and_then(|latest| ledger.revocation(latest));
+        let revoked = revocation.map(|revocation| match ledger.act_of(&revocation) {
+            Some(entry) => format!("revoked by ledger entry {entry}"),
+            None => format!("revoked at {}, in the ledger that this one continues", moment(revocation.since)),
+        });
+        let mut agent = latest.as_ref().and_then(|latest| self.on_node(&latest.issuance.cluster, &latest.issuance.node));
+        note_bans(agent.as_mut_slice(), &ledger.current_state());
+        Ok(Facts { now: self.clock.now(), latest, revoked, refusals, agent }.judge())
     }
 }
 
@@ -80,10 +90,11 @@ impl Facts {
     }
 
     fn standing(&self) -> Standing {
-        match &self.latest {
-            Some(latest) if self.now <= latest.leaf.not_after => Standing::Valid,
-            Some(_) => Standing::Expired,
-            None => Standing::Never,
+        match (&self.latest, &self.revoked) {
+            (Some(latest), _) if self.now > latest.leaf.not_after => Standing::Expired,
+            (Some(_), Some(_)) => Standing::Revoked,
+            (Some(_), None) => Standing::Valid,
+            (None, _) => Standing::Never,
         }
     }
 
@@ -94,12 +105,18 @@ impl Facts {
     }
 
     fn verdict(&self) -> (String, String) {
+        let revoked = self.revoked.as_deref().unwrap_or_default();
         let until = self.latest.as_ref().map(|latest| moment(latest.leaf.not_after)).unwrap_or_default();
         match (self.standing(), self.pending_refusal()) {
             (Standing::Valid, None) => (format!("certificate valid until {until}"), self.look_at_agent().unwrap_or_default()),
             (Standing::Valid, Some(refusal)) => {
                 (format!("certificate valid until {until}, but a newer one was refused: {}", refusal.reason), mend(refusal))
             }
+            (Standing::Revoked, None) => {
+                let step = "`chancery log acts` says who revoked it, and why; `chancery identity allow` lets it have another one";
+                (format!("{revoked}: proxies refuse the certificate"), step.into())
+            }
+            (Standing::Revoked, Some(refusal)) => (format!("{revoked}, and another one was refused: {}", refusal.reason), mend(refusal)),
             (Standing::Expired | Standing::Never, Some(refusal)) => (format!("refused: {}", refusal.reason), mend(refusal)),
             (Standing::Expired, None) => {
                 let streams = "see on its node, with `chancery-agent streams`, whether its proxy is still connected";
@@ -107,7 +124,9 @@ impl Facts {
             }
             (Standing::Never, None) => {
                 let step = "check that its node has an agent (`chancery agent list`), and that its proxy asks the agent's socket with its \
-                            token; a token that could not be verified is listed by `chancery identity refusals` without a pod";
+                            token; what the agent refuses by itself (a token that has expired, or is another node's) is in its log alone, \
+                            as a stream that was not accepted; a token that could not be verified is listed by `chancery identity \
+                            refusals` without a pod";
                 ("never asked".into(), step.into())
             }
         }
@@ -115,8 +134,18 @@ impl Facts {
 
     fn look_at_agent(&self) -> Option<String> {
         let node = &self.latest.as_ref()?.issuance.node;
+        if let Some(entry) = self.ban() {
+            return Some(format!(
+                "the agent of node {node} was banned by ledger entry {entry}, so nothing is renewed there: `chancery agent unban`, if it was in error"
+            ));
+        }
         let connected = self.agent.as_ref().is_some_and(|agent| agent.connected);
         (!connected).then(|| format!("the agent of node {node} is not connected, so nothing is renewed there: see its log"))
+    }
+
+    /// The entry of the agent's ban.
+    fn ban(&self) -> Option<u64> {
+        self.agent.as_ref().map(|agent| agent.banned_by).filter(|entry| *entry != 0)
     }
 
     fn on_certificate(&self) -> (Level, String) {
@@ -127,6 +156,7 @@ impl Facts {
         match self.standing() {
             Standing::Valid if self.now < late => (Level::Ok, described),
             Standing::Valid => (Level::Warn, format!("{described}; three quarters of its life are over, and it was not renewed")),
+            Standing::Revoked => (Level::Bad, format!("{described}; {}", self.revoked.as_deref().unwrap_or_default())),
             Standing::Expired | Standing::Never => (Level::Bad, format!("{described}; it has expired")),
         }
     }
@@ -146,6 +176,9 @@ impl Facts {
             return vec![(Level::Bad, format!("no agent of node {node} was seen since the CA started"))];
         };
         let heard = moment_ms(agent.last_seen_ms);
+        if let Some(entry) = self.ban() {
+            return vec![(Level::Bad, format!("the agent of node {node} was banned by ledger entry {entry}; last heard of at {heard}"))];
+        }
         if !agent.connected {
             return vec![(Level::Bad, format!("the agent of node {node} is not connected; last heard of at {heard}"))];
         }
@@ -169,7 +202,7 @@ fn mend(refusal: &Refusal) -> String {
     }
 }
 
-pub(super) fn moment(time: OffsetDateTime) -> String {
+pub(crate) fn moment(time: OffsetDateTime) -> String {
     time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 

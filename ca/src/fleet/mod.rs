@@ -9,7 +9,7 @@ mod convergence;
 mod distrusted;
 mod explain;
 mod ledger;
-mod list;
+pub(crate) mod list;
 mod session;
 mod standing;
 mod wire;
@@ -32,6 +32,7 @@ use session::LineEnd;
 
 pub use alive::has_served;
 pub use convergence::{AmbiguousName, Goal, MAX_NAMED as MAX_MISSING_NAMED, Missing, MissingKind, MissingOne, Unproven, missing};
+pub(crate) use explain::moment;
 pub use explain::{Explanation, Level};
 pub use ledger::LedgerSource;
 pub use session::{Session, SessionEnd, Sources};
@@ -255,7 +256,8 @@ impl Fleet {
     /// The agent with this SPIFFE ID, or those on the node of this name, with everyone who is behind there, and the evidence for an alarm.
     pub fn agents_called(&self, name: &str) -> Vec<AgentRecord> {
         let agents = self.lock();
-        let called = agents.by_id.values().filter(|record| record.member.id.as_str() == name || record.member.node == name);
+        let is_called = |Member { id, cluster, node, .. }: &Member| list::is_called(name, id.as_str(), cluster, node);
+        let called = agents.by_id.values().filter(|record| is_called(&record.member));
         let in_full = |record: &Record| AgentRecord { ledger_evidence: record.ledger_alarm().cloned(), ..record.describe(MAX_LAGGING) };
         called.map(in_full).collect()
     }
@@ -478,6 +480,8 @@ impl Record {
             behind: self.report.lagging.iter().take(behind).map(convergence::describe).collect(),
             trust: String::new(),
             ledger_evidence: None,
+            // The ledger's state tells it: `list::note_bans`.
+            banned_by: 0,
         }
     }
 }

@@ -73,7 +73,10 @@ impl ApiServer {
     pub(super) async fn send(&self, request: Request<Body>, within: Duration) -> Result<Response<Body>, ApiError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         match tokio::time::timeout(within, self.client.send(request)).await {
-            Ok(answer) => answer.map_err(ApiError::from),
+            Ok(answer) => answer.map_err(|error| match ApiError::from(error) {
+                ApiError::Away(problem) => ApiError::Away(format!("{}: {problem}", self.address)),
+                error => error,
+            }),
             Err(_) => Err(self.too_slow(within)),
         }
     }

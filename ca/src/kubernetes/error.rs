@@ -82,6 +82,10 @@ impl From<kube::Error> for ApiError {
                 Self::from_words(code, &status.message)
             }
             kube::Error::SerdeError(error) => Self::Unreadable(error.to_string()),
+            kube::Error::Service(error) => match error.downcast::<Self>() {
+                Ok(error) => *error,
+                Err(error) => Self::Away(with_causes(&*error)),
+            },
             error @ kube::Error::Auth(_) => Self::Unauthorized(words_of(&error)),
             error => Self::Away(with_causes(&error)),
         }

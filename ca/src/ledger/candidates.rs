@@ -152,7 +152,7 @@ fn exact_terms(filter: &IdentityFilter) -> impl Iterator<Item = Term> {
         filter.spiffe_id.as_ref().map(|id| term(Dimension::SpiffeId, id.as_str())),
         service_account,
         filter.agent.as_ref().map(|agent| term(Dimension::Asker, agent.as_str())),
-        filter.node.as_ref().map(|node| term(Dimension::Node, node)),
+        filter.node.as_ref().map(|node| term(Dimension::Node, &node.name)),
         filter.namespace.as_ref().map(|namespace| term(Dimension::Namespace, namespace)),
     ];
     terms.into_iter().flatten()

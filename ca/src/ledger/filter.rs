@@ -24,8 +24,8 @@ pub struct IdentityFilter {
     pub serial: Option<Serial>,
     /// The pod.
     pub pod: Option<PodFilter>,
-    /// The node's name.
-    pub node: Option<String>,
+    /// The node.
+    pub node: Option<NodeFilter>,
     /// The pod's namespace.
     pub namespace: Option<String>,
     /// The service account.
@@ -60,6 +60,15 @@ pub enum PodFilter {
         /// The name.
         name: String,
     },
+}
+
+/// Which node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NodeFilter {
+    /// In this cluster only.
+    pub cluster: Option<String>,
+    /// The name.
+    pub name: String,
 }
 
 /// Which service account.
@@ -105,7 +114,7 @@ impl From<[u8; 16]> for FingerprintFilter {
 
 /// A filter that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the filter's {field} {problem}")]
+#[error("{field} {problem}")]
 pub struct FilterError {
     /// As in `operator.proto`.
     pub field: &'static str,
@@ -126,7 +135,9 @@ impl IdentityFilter {
                     issuance.pod == *name && holds(namespace.as_ref(), |namespace| issuance.namespace == *namespace)
                 }
             })
-            && holds(self.node.as_ref(), |node| issuance.node == *node)
+            && holds(self.node.as_ref(), |node| {
+                issuance.node == node.name && holds(node.cluster.as_ref(), |cluster| issuance.cluster == *cluster)
+            })
             && holds(self.namespace.as_ref(), |namespace| issuance.namespace == *namespace)
             && holds(self.service_account.as_ref(), |account| {
                 issuance.service_account == account.name && holds(account.namespace.as_ref(), |namespace| issuance.namespace == *namespace)
@@ -162,7 +173,7 @@ impl TryFrom<&wire::IdentityFilter> for IdentityFilter {
             spiffe_id_prefix: prefix(&filter.spiffe_id_prefix)?,
             serial: given(&filter.serial).map(serial).transpose()?,
             pod: given(&filter.pod).map(pod).transpose()?,
-            node: given(&filter.node).map(str::to_owned),
+            node: given(&filter.node).map(node).transpose()?,
             namespace: given(&filter.namespace).map(str::to_owned),
             service_account: given(&filter.service_account).map(service_account).transpose()?,
             agent: spiffe_id("agent", &filter.agent)?,
@@ -214,23 +225,28 @@ fn pod(text: &str) -> Result<PodFilter, FilterError> {
     if let Ok(uid) = Uuid::try_parse(text) {
         return Ok(PodFilter::Uid(uid));
     }
-    let (namespace, name) = qualified("pod", text)?;
+    let (namespace, name) = qualified("pod", "namespace", text)?;
     Ok(PodFilter::Name { namespace, name })
 }
 
+fn node(text: &str) -> Result<NodeFilter, FilterError> {
+    let (cluster, name) = qualified("node", "cluster", text)?;
+    Ok(NodeFilter { cluster, name })
+}
+
 fn service_account(text: &str) -> Result<ServiceAccountFilter, FilterError> {
-    let (namespace, name) = qualified("service_account", text)?;
+    let (namespace, name) = qualified("service_account", "namespace", text)?;
     Ok(ServiceAccountFilter { namespace, name })
 }
 
-/// `name` or `namespace/name`.
-fn qualified(field: &'static str, text: &str) -> Result<(Option<String>, String), FilterError> {
+/// `name` or `<of>/name`.
+fn qualified(field: &'static str, of: &str, text: &str) -> Result<(Option<String>, String), FilterError> {
     let (namespace, name) = match text.split_once('/') {
         Some((namespace, name)) => (Some(namespace), name),
         None => (None, text),
     };
     if name.is_empty() || name.contains('/') || namespace.is_some_and(str::is_empty) {
-        return Err(problem(field, format!("{text:?} is neither a name nor namespace/name")));
+        return Err(problem(field, format!("{text:?} is neither a name nor {of}/name")));
     }
     Ok((namespace.map(str::to_owned), name.to_owned()))
 }

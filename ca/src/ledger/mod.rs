@@ -36,7 +36,7 @@ pub use self::checkpoints::{Checkpoints, PublishError, Published};
 use self::committer::{Append, Committer, Queue};
 pub use self::contradiction::Contradiction;
 pub use self::entry::{Body, Entry, EntryError, Issuance, Provenance};
-pub use self::filter::{FilterError, FingerprintFilter, IdentityFilter, PodFilter, ServiceAccountFilter};
+pub use self::filter::{FilterError, FingerprintFilter, IdentityFilter, NodeFilter, PodFilter, ServiceAccountFilter};
 pub use self::follow::Watch;
 pub use self::leaf::Leaf;
 pub use self::query::{Identity, MAX_PAGE_SIZE, Page};
@@ -145,7 +145,7 @@ pub enum LedgerError {
         entries: u64,
     },
     /// A beginning that more than one fingerprint has.
-    #[error("the filter's {field} {beginning} fits more than one certificate ({}); give more of it", found.join(", "))]
+    #[error("{field} {beginning} fits more than one certificate ({}); give more of it", found.join(", "))]
     Ambiguous {
         /// As in `operator.proto`.
         field: &'static str,

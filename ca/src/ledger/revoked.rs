@@ -74,6 +74,13 @@ impl Ledger {
     pub fn revocation(&self, identity: &Identity) -> Option<Revocation> {
         revocation(&self.acts.current(), identity)
     }
+
+    /// The entry of the act that it is by; none if that is in a log which this one continues.
+    pub fn act_of(&self, revocation: &Revocation) -> Option<u64> {
+        let state = self.acts.current();
+        let is_here = state.accepted_loss.as_ref().is_none_or(|loss| loss.since <= revocation.since);
+        is_here.then_some(revocation.entry)
+    }
 }
 
 /// The revocation that `identity` falls under; the first, if there are several.

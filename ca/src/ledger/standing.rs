@@ -28,6 +28,8 @@ pub struct IdentityStanding {
     pub superseded_by: Option<u64>,
     /// The revocation in force that is about it.
     pub revoked: Option<Revocation>,
+    /// The entry of the act that it is by; none if that is in a log which this one continues.
+    pub revoked_by: Option<u64>,
 }
 
 /// A certificate of the CA's own.
@@ -55,12 +57,14 @@ impl Ledger {
             None => None,
         };
         let own = self.authority_certificates().await?;
+        let revoked = self.revocation(identity);
         Ok(IdentityStanding {
             issuing_certificate: own_certificate(&own, identity.issuance.issuing_certificate)?,
             root: own_certificate(&own, identity.issuance.root)?,
             begun: identity.leaf.not_before <= now,
             expired: identity.leaf.not_after < now,
-            revoked: self.revocation(identity),
+            revoked,
+            revoked_by: revoked.and_then(|revocation| self.act_of(&revocation)),
             superseded_by: newest.map(|newest| newest.index).filter(|newest| *newest > identity.index),
         })
     }
@@ -108,7 +112,7 @@ impl From<IdentityStanding> for wire::IdentityStanding {
             not_yet_valid: !standing.begun,
             expired: standing.expired,
             superseded_by: standing.superseded_by,
-            revoked_by: standing.revoked.map(|revocation| revocation.entry),
+            revoked_by: standing.revoked_by,
             revoked_at_ms: standing.revoked.map_or(0, |revocation| to_millis(revocation.since)),
         }
     }

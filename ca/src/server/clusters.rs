@@ -5,33 +5,40 @@ use std::collections::BTreeMap;
 use time::OffsetDateTime;
 
 use crate::attestation::{Away, ClusterStatus, LiveStatus, Standing};
+use crate::fleet::moment;
 use crate::publication::CopyStatus;
+use crate::server::problem::Problem;
 use crate::telemetry::Reading;
 
 const UNHEARD: &str = "For how long nothing was heard from the cluster's API server; 0 while it is heard";
 
+const SEE_SOURCE: &str = "see whether what is named there is there, and the CA may read it; the CA tries again by itself";
+const ASK_API_SERVER: &str =
+    "see whether the API server answers, and the CA may ask it (`kubectl auth can-i`); the CA tries again by itself";
+
 /// What keeps the CA from issuing to somebody.
-pub(super) fn obstacles(clusters: &[ClusterStatus]) -> Vec<String> {
+pub(super) fn obstacles(clusters: &[ClusterStatus]) -> Vec<Problem> {
     let mut obstacles = Vec::new();
     for ClusterStatus { name, keys, error, live, .. } in clusters {
         if *keys == 0 {
             let problem = error.as_deref().unwrap_or("they have not been fetched yet");
-            obstacles.push(format!("the public keys of cluster {name} are not loaded: {problem}"));
+            obstacles.push(Problem::new(format!("the public keys of cluster {name} are not loaded: {problem}"), SEE_SOURCE));
         }
         if let Some(LiveStatus { standing: Standing::Syncing { problem }, .. }) = live {
             let problem = problem.as_deref().unwrap_or("they are being listed");
-            obstacles.push(format!("the pods of cluster {name} are not known yet: {problem}"));
+            obstacles.push(Problem::new(format!("the pods of cluster {name} are not known yet: {problem}"), ASK_API_SERVER));
         }
     }
     obstacles
 }
 
 /// What somebody should look at although it issues.
-pub(super) fn flaws(clusters: &[ClusterStatus], copies: &[CopyStatus]) -> Vec<String> {
+pub(super) fn flaws(clusters: &[ClusterStatus], copies: &[CopyStatus]) -> Vec<Problem> {
     let mut flaws = Vec::new();
     for ClusterStatus { name, keys, error, live, .. } in clusters {
         if let Some(error) = error.as_ref().filter(|_| *keys > 0) {
-            flaws.push(format!("the public keys of cluster {name} could not be loaded again, the last ones stay: {error}"));
+            let text = format!("the public keys of cluster {name} could not be loaded again, the last ones stay: {error}");
+            flaws.push(Problem::new(text, SEE_SOURCE));
         }
         let unheard = match live.as_ref().map(|live| &live.standing) {
             Some(Standing::Stale(away)) => Some((away, "", "pods that are known keep")),
@@ -39,13 +46,17 @@ pub(super) fn flaws(clusters: &[ClusterStatus], copies: &[CopyStatus]) -> Vec<St
             Some(Standing::Synced | Standing::Syncing { .. }) | None => None,
         };
         if let Some((Away { since, problem }, start, who)) = unheard {
-            let what = format!("{who} getting certificates, new ones wait ({problem})");
-            flaws.push(format!("the API server of cluster {name} has not been heard since {since}{start}: {what}"));
+            let since = moment(*since);
+            // Without keys nobody gets any: that is told by itself.
+            let what = if *keys > 0 { format!("{who} getting certificates, new ones wait ({problem})") } else { problem.clone() };
+            let text = format!("the API server of cluster {name} has not been heard since {since}{start}: {what}");
+            flaws.push(Problem::new(text, ASK_API_SERVER));
         }
     }
     for CopyStatus { cluster, copy, failure, .. } in copies {
         if let Some((since, problem)) = failure {
-            flaws.push(format!("the {copy} of cluster {cluster} could not be written since {since}: {problem}"));
+            let text = format!("the {copy} of cluster {cluster} could not be written since {}: {problem}", moment(*since));
+            flaws.push(Problem::new(text, ASK_API_SERVER));
         }
     }
     flaws
@@ -121,6 +132,7 @@ mod tests {
     use super::*;
     use crate::attestation::ReviewCounts;
     use crate::kubernetes::TrustCopy;
+    use crate::server::problem::texts;
     use crate::telemetry::Values;
 
     const NOW: OffsetDateTime = time::macros::datetime!(2027-01-15 08:00 UTC);
@@ -138,9 +150,9 @@ mod tests {
     #[test]
     fn a_cluster_whose_pods_are_not_known_yet_is_named_and_in_the_way() {
         let listing = [cluster(Standing::Syncing { problem: None })];
-        assert_eq!(obstacles(&listing), ["the pods of cluster east are not known yet: they are being listed"]);
+        assert_eq!(texts(obstacles(&listing)), ["the pods of cluster east are not known yet: they are being listed"]);
         let denied = [cluster(Standing::Syncing { problem: Some("denied".into()) })];
-        assert_eq!(obstacles(&denied), ["the pods of cluster east are not known yet: denied"]);
+        assert_eq!(texts(obstacles(&denied)), ["the pods of cluster east are not known yet: denied"]);
         assert!(flaws(&listing, &[]).is_empty());
     }
 
@@ -150,7 +162,7 @@ mod tests {
         for standing in [stale(), Standing::Unheard(away)] {
             assert!(obstacles(&[cluster(standing.clone())]).is_empty());
             let flaws = flaws(&[cluster(standing)], &[]);
-            assert!(flaws.len() == 1 && ["east", "7:59", "refused"].iter().all(|words| flaws[0].contains(words)), "{flaws:?}");
+            assert!(flaws.len() == 1 && ["east", "07:59:00Z", "refused"].iter().all(|words| flaws[0].text.contains(words)), "{flaws:?}");
         }
     }
 
@@ -170,7 +182,7 @@ mod tests {
         };
         let copies = [copy(true), copy(false)];
         let flaws = flaws(&[], &copies);
-        assert!(flaws.len() == 1 && flaws[0].contains("ConfigMap shop/chancery-trust-bundle of cluster east"), "{flaws:?}");
+        assert!(flaws.len() == 1 && flaws[0].text.contains("ConfigMap shop/chancery-trust-bundle of cluster east"), "{flaws:?}");
         let behind = readings(&[], &copies, NOW).pop().unwrap();
         assert_eq!(behind.values, Values::Each("cluster", vec![("east".to_owned(), 1.0)]));
     }

@@ -9,9 +9,10 @@ use chancery_proto::chancery::v1::{AgentRecord, Finding};
 use time::{Duration, OffsetDateTime};
 
 use crate::authority::{CertificateStatus, RENEWAL, RootStatus, is_renewal_due};
-use crate::fleet::Level;
+use crate::fleet::{Level, moment};
 use crate::ledger::Refusal;
 use crate::ledger::acts::RootState;
+use crate::server::problem::{MAKE_ROOM, Problem};
 
 /// A trust root has to be rotated in time: everybody must get the next one first.
 const ROOT_ENDS_SOON: Duration = Duration::days(30);
@@ -39,9 +40,9 @@ const NAMED: usize = 5;
 pub(super) struct Facts {
     pub(super) now: OffsetDateTime,
     /// What keeps the CA from issuing.
-    pub(super) obstacles: Vec<String>,
+    pub(super) obstacles: Vec<Problem>,
     /// What it issues in spite of.
-    pub(super) flaws: Vec<String>,
+    pub(super) flaws: Vec<Problem>,
     pub(super) certificates: Vec<CertificateStatus>,
     /// All that acts have named.
     pub(super) roots: Arc<Vec<RootStatus>>,
@@ -68,8 +69,10 @@ impl Facts {
     /// Worst first.
     pub(super) fn judge(&self) -> Vec<Finding> {
         let mut findings: Vec<(Level, String, &str)> = Vec::new();
-        findings.extend(self.obstacles.iter().map(|obstacle| (Level::Bad, format!("nothing is issued: {obstacle}"), "")));
-        findings.extend(self.flaws.iter().map(|flaw| (Level::Warn, flaw.clone(), "")));
+        findings.extend(
+            self.obstacles.iter().map(|Problem { text, next_step }| (Level::Bad, format!("nothing is issued: {text}"), *next_step)),
+        );
+        findings.extend(self.flaws.iter().map(|Problem { text, next_step }| (Level::Warn, text.clone(), *next_step)));
         findings.extend(self.certificates.iter().filter_map(|certificate| self.on_certificate(certificate)));
         findings.extend(self.on_roots());
         findings.extend(self.on_agents());
@@ -88,7 +91,7 @@ impl Facts {
             return None;
         }
         let left = *not_after - self.now;
-        let ends = format!("{subject} ends at {not_after}");
+        let ends = format!("{subject} ends at {}", moment(*not_after));
         let of_roots = self.roots.iter().find(|one| *root && one.fingerprint == *fingerprint);
         let is_to_be_asked_for = of_roots.is_some_and(|root| is_renewal_due(root, &self.roots, self.now));
         match (root, left) {
@@ -133,7 +136,7 @@ impl Facts {
                 let text = format!("the distrusted root {fingerprint} is still in the bundles");
                 findings.push((Level::Bad, text, "the CA's log says what keeps it there"));
             } else if self.now - *since > DRAINS_WITHIN {
-                let text = format!("the root {fingerprint} is draining since {since}: the rotation is stuck");
+                let text = format!("the root {fingerprint} is draining since {}: the rotation is stuck", moment(*since));
                 findings.push((Level::Warn, text, "`chancery root retire --dry-run` says who is missing"));
             }
         }
@@ -166,7 +169,15 @@ impl Facts {
         );
         find(
             Level::Warn,
-            &|agent| !agent.connected && millis(now_ms - agent.last_seen_ms) > AWAY && agent.svid_not_after_ms > now_ms,
+            &|agent| agent.banned_by != 0 && agent.svid_not_after_ms > now_ms,
+            "banned by an operator: nothing is renewed on its node",
+            "`chancery agent unban`, if that was in error; `chancery log acts` says who and why",
+        );
+        find(
+            Level::Bad,
+            &|agent| {
+                agent.banned_by == 0 && !agent.connected && millis(now_ms - agent.last_seen_ms) > AWAY && agent.svid_not_after_ms > now_ms
+            },
             "away although its certificate is good: nothing is renewed on its node",
             "see its log, or whether its node is gone",
         );
@@ -184,7 +195,7 @@ impl Facts {
         );
         find(
             Level::Warn,
-            &|agent| !agent.connected && (1..self.trust_sequence).contains(&agent.trust_sequence),
+            &|agent| agent.banned_by == 0 && !agent.connected && (1..self.trust_sequence).contains(&agent.trust_sequence),
             "away that missed a change of the trust roots or CRLs",
             "it comes back by itself if its bundle file is kept up to date (`bundle.pem` of the data directory); else give it the newest one, or `chancery-agent reset`",
         );
@@ -192,7 +203,7 @@ impl Facts {
             Level::Warn,
             &|agent| settled && agent.connected && agent.lagging > 0,
             "with proxies that have not acknowledged the newest trust bundle",
-            "`chancery-agent streams` on its node names them and their reasons",
+            "`chancery-agent status` on its node names them and their reasons",
         );
         find(
             Level::Bad,
@@ -207,7 +218,7 @@ impl Facts {
         let text = match self.last_backup {
             _ if self.development => return None,
             Some(made_at) if self.now - made_at <= BACKUP_EVERY => return None,
-            Some(made_at) => format!("the newest backup is older than a day: it was made at {made_at}"),
+            Some(made_at) => format!("the newest backup is older than a day: it was made at {}", moment(made_at)),
             None => "there is no backup: with this machine, the ledger would be lost".to_owned(),
         };
         Some((Level::Warn, text, "`chancery-ca backup --config FILE --to FILE.tar`, every hour, and keep the file on another machine"))
@@ -216,15 +227,21 @@ impl Facts {
     fn on_disk(&self) -> Option<(Level, String, &'static str)> {
         let days = self.disk_days_left.filter(|days| *days < DISK_ENDS_SOON_DAYS)?;
         let level = if days < DISK_ENDS_NOW_DAYS { Level::Bad } else { Level::Warn };
+        if days == 0.0 {
+            let text = "the ledger's disk is full: nothing is issued once the newest segment is".to_owned();
+            return Some((Level::Bad, text, MAKE_ROOM));
+        }
         let text =
             format!("the ledger's disk is full in {days:.1} days, if the ledger grows as within the last day; then nothing is issued");
-        Some((level, text, "make the file system under the data directory larger, or move what else is on it"))
+        Some((level, text, MAKE_ROOM))
     }
 
     fn on_restoration(&self) -> Option<(Level, String, &'static str)> {
         let until = self.roots_kept_until.filter(|until| self.now < *until)?;
-        let text =
-            format!("the ledger was restored from a backup and may lack certificates: until {until} no root is activated or retired");
+        let text = format!(
+            "the ledger was restored from a backup and may lack certificates: until {} no root is activated or retired",
+            moment(until)
+        );
         Some((Level::Warn, text, "if the old machine may be in somebody's hands, `chancery root distrust` the active root: that goes on"))
     }
 
@@ -400,7 +417,9 @@ mod tests {
 
     #[test]
     fn what_keeps_it_from_issuing_comes_first() {
-        let facts = Facts { obstacles: vec!["the disk is full".into()], flaws: vec!["a flaw".into()], ..well() };
+        let problem = |text: &str| Problem::new(text.into(), "mend it");
+        let facts = Facts { obstacles: vec![problem("the disk is full")], flaws: vec![problem("a flaw")], ..well() };
+        assert!(facts.judge().iter().all(|finding| finding.next_step == "mend it"));
         let levels: Vec<_> = facts.judge().into_iter().map(|finding| finding.level).collect();
         assert_eq!(levels, ["bad", "warn"]);
     }
@@ -414,7 +433,7 @@ mod tests {
 
     #[test]
     fn an_agent_that_is_not_as_it_should_be_is_named_by_its_node() {
-        finds("warn", "1 agent away although its certificate is good: nothing is renewed on its node: east/node-1", |facts| {
+        finds("bad", "1 agent away although its certificate is good: nothing is renewed on its node: east/node-1", |facts| {
             facts.agents[0].connected = false;
             facts.agents[0].last_seen_ms -= 180_000;
         });
@@ -450,6 +469,7 @@ mod tests {
     fn a_disk_that_is_full_within_two_weeks_is_named() {
         finds("warn", "full in 13.9 days", |facts| facts.disk_days_left = Some(13.9));
         finds("bad", "full in 1.9 days", |facts| facts.disk_days_left = Some(1.9));
+        finds("bad", "disk is full: nothing", |facts| facts.disk_days_left = Some(0.0));
         assert_eq!(Facts { disk_days_left: None, ..well() }.judge(), []);
     }
 

@@ -33,7 +33,7 @@ pub enum ServeError {
     #[error("the CA's keys: {0}")]
     Key(#[from] KeyError),
     /// The store.
-    #[error(transparent)]
+    #[error("{0}{next}", next = next_step(.0))]
     Store(#[from] StoreError),
     /// The ledger.
     #[error(transparent)]
@@ -65,4 +65,12 @@ pub enum ServeError {
     /// A task ended by a panic.
     #[error("a part of the CA ended unexpectedly: {0}; please report this")]
     Task(String),
+}
+
+/// For whoever reads it where nothing else runs.
+fn next_step(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Damaged { .. } => "; keep the data directory as it is, and restore the newest backup (`chancery-ca restore`)",
+        _ => "",
+    }
 }

@@ -22,6 +22,8 @@ const WINDOW: Duration = Duration::DAY;
 const LEAST_WINDOW: Duration = Duration::HOUR;
 /// … and within less than a day this much growth is not told from the segments that are allocated in advance, in bytes.
 const NOISE: u64 = 64 << 20;
+/// With less room the disk is full: the ledger cannot go on to another segment, in bytes.
+const SEGMENT: u64 = 16 << 20;
 /// `st_blocks` counts these, whatever the file system's block is.
 const BLOCK_BYTES: u64 = 512;
 const SECONDS_PER_DAY: f64 = 86_400.0;
@@ -54,6 +56,10 @@ impl Growth {
         // The one at the edge of the window stays, so that the window is a whole one.
         while seen.used.get(1).is_some_and(|(time, _)| now - *time >= WINDOW) {
             seen.used.pop_front();
+        }
+        if free < SEGMENT {
+            seen.days_left = Some(0.0);
+            return;
         }
         seen.days_left = seen.used.front().and_then(|(since, before)| days_left(now - *since, used.saturating_sub(*before), free));
     }
@@ -137,6 +143,12 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_without_room_for_a_segment_is_full_whatever_filled_it() {
+        assert_eq!(grown(0, Duration::minutes(5), 15 * MIB).days_left(), Some(0.0));
+        assert_eq!(grown(0, Duration::minutes(5), 16 * MIB).days_left(), None);
+    }
+
+    #[test]
     fn only_the_last_day_counts_and_no_more_than_that_is_remembered() {
         let growth = grown(0, Duration::days(3), 2880 * MIB);
         assert_eq!(growth.days_left(), None, "it does not grow");
@@ -150,10 +162,10 @@ mod tests {
 
     #[test]
     fn before_an_hour_is_over_and_of_a_segment_or_two_nothing_is_said() {
-        assert_eq!(grown(100 * MIB, Duration::minutes(55), MIB).days_left(), None);
+        assert_eq!(grown(100 * MIB, Duration::minutes(55), 16 * MIB).days_left(), None);
         assert!(grown(100 * MIB, Duration::HOUR, 2400 * MIB).days_left().is_some_and(|days| days < 0.1));
         assert_eq!(grown(MIB, Duration::HOUR, 100 * MIB).days_left(), None);
-        assert!(is_about(grown(MIB / 288, Duration::DAY, 5 * MIB).days_left(), 5.0), "of a whole day, everything counts");
+        assert!(is_about(grown(MIB / 288, Duration::DAY, 50 * MIB).days_left(), 50.0), "of a whole day, everything counts");
     }
 
     #[test]

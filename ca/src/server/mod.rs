@@ -13,6 +13,7 @@ mod open;
 mod parts;
 #[cfg(test)]
 mod power_cuts;
+mod problem;
 mod reload;
 mod scrub;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::authority::{Authority, DataDirectory};
 use crate::backup::last_backup;
 use crate::config::Config;
 use crate::fleet::Fleet;
+use crate::fleet::list::note_bans;
 use crate::issuance::Issuance;
 use crate::keys::SealSettings;
 use crate::ledger::acts::RootState;
@@ -24,6 +25,7 @@ use crate::rotation::Rotation;
 use crate::server::clusters;
 use crate::server::doctor::Facts;
 use crate::server::growth::Growth;
+use crate::server::problem::{MAKE_ROOM, Problem, texts};
 use crate::server::scrub::Scrubs;
 use crate::telemetry::Reading;
 
@@ -31,6 +33,9 @@ use crate::telemetry::Reading;
 const JUDGED_REFUSALS: usize = 1000;
 /// An issuance waits for a durable write, which takes a disk a millisecond or two.
 const SLOW_WRITE: std::time::Duration = std::time::Duration::from_secs(1);
+const LOOK_AT_DISK: &str = "see what the CA's log and the system's (`dmesg`) say of the disk";
+const RESTORE: &str =
+    "keep a copy of the data directory, and restore the newest backup (`chancery-ca restore`; docs/rotation.md tells how)";
 const FIRST_EXPIRY: &str = "Until the first certificate that a connected agent holds expires if this CA goes away";
 
 /// Everything that answers questions.
@@ -61,40 +66,53 @@ impl Parts {
     pub(super) fn readiness(&self) -> Readiness {
         let obstacles = self.obstacles();
         if !obstacles.is_empty() {
-            return Readiness::NotReady(obstacles);
+            return Readiness::NotReady(texts(obstacles));
         }
         let flaws = self.flaws_and_alarms();
         if flaws.is_empty() { Readiness::Ready } else { Readiness::Degraded(flaws) }
     }
 
     /// What keeps it from issuing.
-    fn obstacles(&self) -> Vec<String> {
-        let mut obstacles = Vec::new();
-        match &*self.ledger.health().borrow() {
-            LedgerHealth::Ok => {}
-            LedgerHealth::Full(error) | LedgerHealth::Unavailable(error) | LedgerHealth::Failed(error) => obstacles.push(error.to_string()),
-            LedgerHealth::Contradicted(proof) => obstacles.push(proof.to_string()),
-        }
-        obstacles.extend(self.authority.problem(self.clock.now()));
+    fn obstacles(&self) -> Vec<Problem> {
+        let of_ledger = match &*self.ledger.health().borrow() {
+            LedgerHealth::Ok => None,
+            LedgerHealth::Full(error) => Some(Problem::new(error.to_string(), MAKE_ROOM)),
+            LedgerHealth::Unavailable(error) | LedgerHealth::Failed(error) => Some(Problem::new(error.to_string(), LOOK_AT_DISK)),
+            LedgerHealth::Contradicted(proof) => Some(Problem::new(proof.to_string(), RESTORE)),
+        };
+        let mut obstacles = Vec::from_iter(of_ledger);
+        let of_authority = self.authority.problem(self.clock.now());
+        obstacles.extend(of_authority.map(|problem| Problem::new(problem, "the CA's log says why it could not be renewed")));
         obstacles.extend(clusters::obstacles(&self.clusters.status()));
         obstacles
     }
 
     /// What somebody should look at although it issues.
-    fn flaws(&self) -> Vec<String> {
-        let of_clusters = clusters::flaws(&self.clusters.status(), &self.publication.status());
-        let refused = self.configuration_error().map(|error| format!("the configuration on disk is not in force: {error}"));
-        let unpublished = self.checkpoints.problem().map(|problem| format!("no newer checkpoint of the ledger is published: {problem}"));
+    fn flaws(&self) -> Vec<Problem> {
+        let mut flaws = clusters::flaws(&self.clusters.status(), &self.publication.status());
+        flaws.extend(self.configuration_error().map(|error| {
+            let text = format!("the configuration on disk is not in force: {error}");
+            Problem::new(text, "mend the file, or put the old one back; `chancery-ca check --config FILE` says what is wrong, and where")
+        }));
+        flaws.extend(
+            self.checkpoints
+                .problem()
+                .map(|problem| Problem::new(format!("no newer checkpoint of the ledger is published: {problem}"), LOOK_AT_DISK)),
+        );
+        let keep = "keep the data directory as it is, and restore the newest backup (`chancery-ca restore`)";
+        flaws.extend(self.scrubs.standing().damage.map(|damage| Problem::new(damage, keep)));
         let latency = self.ledger.stats().commit_latency;
-        let slow = (latency >= SLOW_WRITE).then(|| {
-            format!("issuance is slow, because the ledger's disk is: the newest durable write has taken {:.1} s", latency.as_secs_f64())
-        });
-        of_clusters.into_iter().chain(refused).chain(unpublished).chain(self.scrubs.standing().damage).chain(slow).collect()
+        flaws.extend((latency >= SLOW_WRITE).then(|| {
+            let took = latency.as_secs_f64();
+            let text = format!("issuance is slow, because the ledger's disk is: the newest durable write has taken {took:.1} s");
+            Problem::new(text, "see what else uses the disk, or whether it fails")
+        }));
+        flaws
     }
 
     /// The same, with what agents say about the ledger. The doctor judges each agent by itself.
     fn flaws_and_alarms(&self) -> Vec<String> {
-        self.fleet.ledger_problems().into_iter().chain(self.flaws()).collect()
+        self.fleet.ledger_problems().into_iter().chain(texts(self.flaws())).collect()
     }
 
     pub(super) fn configuration_error(&self) -> Option<String> {
@@ -108,13 +126,15 @@ impl Parts {
     /// What `chancery doctor` shows.
     pub(super) fn diagnose(&self) -> Vec<Finding> {
         let config = self.config.load();
+        let mut agents = self.fleet.agents();
+        note_bans(&mut agents, &self.ledger.current_state());
         let facts = Facts {
             now: self.clock.now(),
             obstacles: self.obstacles(),
             flaws: self.flaws(),
             certificates: self.authority.status(),
             roots: self.authority.roots(),
-            agents: self.fleet.agents(),
+            agents,
             trust_sequence: self.trust_sequence(),
             trust_changed_at: self.ledger.current_state().trust_changed_at(),
             refusals: self.refusals.list_newest(&RefusalFilter::default(), JUDGED_REFUSALS),
@@ -137,7 +157,7 @@ impl Parts {
             trust_domain: config.trust_domain.to_string(),
             development: config.development,
             ready: obstacles.is_empty(),
-            problems: obstacles.into_iter().chain(self.flaws_and_alarms()).collect(),
+            problems: texts(obstacles).into_iter().chain(self.flaws_and_alarms()).collect(),
             ledger_entries: self.ledger.entries(),
             trust_sequence: sequence,
             authorities: self.authorities(),

@@ -180,6 +180,31 @@ async fn an_export_that_was_changed_is_found_and_the_entry_named() {
     assert!(!is_intact && said.contains("entry 100: its bytes are not those"), "flipped: {said}");
 }
 
+/// People read and search these, and only the bytes are signed.
+#[tokio::test]
+async fn words_that_are_not_those_of_the_bytes_are_found_and_named() {
+    let place = Place::new().await;
+    let lines = place.lines();
+    let line: Value = serde_json::from_str(&lines[100]).unwrap();
+    let (pod, id) = (line["pod"].as_str().unwrap(), line["spiffe_id"].as_str().unwrap());
+    let named = |key: &str| format!("entry 100: line 101 does not say in `{key}` what its bytes say; the entries lead to the checkpoint");
+    let cases = [
+        ("pod", lines[100].replacen(&format!("\"pod\":\"{pod}\""), "\"pod\":\"vault-0\"", 1)),
+        ("spiffe_id", lines[100].replacen(id, "spiffe://mesh.test/ns/bank/sa/vault", 1)),
+        ("time", lines[100].replacen("\"time\":\"20", "\"time\":\"19", 1)),
+        ("kind", lines[100].replacen("\"kind\":\"issuance\"", "\"kind\":\"start\"", 1)),
+        ("pod", lines[100].replacen(&format!("\"pod\":\"{pod}\","), "", 1)),
+        ("added", lines[100].replacen("\"pod\":", "\"added\":1,\"pod\":", 1)),
+    ];
+    for (key, changed) in cases {
+        assert_ne!(changed, lines[100], "{key}");
+        let mut lines = lines.clone();
+        lines[100] = changed;
+        let (is_intact, said) = place.judge(&lines);
+        assert!(!is_intact && said.contains(&named(key)), "{key}: {said}");
+    }
+}
+
 #[tokio::test]
 async fn a_change_that_fits_itself_does_not_fit_the_signed_checkpoint() {
     let place = Place::new().await;
@@ -218,7 +243,8 @@ async fn a_change_that_fits_itself_does_not_fit_the_signed_checkpoint() {
     assert!(!is_intact && said.contains(expected), "flipped, and another one dropped: {said}");
     flipped[100] = renumbered(&lines[100], 100, |bytes| *bytes.last_mut().unwrap() ^= 1);
     let (is_intact, said) = place.judge(&flipped);
-    assert!(!is_intact && said.contains(&not_signed), "flipped behind the certificate: {said}");
+    let named = said.contains("entry 100: line 101 does not say in") && said.contains("is not that of these entries");
+    assert!(!is_intact && named, "flipped behind the certificate: {said}");
 
     // Somebody else's checkpoint at the end.
     let mut signed = lines.clone();

@@ -24,6 +24,7 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::moment::moment;
 use crate::telemetry::Metrics;
 use judge::{Complaint, Verdict, judge};
 
@@ -128,7 +129,7 @@ impl LedgerTask {
         let memory = file.load(clock.now());
         metrics.ledger(memory.size(), memory.alarm.is_some());
         if let Some(alarm) = &memory.alarm {
-            tracing::error!(reason = %alarm.reason, message = alarm.message, raised_at = %alarm.raised_at, "the alarm about the ledger stays until `chancery-agent reset --ledger`");
+            tracing::error!(reason = %alarm.reason, message = alarm.message, raised_at = %moment(alarm.raised_at), "the alarm about the ledger stays until `chancery-agent reset --ledger`");
         }
         let (offers, receiver) = mpsc::channel(OFFERS_QUEUED);
         let (memory, known) = watch::channel(memory);

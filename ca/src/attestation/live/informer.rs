@@ -123,7 +123,10 @@ impl<T: Table> Informer<T> {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    failures = 0;
+                    // A list that begins has not been answered yet.
+                    if !matches!(event, Event::Init) {
+                        failures = 0;
+                    }
                     self.take(event, &mut fresh);
                 }
                 Err(error) => {
@@ -188,4 +191,22 @@ impl Standing {
 fn retry_after(failures: u32) -> Duration {
     let delay = FIRST_RETRY.saturating_mul(1 << failures.min(8)).min(LAST_RETRY);
     delay.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use chancery_identity::SystemClock;
+
+    use super::*;
+    use crate::attestation::live::records::Pods;
+
+    /// The library says before each list that it begins, also where it then fails.
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_is_down_is_asked_more_and_more_seldom() {
+        let pods = Informer::<Pods>::new("east", "pods", Arc::new(SystemClock), Arc::new(Notify::new()));
+        let tried = (0..20).flat_map(|_| [Ok(Event::Init), Err(ApiError::Away("refused".into()))]);
+        let started = tokio::time::Instant::now();
+        pods.follow(futures_util::stream::iter(tried)).await;
+        assert!(started.elapsed() > 14 * LAST_RETRY / 2, "{:?}", started.elapsed());
+    }
 }

@@ -18,7 +18,7 @@ pub(crate) enum Command {
     /// One agent, by its SPIFFE ID or its node's name, with every proxy there that is behind, and why; and with both checkpoints of an alarm
     /// about the ledger.
     Show {
-        /// Its SPIFFE ID, or its node's name.
+        /// Its SPIFFE ID, or its node's name, also `CLUSTER/NODE`.
         agent: String,
     },
     /// Issue nothing more to an agent or sidecar, nor on its behalf, until `unban`, and revoke its own certificates: the CA ends its connections
@@ -30,7 +30,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct BanArgs {
-    /// Its SPIFFE ID, as `agent list` prints it.
+    /// Its SPIFFE ID, or its node's name, also `CLUSTER/NODE`.
     agent: String,
     /// Why: recorded with the act.
     #[arg(long)]
@@ -41,7 +41,7 @@ pub(crate) struct BanArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct UnbanArgs {
-    /// Its SPIFFE ID.
+    /// Its SPIFFE ID, or its node's name, also `CLUSTER/NODE`.
     agent: String,
     /// Why: recorded with the act.
     #[arg(long)]
@@ -58,6 +58,9 @@ struct AgentRow {
     version: String,
     trust_sequence: u64,
     trust: String,
+    /// The entry of its ban.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    banned_by: Option<u64>,
     workloads: u32,
     streams: u32,
     lagging: u32,
@@ -96,6 +99,7 @@ pub(crate) async fn run(way: &Way, command: Command, out: &mut impl Write, forma
         Command::Show { agent } => show(ca, agent, out, format).await,
         Command::Ban(args) => ban(way, ca, args, out, format).await,
         Command::Unban(UnbanArgs { agent, reason }) => {
+            let agent = spiffe_id(&mut ca, agent).await?;
             let done = ca.unban(UnbanRequest { agent, reason }).await?.into_inner();
             Ok(fields(out, format, &Done { entry: done.entry })?)
         }
@@ -104,6 +108,7 @@ pub(crate) async fn run(way: &Way, command: Command, out: &mut impl Write, forma
 
 async fn ban(way: &Way, mut ca: Operator, args: BanArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let BanArgs { agent, reason, wait } = args;
+    let agent = spiffe_id(&mut ca, agent).await?;
     let done = ca.ban(BanRequest { agent: agent.clone(), reason }).await?.into_inner();
     let recorded = Recorded {
         subject: agent.clone(),
@@ -115,6 +120,26 @@ async fn ban(way: &Way, mut ca: Operator, args: BanArgs, out: &mut impl Write, f
         problem: done.problem,
     };
     revocation::finish(&mut revocation::connect(way).await?, recorded, &wait, out, format).await
+}
+
+/// An act names an agent by its SPIFFE ID, whether or not it was ever seen.
+async fn spiffe_id(ca: &mut Operator, agent: String) -> Result<String, CliError> {
+    if agent.starts_with("spiffe://") {
+        return Ok(agent);
+    }
+    let found = ca.list_agents(ListAgentsRequest { agent: agent.clone() }).await?.into_inner().agents;
+    match &found[..] {
+        [one] => Ok(one.spiffe_id.clone()),
+        [] => Err(unknown(&agent)),
+        several => {
+            let ids = several.iter().map(|one| one.spiffe_id.as_str()).collect::<Vec<_>>().join(", ");
+            Err(CliError::Usage(format!("{agent} is the node of several agents: name one by its SPIFFE ID: {ids}")))
+        }
+    }
+}
+
+fn unknown(agent: &str) -> CliError {
+    CliError::Failed(format!("no agent {agent} was seen since the CA started; `chancery agent list` names those that were"))
 }
 
 async fn list(mut ca: Operator, out: &mut impl Write, format: Format) -> Result<(), CliError> {
@@ -146,9 +171,7 @@ async fn list(mut ca: Operator, out: &mut impl Write, format: Format) -> Result<
 async fn show(mut ca: Operator, agent: String, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let found = ca.list_agents(ListAgentsRequest { agent: agent.clone() }).await?.into_inner().agents;
     if found.is_empty() {
-        return Err(CliError::Failed(format!(
-            "no agent {agent} was seen since the CA started; `chancery agent list` names those that were"
-        )));
+        return Err(unknown(&agent));
     }
     for record in found {
         fields(out, format, &AgentRow::of(record))?;
@@ -166,7 +189,8 @@ impl AgentRow {
             last_seen: moment(record.last_seen_ms),
             version: record.version,
             trust_sequence: record.trust_sequence,
-            trust: record.trust,
+            trust: if record.banned_by == 0 { record.trust } else { "banned".to_owned() },
+            banned_by: Some(record.banned_by).filter(|entry| *entry != 0),
             workloads: record.workloads,
             streams: record.streams,
             lagging: record.lagging,

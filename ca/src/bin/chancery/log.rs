@@ -13,6 +13,7 @@ mod serve;
 mod since;
 mod tiles;
 mod verify;
+mod words;
 
 use std::io::Write;
 
@@ -29,7 +30,8 @@ pub(crate) enum Command {
     Checkpoint,
     /// Print the key that verifies checkpoints, as other tlog tools read it.
     Key,
-    /// Sign checkpoints with another key from now on, and with the one before as well for 30 days; prints the new verifier key.
+    /// Sign checkpoints with another key from now on, and with the one before as well for 30 days; prints the new verifier key. Refused
+    /// while both still sign.
     RotateKey {
         /// Why: recorded with the act.
         #[arg(long)]

@@ -16,7 +16,7 @@ mod root;
 mod status;
 mod token;
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::process::ExitCode;
 
 use chancery_process::output::Format;
@@ -112,11 +112,15 @@ async fn run(cli: Cli) -> Result<(), CliError> {
 
 impl CliError {
     fn exit_code(&self) -> ExitCode {
-        if let Self::Usage(_) = self { ExitCode::from(2) } else { ExitCode::FAILURE }
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            Self::Refused(status) if status.code() == tonic::Code::InvalidArgument => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
     }
 
     fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Output(chancery_process::output::OutputError::Write(error)) if error.kind() == ErrorKind::BrokenPipe)
+        matches!(self, Self::Output(error) if error.is_broken_pipe())
     }
 }
 

@@ -38,6 +38,7 @@ const CONFLICT: &str = "conflict";
 const EVERY: Duration = Duration::from_secs(1);
 /// How long checkpoints carry the signatures of both keys after a rotation: agents and auditors learn of the newer one meanwhile.
 pub(super) const OVERLAP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const UNDER_WAY: &str = "a rotation of the checkpoints' key is under way: both keys sign for 30 days, and then the older one is destroyed";
 
 /// Why a checkpoint is not published, or the ledger does not fit the one that was.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -236,15 +237,17 @@ impl Checkpoints {
     }
 
     /// Makes a new key, records it as an act of `actor`'s for the reason `why`, and signs with both keys for 30 days, after which the older
-    /// one is destroyed ([`Self::run`]). While both sign, nothing new is made.
+    /// one is destroyed ([`Self::run`]).
     ///
     /// # Errors
-    /// If the key cannot be made or recorded, and else as [`Self::publish`]. The next call, or the next start, goes on with the key that was
+    /// If two sign already. If the key cannot be made or recorded, and else as [`Self::publish`]. The next call, or the next start, goes on with the key that was
     /// made.
     pub async fn rotate_key(&self, actor: &str, why: &str) -> Result<CheckpointVerifier, PublishError> {
         let _publishing = self.publishing.lock().await;
         let mut keys = self.keys();
         let new = match keys.verifiers().as_slice() {
+            [_, .., newest] if self.is_recorded(newest) => return Err(LedgerError::Impossible(UNDER_WAY.into()).into()),
+            // One that was interrupted.
             [_, .., newest] => newest.clone(),
             _ => keys.add().await?,
         };
@@ -265,11 +268,14 @@ impl Checkpoints {
     }
 
     async fn record(&self, key: &CheckpointVerifier, actor: &str, why: &str) -> Result<(), PublishError> {
-        let is_known = self.ledger.state().borrow().checkpoint_keys.iter().any(|known| known.key == *key.public_key());
-        if !is_known {
+        if !self.is_recorded(key) {
             self.ledger.act(actor, Change::CheckpointKey(*key.public_key()), why).await?;
         }
         Ok(())
+    }
+
+    fn is_recorded(&self, key: &CheckpointVerifier) -> bool {
+        self.ledger.state().borrow().checkpoint_keys.iter().any(|known| known.key == *key.public_key())
     }
 
     /// Ends a rotation that is old enough: the older key signs nothing more, and is destroyed.

@@ -282,12 +282,13 @@ async fn a_rotated_key_is_an_entry_and_signs_beside_the_old_one_for_a_while() {
     assert_eq!(both.signed_by, [old.clone(), new.clone()], "the old one first");
     assert!(old.verify(&both.note).is_ok() && new.verify(&both.note).is_ok());
 
-    // Neither a restart nor another call changes anything meanwhile.
+    // A restart changes nothing meanwhile, and another call is refused.
     let second = Duration::from_secs(1);
     place.clock.advance(checkpoints::OVERLAP.saturating_sub(second));
     let checkpoints = place.checkpoints(&ledger).await;
     checkpoints.record_keys().await.unwrap();
-    assert_eq!(checkpoints.rotate_key("local:uid=0", "again").await.unwrap(), new);
+    let refused = checkpoints.rotate_key("local:uid=0", "again").await.unwrap_err();
+    assert!(refused.to_string().contains("for 30 days"), "{refused}");
     run_once(&checkpoints).await;
     assert_eq!((ledger.entries(), &checkpoints.newest().note), (2, &both.note));
 

@@ -80,7 +80,11 @@ async fn a_rare_match_is_found_on_a_later_page() {
         ledger.append_all(vec![issuance(2).into(); 1000]).await.unwrap();
     }
     let prefix = Some("spiffe://example.org/ns/rare".into());
-    let filter = IdentityFilter { node: Some("node-1".into()), spiffe_id_prefix: prefix, ..IdentityFilter::default() };
+    let filter = IdentityFilter {
+        node: Some(NodeFilter { cluster: None, name: "node-1".into() }),
+        spiffe_id_prefix: prefix,
+        ..IdentityFilter::default()
+    };
     let first = ledger.list(&filter, 10, None).await.unwrap();
     assert!(first.identities.is_empty() && first.next.is_some());
     let second = ledger.list(&filter, 10, first.next.as_deref()).await.unwrap();

@@ -53,7 +53,7 @@ async fn connected(address: &str, svid: Option<&X509Svid>, trust: TrustState) ->
 }
 
 fn given<'a>(path: Option<&'a Path>, option: &str) -> Result<&'a Path, CliError> {
-    path.ok_or_else(|| CliError::Failed(format!("--server needs {option} as well: both ends show who they are (or --kube)")))
+    path.ok_or_else(|| CliError::Usage(format!("--server needs {option} as well: both ends show who they are (or --kube)")))
 }
 
 fn svid(cert: &Path, key: &Path) -> Result<X509Svid, CliError> {

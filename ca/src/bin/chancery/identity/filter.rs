@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chancery_proto::chancery::v1::IdentityFilter;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -14,44 +15,49 @@ use crate::client::CliError;
 #[command(next_help_heading = "Conditions")]
 pub(crate) struct FilterArgs {
     /// Exactly this SPIFFE ID.
-    #[arg(long, value_name = "SPIFFE_ID", conflicts_with = "prefix")]
+    #[arg(long, value_name = "SPIFFE_ID", conflicts_with = "prefix", value_parser = given())]
     id: Option<String>,
     /// SPIFFE IDs that begin so.
-    #[arg(long, value_name = "SPIFFE_ID_PREFIX")]
+    #[arg(long, value_name = "SPIFFE_ID_PREFIX", value_parser = given())]
     prefix: Option<String>,
     /// Serial number, hexadecimal.
-    #[arg(long)]
+    #[arg(long, value_parser = given())]
     serial: Option<String>,
     /// Pod: name, namespace/name, or UID.
-    #[arg(long)]
+    #[arg(long, value_parser = given())]
     pod: Option<String>,
-    /// Node's name.
-    #[arg(long)]
+    /// Node: name, or cluster/name.
+    #[arg(long, value_parser = given())]
     node: Option<String>,
     /// Namespace.
-    #[arg(long)]
+    #[arg(long, value_parser = given())]
     namespace: Option<String>,
     /// Service account: name, or namespace/name.
-    #[arg(long)]
+    #[arg(long, value_parser = given())]
     service_account: Option<String>,
     /// SPIFFE ID of the agent that asked.
-    #[arg(long)]
+    #[arg(long, value_parser = given())]
     agent: Option<String>,
     /// The token's ID (`jti`).
-    #[arg(long, value_name = "JTI")]
+    #[arg(long, value_name = "JTI", value_parser = given())]
     token_id: Option<String>,
     /// Issued at or after this time, or within this long (`2026-11-01T12:00:00Z`, `1h`).
     #[arg(long, value_parser = moment_or_ago, value_name = "TIME")]
     since: Option<i64>,
     /// Signed by this issuing certificate: its SHA-256 fingerprint, or 8 digits of it and more.
-    #[arg(long, value_name = "FINGERPRINT")]
+    #[arg(long, value_name = "FINGERPRINT", value_parser = given())]
     issuing_certificate: Option<String>,
     /// Under this trust root: its SHA-256 fingerprint, or 8 digits of it and more.
-    #[arg(long, value_name = "FINGERPRINT")]
+    #[arg(long, value_name = "FINGERPRINT", value_parser = given())]
     root: Option<String>,
     /// Only those that have not expired.
     #[arg(long)]
     unexpired: bool,
+}
+
+/// A condition with nothing in it would hold for everything, as where a script's variable is not set.
+fn given() -> NonEmptyStringValueParser {
+    NonEmptyStringValueParser::new()
 }
 
 impl FilterArgs {

@@ -23,7 +23,7 @@ pub(crate) struct RefusalArgs {
     /// The reason's word, such as `token_expired`.
     #[arg(long)]
     reason: Option<String>,
-    /// Pod: namespace/name.
+    /// Pod: name, namespace/name, or UID.
     #[arg(long)]
     pod: Option<String>,
     /// How many at most.

@@ -39,7 +39,7 @@ struct ShownRow {
     expired: bool,
     superseded_by: Option<u64>,
     revoked_by: Option<u64>,
-    revoked_at: String,
+    revoked_at: Option<String>,
     issued_by: Option<OwnCertificateRow>,
     trust_root: Option<OwnCertificateRow>,
     /// That its entry is in the ledger; in a table, in words.
@@ -71,7 +71,7 @@ pub(super) async fn run(mut ca: Operator, log: Log, args: ShowArgs, out: &mut im
         expired: standing.expired,
         superseded_by: standing.superseded_by,
         revoked_by: standing.revoked_by,
-        revoked_at: moment(standing.revoked_at_ms),
+        revoked_at: (standing.revoked_at_ms != 0).then(|| moment(standing.revoked_at_ms)),
         issued_by: standing.issuing_certificate.map(OwnCertificateRow::of),
         trust_root: standing.root.map(OwnCertificateRow::of),
         proof: proof_of(log, identity.entry, format).await?,
@@ -87,7 +87,10 @@ pub(super) async fn run(mut ca: Operator, log: Log, args: ShowArgs, out: &mut im
 /// All that is to be said of it, or that it is valid.
 fn state(standing: &IdentityStanding) -> String {
     let mut words = Vec::new();
-    words.extend(standing.revoked_by.map(|entry| format!("revoked by entry {entry}")));
+    words.extend((standing.revoked_at_ms != 0).then(|| match standing.revoked_by {
+        Some(entry) => format!("revoked by entry {entry}"),
+        None => format!("revoked at {}, in the ledger that this one continues", moment(standing.revoked_at_ms)),
+    }));
     words.extend(standing.not_yet_valid.then(|| "not yet valid".to_owned()));
     words.extend(standing.expired.then(|| "expired".to_owned()));
     words.extend(standing.superseded_by.map(|entry| format!("superseded by entry {entry}")));
@@ -124,7 +127,10 @@ mod tests {
     #[test]
     fn the_state_says_all_that_is_wrong_or_that_nothing_is() {
         assert_eq!(state(&IdentityStanding::default()), "valid");
-        let standing = IdentityStanding { expired: true, superseded_by: Some(7), revoked_by: Some(9), ..IdentityStanding::default() };
+        let (superseded_by, revoked_by) = (Some(7), Some(9));
+        let standing = IdentityStanding { expired: true, superseded_by, revoked_by, revoked_at_ms: 1000, ..IdentityStanding::default() };
         assert_eq!(state(&standing), "revoked by entry 9, expired, superseded by entry 7");
+        let standing = IdentityStanding { revoked_at_ms: 1000, ..IdentityStanding::default() };
+        assert_eq!(state(&standing), "revoked at 1970-01-01T00:00:01Z, in the ledger that this one continues");
     }
 }

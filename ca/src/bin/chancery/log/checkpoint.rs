@@ -62,16 +62,16 @@ fn print_keys(verifier_keys: Vec<String>, out: &mut impl Write, format: Format) 
     Ok(fields(out, format, &Keys { verifier_keys })?)
 }
 
-/// The checkpoint in a note that one of these keys has signed.
+/// The checkpoint in a note that one of these keys has signed; there may be several in one of the texts, a line each.
 pub(super) fn open(note: &str, verifier_keys: &[String]) -> Result<Checkpoint, CliError> {
-    let key = |key: &String| key.trim().parse::<CheckpointVerifier>();
-    let keys = verifier_keys.iter().map(key).collect::<Result<Vec<_>, _>>();
+    let keys = verifier_keys.iter().flat_map(|keys| keys.lines()).map(str::trim).filter(|key| !key.is_empty());
+    let keys = keys.map(str::parse::<CheckpointVerifier>).collect::<Result<Vec<_>, _>>();
     keys.and_then(|keys| verify(note, &keys)).map_err(|error| CliError::Failed(error.to_string()))
 }
 
-/// The keys to believe: the one that was given, which the CA cannot choose, or else the CA's.
-pub(super) fn believed(given: Option<&str>, of_ca: &[String]) -> Vec<String> {
-    given.map_or_else(|| of_ca.to_vec(), |given| vec![given.to_owned()])
+/// The keys to believe: those that were given, which the CA cannot choose, or else the CA's.
+pub(super) fn believed<'a>(given: &'a [String], of_ca: &'a [String]) -> &'a [String] {
+    if given.is_empty() { of_ca } else { given }
 }
 
 /// A note from a file.

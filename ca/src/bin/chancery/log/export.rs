@@ -32,6 +32,9 @@ pub(crate) struct ExportArgs {
     /// Only what was issued before this time, or longer ago than this.
     #[arg(long, value_parser = moment_or_ago, value_name = "TIME", help_heading = "Conditions")]
     until: Option<i64>,
+    /// Only what an operator revoked, until it would have expired.
+    #[arg(long, help_heading = "Conditions")]
+    revoked: bool,
     #[command(flatten)]
     filter: FilterArgs,
 }
@@ -56,7 +59,7 @@ enum End {
 }
 
 pub(super) async fn run(log: Log, args: ExportArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
-    let filter = IdentityFilter { until_ms: args.until.unwrap_or_default(), ..args.filter.read()? };
+    let filter = IdentityFilter { until_ms: args.until.unwrap_or_default(), revoked: args.revoked, ..args.filter.read()? };
     let filter = (filter != IdentityFilter::default()).then_some(filter);
     let is_csv = format == Format::Csv;
     let Some(path) = &args.file else {
@@ -104,7 +107,7 @@ impl Export {
             }
             End::Checkpoint(checkpoint) => {
                 let newest = self.log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
-                match prove::continued(&mut self.log, &checkpoint, newest, None).await {
+                match prove::continued(&mut self.log, &checkpoint, newest, &[]).await {
                     Err(CliError::Inconsistent { problem, .. }) => {
                         let problem =
                             format!("the ledger does not continue the checkpoint that {} ends with: {or}: {problem}", path.display());

@@ -65,7 +65,8 @@ impl EntryLine {
     pub(super) fn cells(&self) -> Vec<String> {
         let number = self.entry.to_string();
         let mut cells = vec![number, self.time.clone(), self.kind.to_owned()];
-        cells.extend(columns().map(|column| match self.words.get(column) {
+        let has_columns = ["issuance", "act"].contains(&self.kind);
+        cells.extend(columns().map(|column| match self.words.get(column).filter(|_| has_columns) {
             None | Some(Value::Null) => String::new(),
             // A line is an entry: whoever resumes an export relies on that.
             Some(Value::String(text)) => text.replace(char::is_control, " "),

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use chancery_ca::ledger::read_identity;
-use chancery_identity::checkpoint::{Checkpoint, Hash, leaf_hash, verify_consistency, verify_inclusion};
+use bytes::Bytes;
+use chancery_ca::ledger::{Body, Entry, read_identity};
+use chancery_identity::checkpoint::{Checkpoint, Hash, leaf_hash, unverified, verify_consistency, verify_inclusion};
 use chancery_process::output::{Format, OutputError, fields};
 use chancery_proto::chancery::v1::prove_inclusion_request::Of;
 use chancery_proto::chancery::v1::{GetCheckpointRequest, GetCheckpointResponse, ProveConsistencyRequest, ProveInclusionRequest};
@@ -28,9 +29,9 @@ pub(crate) struct ProveArgs {
     /// Prove that the ledger begins with the checkpoint in this file.
     #[arg(long, value_name = "FILE")]
     consistency: Option<PathBuf>,
-    /// The ledger's verifier key, instead of the one that the CA gives.
+    /// The ledger's verifier key, or several of them, instead of those that the CA gives.
     #[arg(long, value_name = "KEY")]
-    verifier_key: Option<String>,
+    verifier_key: Vec<String>,
 }
 
 /// That an entry is in the tree of a checkpoint.
@@ -91,10 +92,10 @@ pub(super) struct Newer {
 }
 
 pub(super) async fn run(mut log: Log, args: ProveArgs, out: &mut impl Write, format: Format) -> Result<(), CliError> {
-    let key = args.verifier_key.as_deref();
+    let given = &args.verifier_key[..];
     if let Some(file) = &args.consistency {
         let old_note = read_note(file)?;
-        let (old, newer) = since(&mut log, &old_note, key).await?;
+        let (old, newer) = since(&mut log, &old_note, given).await?;
         let shown = Consistency {
             old_entries: old.size,
             entries: newer.checkpoint.size,
@@ -111,13 +112,13 @@ pub(super) async fn run(mut log: Log, args: ProveArgs, out: &mut impl Write, for
         return Ok(fields(out, format, &shown)?);
     }
     let target = Target::read(args.target.as_deref().unwrap_or_default())?;
-    let proof = inclusion(&mut log, target, key).await?;
+    let proof = inclusion(&mut log, target, given).await?;
     if format == Format::Table { Ok(fields(out, format, &proof.summary())?) } else { Ok(fields(out, format, &proof)?) }
 }
 
 /// A proof that this entry is in the ledger, verified; in a table, in words.
 pub(crate) async fn proof_of(mut log: Log, entry: u64, format: Format) -> Result<Value, CliError> {
-    let proof = match inclusion(&mut log, Target::Entry(entry), None).await {
+    let proof = match inclusion(&mut log, Target::Entry(entry), &[]).await {
         // What there is to show is shown all the same: on a full disk, say, nothing newer is published.
         Err(CliError::Refused(status)) => return Ok(format!("none at the moment: {}", status.message()).into()),
         proof => proof?,
@@ -141,9 +142,9 @@ impl Inclusion {
 }
 
 /// Asks for a proof and verifies it, as it would be if somebody else had made it.
-async fn inclusion(log: &mut Log, target: Target, key: Option<&str>) -> Result<Inclusion, CliError> {
+async fn inclusion(log: &mut Log, target: Target, given: &[String]) -> Result<Inclusion, CliError> {
     let answer = log.prove_inclusion(ProveInclusionRequest { of: Some(target.of()) }).await?.into_inner();
-    let checkpoint = open(&answer.note, &believed(key, &answer.verifier_keys))?;
+    let checkpoint = open(&answer.note, believed(given, &answer.verifier_keys))?;
     let proof = hashes(&answer.hashes)?;
     let failed = |problem: String| CliError::Failed(format!("the CA's proof proves nothing: {problem}"));
     verify_inclusion(&answer.bytes, answer.entry, &checkpoint, &proof).map_err(|error| failed(error.to_string()))?;
@@ -152,7 +153,8 @@ async fn inclusion(log: &mut Log, target: Target, key: Option<&str>) -> Result<I
         (Target::Entry(entry), _) => *entry == answer.entry,
         (Target::Serial(serial), Some(identity)) => identity.leaf.serial.to_string() == serial.replace(':', "").to_lowercase(),
         (Target::Certificate(der), Some(identity)) => identity.issuance.certificate == *der,
-        (_, None) => false,
+        (Target::Certificate(der), None) => own_certificate(&answer.bytes).is_some_and(|own| own == *der),
+        (Target::Serial(_), None) => false,
     };
     if !is_it {
         return Err(failed(format!("entry {} is about something else", answer.entry)));
@@ -170,22 +172,51 @@ async fn inclusion(log: &mut Log, target: Target, key: Option<&str>) -> Result<I
     })
 }
 
-/// Proves that the CA's ledger begins with the checkpoint in `old_note`, which the same key has to have signed.
-pub(super) async fn since(log: &mut Log, old_note: &str, key: Option<&str>) -> Result<(Checkpoint, Newer), CliError> {
+/// The CA's own certificate that an entry is about.
+fn own_certificate(entry: &[u8]) -> Option<Vec<u8>> {
+    match Entry::decode(Bytes::copy_from_slice(entry)).ok()?.body {
+        Body::Authority(own) => Some(own.certificate),
+        _ => None,
+    }
+}
+
+/// Proves that the CA's ledger begins with the checkpoint in `old_note`, which one of the same keys has to have signed.
+pub(super) async fn since(log: &mut Log, old_note: &str, given: &[String]) -> Result<(Checkpoint, Newer), CliError> {
     let newest = log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
-    let old = open(old_note, &believed(key, &newest.verifier_keys))?;
-    let newer = continued(log, &old, newest, key).await?;
+    is_same_ledger(log, old_note, &newest.note).await?;
+    let old = open(old_note, believed(given, &newest.verifier_keys))?;
+    let newer = continued(log, &old, newest, given).await?;
     Ok((old, newer))
 }
 
+/// That the CA did not begin another ledger since, which proves nothing of the old one.
+async fn is_same_ledger(log: &mut Log, old_note: &str, newest: &str) -> Result<(), CliError> {
+    let read = |note: &str| unverified(note).map_err(|error| CliError::Failed(error.to_string()));
+    let (old, new) = (read(old_note)?.origin, read(newest)?.origin);
+    if old == new {
+        return Ok(());
+    }
+    let request = ProveInclusionRequest { of: Some(Of::Entry(0)) };
+    let first = log.prove_inclusion(request).await.ok().map(|answer| answer.into_inner().bytes);
+    let because = match first.as_deref().and_then(accepted_loss) {
+        Some(why) => format!("its first entry says why: {why}. Whoever audits the new one begins with another file"),
+        None => "its first entry does not say why".to_owned(),
+    };
+    let problem = format!("the checkpoint that was kept is of the ledger {old}, and the CA shows {new}; {because}");
+    Err(CliError::Inconsistent { problem, note: newest.to_owned() })
+}
+
+/// Why this entry accepts the loss of an older ledger's end, if that is what it does.
+fn accepted_loss(first: &[u8]) -> Option<String> {
+    match Entry::decode(Bytes::copy_from_slice(first)).ok()?.body {
+        Body::Act(act) if act.action == "log.accept-loss" => Some(format!("{} ({})", act.why, act.target)),
+        _ => None,
+    }
+}
+
 /// Proves that the CA's ledger, of which it has shown the checkpoint `newest`, begins with the checkpoint `old`, whoever signed that.
-pub(super) async fn continued(
-    log: &mut Log,
-    old: &Checkpoint,
-    newest: GetCheckpointResponse,
-    key: Option<&str>,
-) -> Result<Newer, CliError> {
-    let keys = believed(key, &newest.verifier_keys);
+pub(super) async fn continued(log: &mut Log, old: &Checkpoint, newest: GetCheckpointResponse, given: &[String]) -> Result<Newer, CliError> {
+    let keys = believed(given, &newest.verifier_keys).to_vec();
     let mut newer =
         Newer { checkpoint: open(&newest.note, &keys)?, note: newest.note, verifier_keys: newest.verifier_keys, hashes: Vec::new() };
     // Of a smaller ledger no proof is asked for: there is none.
@@ -209,7 +240,8 @@ impl Target {
         match text.parse() {
             // A serial number has 32 digits, and some have no letter among them.
             Ok(entry) if text.len() < 32 => Ok(Self::Entry(entry)),
-            _ => Ok(Self::Serial(text.to_owned())),
+            _ if is_serial(text) => Ok(Self::Serial(text.to_owned())),
+            _ => Err(CliError::Usage(format!("{text} is no file, no entry's number and no serial number (32 hexadecimal digits)"))),
         }
     }
 
@@ -220,6 +252,12 @@ impl Target {
             Self::Certificate(der) => Of::Certificate(der.clone()),
         }
     }
+}
+
+/// With colons as OpenSSL prints them or without.
+fn is_serial(text: &str) -> bool {
+    let digits = text.replace(':', "");
+    digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 /// The first certificate in a file; a chain's leaf.

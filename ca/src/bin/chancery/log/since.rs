@@ -18,8 +18,8 @@ pub(crate) struct Since<'a> {
     pub(crate) file: &'a Path,
     /// Whether the newer one is kept instead.
     pub(crate) save: bool,
-    /// The key to believe.
-    pub(crate) key: Option<&'a str>,
+    /// The keys to believe; the CA's own if none.
+    pub(crate) keys: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -35,7 +35,7 @@ pub(super) async fn run(mut log: Log, since: Since<'_>, out: &mut impl Write, fo
         Err(error) if error.kind() == ErrorKind::NotFound && since.save => return first(log, &since, out, format).await,
         _ => read_note(since.file)?,
     };
-    let (old, newer) = match prove::since(&mut log, &kept, since.key).await {
+    let (old, newer) = match prove::since(&mut log, &kept, since.keys).await {
         Err(CliError::Inconsistent { problem, note }) => return Err(alarm(&since, &problem, &note)),
         result => result?,
     };
@@ -54,7 +54,7 @@ pub(super) async fn run(mut log: Log, since: Since<'_>, out: &mut impl Write, fo
 /// There is nothing to compare with yet.
 async fn first(mut log: Log, since: &Since<'_>, out: &mut impl Write, format: Format) -> Result<(), CliError> {
     let newest = log.get_checkpoint(GetCheckpointRequest {}).await?.into_inner();
-    let checkpoint = open(&newest.note, &believed(since.key, &newest.verifier_keys))?;
+    let checkpoint = open(&newest.note, believed(since.keys, &newest.verifier_keys))?;
     save(since.file, &newest.note)?;
     let verdict = "there was no checkpoint to compare with; the newest is kept from now on";
     let entries = checkpoint.size;

@@ -21,6 +21,7 @@ use super::examined::{Examined, Finding};
 use super::line::ReadLine;
 use super::since::Since;
 use super::tiles::Tiles;
+use super::words::Words;
 use crate::client::CliError;
 
 /// Progress is shown after so many bytes.
@@ -47,9 +48,10 @@ pub(crate) struct VerifyArgs {
     /// A checkpoint that the entries have to lead to; may be given several times.
     #[arg(long, value_name = "FILE", conflicts_with = "since")]
     checkpoint: Vec<PathBuf>,
-    /// The ledger's verifier key (`chancery log key`): without it the signatures of checkpoints are not checked.
+    /// The ledger's verifier key, or several of them, as `chancery log key` prints them: one has to have signed each checkpoint. Without it the
+    /// signatures of checkpoints are not checked.
     #[arg(long, value_name = "KEY")]
-    verifier_key: Option<String>,
+    verifier_key: Vec<String>,
     /// Check each certificate's signature, too.
     #[arg(long, conflicts_with = "since")]
     certificates: bool,
@@ -73,14 +75,14 @@ struct Verified {
 impl VerifyArgs {
     /// What is to be asked of a running CA; nothing if this is about files.
     pub(super) fn since(&self) -> Option<Since<'_>> {
-        Some(Since { file: self.since.as_deref()?, save: self.save, key: self.verifier_key.as_deref() })
+        Some(Since { file: self.since.as_deref()?, save: self.save, keys: &self.verifier_key })
     }
 
     fn open(&self, note: &str) -> Result<Checkpoint, String> {
-        match &self.verifier_key {
-            Some(key) => open(note, std::slice::from_ref(key)).map_err(|error| error.to_string()),
-            None => unverified(note).map_err(|error| error.to_string()),
+        if self.verifier_key.is_empty() {
+            return unverified(note).map_err(|error| error.to_string());
         }
+        open(note, &self.verifier_key).map_err(|error| error.to_string())
     }
 }
 
@@ -99,7 +101,7 @@ pub(super) fn run(args: &VerifyArgs, out: &mut impl Write, format: Format) -> Re
     };
     let seen = examined.finish()?;
     let seconds = started.elapsed().as_secs_f64();
-    let is_signed = args.verifier_key.is_some() && !seen.fitted.is_empty();
+    let is_signed = !args.verifier_key.is_empty() && !seen.fitted.is_empty();
     let verified = Verified {
         verdict: match (seen.fitted.is_empty(), is_signed || format != Format::Table) {
             (true, _) => "the entries fit each other; no checkpoint was given",
@@ -126,7 +128,7 @@ fn read_export(args: &VerifyArgs, path: &Path, examined: &mut Examined) -> Resul
     let bar = progress(file.metadata().map_err(unread)?.len(), "bytes");
     let mut lines = BufReader::with_capacity(1 << 20, file);
     let (mut line, mut number, mut read, mut shown) = (Vec::new(), 0, 0, 0);
-    let mut bytes = Vec::new();
+    let (mut bytes, mut words) = (Vec::new(), Words::default());
     loop {
         line.clear();
         number += 1;
@@ -144,7 +146,11 @@ fn read_export(args: &VerifyArgs, path: &Path, examined: &mut Examined) -> Resul
                 bytes.clear();
                 let decoded = STANDARD.decode_vec(encoded, &mut bytes);
                 decoded.map_err(|error| broken(number, format!("entry {entry}: its bytes are no base64: {error}")))?;
-                examined.entry(entry, &bytes, parsed.leaf_hash)
+                let looked_at = examined.entry(entry, &bytes, parsed.leaf_hash);
+                if let Some(untruth) = words.line(number, &line, entry, &bytes) {
+                    examined.differs(untruth);
+                }
+                looked_at
             }
             (None, None, Some(note)) => match args.open(&note) {
                 Ok(checkpoint) => examined.reached(format!("the checkpoint in line {number}"), checkpoint),
@@ -153,13 +159,17 @@ fn read_export(args: &VerifyArgs, path: &Path, examined: &mut Examined) -> Resul
             _ => return Err(broken(number, "neither an entry nor a checkpoint".into())),
         };
         looked_at.map_err(|finding| {
-            let is_here = !finding.is_earlier();
-            if is_here { broken(number, finding.to_string()) } else { CliError::Failed(format!("{}: {finding}", path.display())) }
+            let also = words.check().map(|untruth| format!("; {untruth}")).unwrap_or_default();
+            let said = format!("{finding}{also}");
+            if finding.is_earlier() { CliError::Failed(format!("{}: {said}", path.display())) } else { broken(number, said) }
         })?;
         if read >= shown + STEP {
             shown = read;
             bar.set_position(read);
         }
+    }
+    if let Some(untruth) = words.check() {
+        examined.differs(untruth);
     }
     bar.finish_and_clear();
     Ok(Vec::new())

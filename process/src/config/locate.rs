@@ -4,7 +4,7 @@ use toml::de::{DeTable, DeValue};
 
 /// The line (counted from 1) of the key at `path`, where a number selects an element of an array; the nearest one above it that exists, if
 /// it does not.
-pub(super) fn line_of(text: &str, path: &[&str]) -> Option<usize> {
+pub fn line_of(text: &str, path: &[&str]) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut at = None;
     let mut table = Some(document.get_ref());
