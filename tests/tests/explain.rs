@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+use std::process::Command;
 use std::time::Duration;
 
 use chancery_ca::attestation::development::TokenRequest;
@@ -11,13 +12,20 @@ use chancery_tests::ca::Ca;
 use chancery_tests::caller::Caller;
 use chancery_tests::lab::Lab;
 use chancery_tests::mesh::{NODE, token_request};
-use chancery_tests::{secrets, wait};
+use chancery_tests::{secrets, tools, wait};
 use serde_json::Value;
 use time::OffsetDateTime;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(10);
 const CART: &str = "shop/cart-0";
+
+/// Which ends with 1 where something is bad.
+fn doctor(ca: &Ca) -> String {
+    let mut doctor = Command::new(tools::chancery("chancery").unwrap());
+    let output = doctor.arg("--socket").arg(ca.admin_socket()).arg("doctor").output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
 
 fn explain(ca: &Ca, pod: &str) -> Value {
     ca.ask(&["explain", pod]).unwrap()
@@ -56,6 +64,22 @@ async fn a_pod_with_a_certificate_one_that_never_asked_and_one_whose_agent_is_aw
     let away = wait::until("it is noticed that the agent is away", SOON, away).await.unwrap();
     assert!(away["verdict"].as_str().unwrap().starts_with("certificate valid until "), "{away}");
     assert!(away["findings"].as_array().unwrap().iter().any(|finding| finding["level"] == "bad"), "{away}");
+
+    // By its node, as everywhere.
+    let banned = ca.ask(&["agent", "ban", &format!("dev/{NODE}"), "--wait", "0s", "--reason", "its disk was stolen"]);
+    let listed = ca.ask(&["agent", "list"]).unwrap();
+    assert_eq!(listed[0]["trust"], "banned", "{listed}, {banned:?}");
+    let step = explain(&ca, CART)["next_step"].to_string();
+    assert!(step.contains("was banned by ledger entry") && step.contains("chancery agent unban"), "{step}");
+    assert!(doctor(&ca).contains("1 agent banned by an operator"), "{}", doctor(&ca));
+
+    let revoked = ca.ask(&["identity", "revoke", "--pod", CART, "--wait", "0s", "--reason", "a shell was opened in it"]);
+    let explained = explain(&ca, CART);
+    let verdict = explained["verdict"].as_str().unwrap();
+    assert!(
+        verdict.starts_with("revoked by ledger entry ") && verdict.ends_with("proxies refuse the certificate"),
+        "{verdict}, {revoked:?}"
+    );
 }
 
 #[tokio::test]

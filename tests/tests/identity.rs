@@ -242,7 +242,7 @@ async fn a_watch_tells_what_is_issued_and_says_where_to_go_on_when_the_ca_ends()
 
     ca.stop().await.unwrap();
     let next = issued.last().unwrap() + 1;
-    let resume = format!("(chancery identity watch --from-entry {next})");
+    let resume = format!("go on with `--from-entry {next}` beside the same conditions");
     let told = async || if from.0.log().unwrap().contains(&resume) { Ok(()) } else { Err(from.0.log_end()) };
     wait::until("it says where to go on", SOON, told).await.unwrap();
     ca.run(&lab).await.unwrap();

@@ -313,7 +313,7 @@ async fn acts_are_found_by_their_target_followed_and_exported_for_spreadsheets()
     ca.stop().await.unwrap();
     let resume = async || {
         let said = since.log().unwrap();
-        if said.contains("(chancery log acts --follow --from-entry ") { Ok(()) } else { Err(said) }
+        if said.contains("go on with `--from-entry ") { Ok(()) } else { Err(said) }
     };
     wait::until("it says where to go on", Duration::from_secs(20), resume).await.unwrap();
 }

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
+use x509_parser::asn1_rs::Oid;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::objects::{oid_registry, oid2sn};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::api::error::ApiError;
@@ -23,7 +25,7 @@ pub(super) fn certificate_text(der: &[u8]) -> Result<String, ApiError> {
         ("not before", validity.not_before.to_string()),
         ("not after", validity.not_after.to_string()),
         ("public key", key(&certificate)),
-        ("signature", certificate.signature_algorithm.algorithm.to_id_string()),
+        ("signature", called(&certificate.signature_algorithm.algorithm)),
     ];
     for (name, value) in lines {
         line(&mut text, name, &value, false);
@@ -49,7 +51,12 @@ fn named(name: &str) -> String {
 fn key(certificate: &X509Certificate<'_>) -> String {
     let spki = certificate.public_key();
     let bits = spki.parsed().map_or(0, |key| key.key_size());
-    format!("{} ({bits} bits)", spki.algorithm.algorithm.to_id_string())
+    format!("{} ({bits} bits)", called(&spki.algorithm.algorithm))
+}
+
+/// By its name, as far as that is known.
+fn called(algorithm: &Oid<'_>) -> String {
+    oid2sn(algorithm, oid_registry()).map_or_else(|_| algorithm.to_id_string(), str::to_owned)
 }
 
 fn describe(extension: &ParsedExtension<'_>) -> Option<(&'static str, String)> {

@@ -71,7 +71,8 @@ pub(super) fn read(path: &Path, mut member: impl FnMut(&str, Vec<u8>) -> Result<
     let mut found = Sums::new();
     let mut said = None;
     for entry in tar.entries().map_err(|error| damaged(error.to_string()))? {
-        let mut entry = entry.map_err(|error| damaged(error.to_string()))?;
+        let mut entry =
+            entry.map_err(|error| damaged(if found.is_empty() { format!("it is no tar file ({error})") } else { error.to_string() }))?;
         let name = entry.path().ok().and_then(|name| name.to_str().map(str::to_owned)).unwrap_or_default();
         if said.is_some() || entry.header().entry_type() != EntryType::Regular || entry.size() > MAX_MEMBER_BYTES {
             return Err(damaged(format!("the member {name:?} is none of a backup's")));

@@ -437,6 +437,12 @@ mod tests {
             facts.agents[0].connected = false;
             facts.agents[0].last_seen_ms -= 180_000;
         });
+        finds("warn", "1 agent banned by an operator: nothing is renewed on its node: east/node-1", |facts| {
+            facts.agents[0].connected = false;
+            facts.agents[0].last_seen_ms -= 180_000;
+            facts.agents[0].trust_sequence = 6;
+            facts.agents[0].banned_by = 9;
+        });
         finds("bad", "expired", |facts| facts.agents[0].svid_not_after_ms = millis(NOW));
         finds("warn", "newest trust state", |facts| facts.agents[0].trust_sequence = 6);
         finds("warn", "missed a change of the trust roots", |facts| {

@@ -50,7 +50,7 @@ pub(super) async fn run(mut ca: Operator, args: WatchArgs, out: &mut impl Write,
             Err(status) => status.message().to_owned(),
         };
         return Err(CliError::Failed(match next {
-            Some(next) => format!("{reason} (chancery identity watch --from-entry {next})"),
+            Some(next) => format!("{reason}; go on with `--from-entry {next}` beside the same conditions"),
             None => reason,
         }));
     }

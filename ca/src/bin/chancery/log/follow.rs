@@ -40,7 +40,10 @@ pub(super) async fn run(ca: Log, filter: ActFilter, from: Option<u64>, out: &mut
             () = interrupted.cancelled() => return Ok(listing.finish()?),
         };
         let found = found.map_err(|error| match error {
-            CliError::Refused(status) => CliError::Failed(format!("{} (chancery log acts --follow --from-entry {next})", status.message())),
+            CliError::Refused(status) => {
+                let reason = status.message();
+                CliError::Failed(format!("no answer from the CA: {reason}; go on with `--from-entry {next}` beside the same conditions"))
+            }
             error => error,
         })?;
         listing.add(&found.into_iter().map(ActRow::of).collect::<Vec<_>>())?;

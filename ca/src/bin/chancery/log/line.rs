@@ -68,13 +68,18 @@ impl EntryLine {
         let has_columns = ["issuance", "act"].contains(&self.kind);
         cells.extend(columns().map(|column| match self.words.get(column).filter(|_| has_columns) {
             None | Some(Value::Null) => String::new(),
-            // A line is an entry: whoever resumes an export relies on that.
-            Some(Value::String(text)) => text.replace(char::is_control, " "),
+            Some(Value::String(text)) => text_cell(text),
             Some(Value::Array(values)) => values.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
             Some(other) => other.to_string(),
         }));
         cells
     }
+}
+
+/// A line is an entry: whoever resumes an export relies on that. And no spreadsheet takes somebody's words for a formula.
+fn text_cell(text: &str) -> String {
+    let quote = if text.starts_with(['=', '+', '-', '@']) { "'" } else { "" };
+    format!("{quote}{}", text.replace(char::is_control, " "))
 }
 
 /// The names of a CSV's columns.
@@ -125,5 +130,16 @@ fn words(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(words) => words,
         _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_is_one_line_and_no_formula() {
+        let cells = ["two\nlines", "=HYPERLINK(\"x\")", "a=b", ""].map(text_cell);
+        assert_eq!(cells, ["two lines", "'=HYPERLINK(\"x\")", "a=b", ""]);
     }
 }
