@@ -202,6 +202,8 @@ async fn words_that_are_not_those_of_the_bytes_are_found_and_named() {
         lines[100] = changed;
         let (is_intact, said) = place.judge(&lines);
         assert!(!is_intact && said.contains(&named(key)), "{key}: {said}");
+        let (is_intact, said) = place.verify(&[place.lab.at("tampered.jsonl").to_str().unwrap(), "--bytes-only"]);
+        assert!(is_intact && said.contains("in words was not looked at"), "{key}: {said}");
     }
 }
 

@@ -55,6 +55,9 @@ pub(crate) struct VerifyArgs {
     /// Check each certificate's signature, too.
     #[arg(long, conflicts_with = "since")]
     certificates: bool,
+    /// Of an export, look at the entries' bytes alone, which is several times as fast: not at what it says of them in words.
+    #[arg(long, requires = "file")]
+    bytes_only: bool,
 }
 
 #[derive(Serialize)]
@@ -147,7 +150,8 @@ fn read_export(args: &VerifyArgs, path: &Path, examined: &mut Examined) -> Resul
                 let decoded = STANDARD.decode_vec(encoded, &mut bytes);
                 decoded.map_err(|error| broken(number, format!("entry {entry}: its bytes are no base64: {error}")))?;
                 let looked_at = examined.entry(entry, &bytes, parsed.leaf_hash);
-                if let Some(untruth) = words.line(number, &line, entry, &bytes) {
+                let untruth = if args.bytes_only { None } else { words.line(number, &line, entry, &bytes) };
+                if let Some(untruth) = untruth {
                     examined.differs(untruth);
                 }
                 looked_at
@@ -172,7 +176,8 @@ fn read_export(args: &VerifyArgs, path: &Path, examined: &mut Examined) -> Resul
         examined.differs(untruth);
     }
     bar.finish_and_clear();
-    Ok(Vec::new())
+    let unread = "what the export says of its entries in words was not looked at";
+    Ok(if args.bytes_only { vec![unread.to_owned()] } else { Vec::new() })
 }
 
 /// An export is text, and a tar file has zeros behind the name of its first member.
