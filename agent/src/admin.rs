@@ -23,9 +23,9 @@ use tokio::sync::watch;
 
 use crate::ca_client::{ProxyLag, ProxySummary};
 use crate::csi::{Health, Plugin, VolumeStatus};
-use crate::moment::moment;
 use crate::sds::{Registry, StreamStatus};
 use crate::svids::{AgentStatus, Svids, WorkloadStatus};
+use chancery_process::moment::moment;
 
 /// The admin socket's permissions.
 pub const SOCKET_MODE: u32 = 0o600;

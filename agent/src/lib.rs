@@ -4,7 +4,7 @@
 //! Imports run one way:
 //!
 //! ```text
-//! { sds, csi } -> svids -> ca_client        config, readiness, reload, admin, telemetry, accepted, moment, occasionally: at the edge
+//! { sds, csi } -> svids -> ca_client        config, readiness, reload, admin, telemetry, accepted, occasionally: at the edge
 //! ```
 
 pub mod accepted;
@@ -12,7 +12,6 @@ pub mod admin;
 pub mod ca_client;
 pub mod config;
 pub mod csi;
-pub mod moment;
 pub mod occasionally;
 pub mod readiness;
 pub mod reload;

@@ -5,7 +5,7 @@ use chancery_process::http::Readiness;
 
 use crate::ca_client::CaClient;
 use crate::csi::{Health, Plugin};
-use crate::moment::moment;
+use chancery_process::moment::moment;
 
 /// Ready means an own certificate that has not expired and a trust bundle that is not empty. No session with the CA degrades the agent
 /// but never takes it out of service: it goes on serving what it has; nor does an alarm about the ledger. (The proxies' socket is open before

@@ -8,6 +8,7 @@ pub mod files;
 pub mod hardening;
 pub mod http;
 pub mod logging;
+pub mod moment;
 pub mod output;
 pub mod shutdown;
 pub mod text;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::ledger::Shown;
 use super::session::Session;
 use super::{Backoff, CaClient, CaError, ClusterKeys, Held, Holdings, LedgerMemory, ProxySummary, channel, trust};
-use crate::moment::moment;
+use chancery_process::moment::moment;
 
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const MOST_DELAY: Duration = Duration::from_secs(2);

@@ -27,8 +27,8 @@ use super::state::{RestoredWorkload, State};
 use super::workload::{TokenSource, Workload};
 use super::{AttachError, Hold, Settings, Subscription, WorkloadKey, WorkloadStatus};
 use crate::ca_client::{CaClient, Held, Holdings};
-use crate::moment::moment;
 use crate::telemetry::{Metrics, Reason};
+use chancery_process::moment::moment;
 
 const MAX_CALLS: usize = 4;
 /// How long a request waits for company while calls are under way.

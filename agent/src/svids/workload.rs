@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::batch::Failure;
 use super::{Hold, Subscription, SvidState, TokenInfo, WorkloadKey, WorkloadStatus};
 use crate::ca_client::{Backoff, Held, Token};
-use crate::moment::{moment, to_the_second};
+use chancery_process::moment::{moment, to_the_second};
 
 /// After a failure with nothing to serve, the next try comes soon: a pod is waiting.
 const FIRST_DELAY: Duration = Duration::from_millis(200);

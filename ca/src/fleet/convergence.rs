@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 
 use chancery_identity::SpiffeId;
+use chancery_process::moment::moment;
 use chancery_proto::chancery::v1::{Convergence, ProxyLag};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::attestation::{Caller, Clusters, Holder};
 use crate::fleet::alive::{Issued, Newest};
-use crate::fleet::explain::{moment, moment_ms};
+use crate::fleet::explain::moment_ms;
 use crate::fleet::{Fleet, Record};
 use crate::ledger::{Ledger, LedgerError};
 

@@ -2,12 +2,11 @@
 
 use std::fmt;
 
+use chancery_process::moment::moment;
 use chancery_proto::chancery::v1::AgentRecord;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
-use crate::fleet::Fleet;
-use crate::fleet::list::note_bans;
+use crate::fleet::{Fleet, note_bans};
 use crate::ledger::{Identity, Ledger, LedgerError, PodFilter, Refusal, RefusalFilter, Refusals};
 
 /// How many refusals are shown.
@@ -200,10 +199,6 @@ fn mend(refusal: &Refusal) -> String {
         "cluster_syncing" | "api_server_away" | "api_server_busy" => format!("{message}. `chancery doctor` says how the cluster stands"),
         _ => format!("{message}. Once that is mended the agent tries again by itself"),
     }
-}
-
-pub(crate) fn moment(time: OffsetDateTime) -> String {
-    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
 pub(super) fn moment_ms(millis: i64) -> String {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use chancery_process::moment::moment;
 use time::OffsetDateTime;
 
 use crate::attestation::{Away, ClusterStatus, LiveStatus, Standing};
-use crate::fleet::moment;
 use crate::publication::CopyStatus;
 use crate::server::problem::Problem;
 use crate::telemetry::Reading;

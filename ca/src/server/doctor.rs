@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use chancery_process::moment::moment;
 use chancery_proto::chancery::v1::{AgentRecord, Finding};
 use time::{Duration, OffsetDateTime};
 
 use crate::authority::{CertificateStatus, RENEWAL, RootStatus, is_renewal_due};
-use crate::fleet::{Level, moment};
+use crate::fleet::Level;
 use crate::ledger::Refusal;
 use crate::ledger::acts::RootState;
 use crate::server::problem::{MAKE_ROOM, Problem};

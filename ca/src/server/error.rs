@@ -11,6 +11,7 @@ use crate::backup::BackupError;
 use crate::issuance::policy::PolicyError;
 use crate::keys::KeyError;
 use crate::ledger::{LedgerError, PublishError};
+use crate::server::problem::KEEP_AND_RESTORE;
 use crate::store::StoreError;
 
 /// Why a CA does not start, or ended.
@@ -68,9 +69,9 @@ pub enum ServeError {
 }
 
 /// For whoever reads it where nothing else runs.
-fn next_step(error: &StoreError) -> &'static str {
+fn next_step(error: &StoreError) -> String {
     match error {
-        StoreError::Damaged { .. } => "; keep the data directory as it is, and restore the newest backup (`chancery-ca restore`)",
-        _ => "",
+        StoreError::Damaged { .. } => format!("; {KEEP_AND_RESTORE}"),
+        _ => String::new(),
     }
 }

@@ -14,8 +14,7 @@ use crate::attestation::Clusters;
 use crate::authority::{Authority, DataDirectory};
 use crate::backup::last_backup;
 use crate::config::Config;
-use crate::fleet::Fleet;
-use crate::fleet::list::note_bans;
+use crate::fleet::{Fleet, note_bans};
 use crate::issuance::Issuance;
 use crate::keys::SealSettings;
 use crate::ledger::acts::RootState;
@@ -25,7 +24,7 @@ use crate::rotation::Rotation;
 use crate::server::clusters;
 use crate::server::doctor::Facts;
 use crate::server::growth::Growth;
-use crate::server::problem::{MAKE_ROOM, Problem, texts};
+use crate::server::problem::{KEEP_AND_RESTORE, MAKE_ROOM, Problem, texts};
 use crate::server::scrub::Scrubs;
 use crate::telemetry::Reading;
 
@@ -99,8 +98,7 @@ impl Parts {
                 .problem()
                 .map(|problem| Problem::new(format!("no newer checkpoint of the ledger is published: {problem}"), LOOK_AT_DISK)),
         );
-        let keep = "keep the data directory as it is, and restore the newest backup (`chancery-ca restore`)";
-        flaws.extend(self.scrubs.standing().damage.map(|damage| Problem::new(damage, keep)));
+        flaws.extend(self.scrubs.standing().damage.map(|damage| Problem::new(damage, KEEP_AND_RESTORE)));
         let latency = self.ledger.stats().commit_latency;
         flaws.extend((latency >= SLOW_WRITE).then(|| {
             let took = latency.as_secs_f64();

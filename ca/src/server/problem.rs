@@ -4,6 +4,9 @@
 pub(super) const MAKE_ROOM: &str =
     "make the file system under the data directory larger, or move what else is on it: the CA goes on by itself";
 
+/// Where the ledger is damaged.
+pub(super) const KEEP_AND_RESTORE: &str = "keep the data directory as it is, and restore the newest backup (`chancery-ca restore`)";
+
 /// Told by `/readyz`, `status` and `doctor`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {

@@ -24,8 +24,8 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::moment::moment;
 use crate::telemetry::Metrics;
+use chancery_process::moment::moment;
 use judge::{Complaint, Verdict, judge};
 
 pub use continued::ContinuedLog;

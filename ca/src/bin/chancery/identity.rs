@@ -16,7 +16,7 @@ use clap::Subcommand;
 
 use crate::client::{self, CliError, Way};
 
-pub(crate) use self::filter::{FilterArgs, moment_or_ago};
+pub(crate) use self::filter::{FilterArgs, check, moment_or_ago};
 pub(crate) use self::refusals::RefusalRow;
 pub(crate) use self::row::{IdentityRow, columns};
 pub(crate) use self::show::{pem, pem_block};

@@ -1,12 +1,12 @@
 //! Who is missing: agents that say what their proxies hold, over sessions, against a ledger that says who holds a certificate.
 
+use chancery_process::moment::moment;
 use chancery_proto::chancery::v1::{Convergence, IssueReason, Role};
 use rcgen::{CertificateParams, KeyPair, SanType, SerialNumber};
 
 use super::*;
 use crate::attestation::testing::watched;
 use crate::authority::testing::TestCa;
-use crate::fleet::explain::moment;
 use crate::ledger::{Issuance, Ledger, Provenance};
 
 const NOTHING: u64 = u64::MAX;

@@ -85,7 +85,7 @@ impl FilterArgs {
 }
 
 /// Refuses what the CA could not read: that is wrong usage.
-pub(super) fn check(filter: &IdentityFilter) -> Result<(), CliError> {
+pub(crate) fn check(filter: &IdentityFilter) -> Result<(), CliError> {
     let read = chancery_ca::ledger::IdentityFilter::try_from(filter);
     read.map(drop).map_err(|error| CliError::Usage(error.to_string()))
 }

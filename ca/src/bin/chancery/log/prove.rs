@@ -10,7 +10,9 @@ use chancery_ca::ledger::{Body, Entry, read_identity};
 use chancery_identity::checkpoint::{Checkpoint, Hash, leaf_hash, unverified, verify_consistency, verify_inclusion};
 use chancery_process::output::{Format, OutputError, fields};
 use chancery_proto::chancery::v1::prove_inclusion_request::Of;
-use chancery_proto::chancery::v1::{GetCheckpointRequest, GetCheckpointResponse, ProveConsistencyRequest, ProveInclusionRequest};
+use chancery_proto::chancery::v1::{
+    GetCheckpointRequest, GetCheckpointResponse, IdentityFilter, ProveConsistencyRequest, ProveInclusionRequest,
+};
 use clap::{ArgGroup, Args};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -19,6 +21,7 @@ use serde_json::Value;
 
 use super::checkpoint::{believed, hashes, open, read_note};
 use crate::client::{CliError, Log};
+use crate::identity::check;
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("subject").required(true).args(["target", "consistency"]))]
@@ -240,7 +243,9 @@ impl Target {
         match text.parse() {
             // A serial number has 32 digits, and some have no letter among them.
             Ok(entry) if text.len() < 32 => Ok(Self::Entry(entry)),
-            _ if is_serial(text) => Ok(Self::Serial(text.to_owned())),
+            _ if !text.is_empty() && check(&IdentityFilter { serial: text.to_owned(), ..IdentityFilter::default() }).is_ok() => {
+                Ok(Self::Serial(text.to_owned()))
+            }
             _ => Err(CliError::Usage(format!("{text} is no file, no entry's number and no serial number (32 hexadecimal digits)"))),
         }
     }
@@ -252,12 +257,6 @@ impl Target {
             Self::Certificate(der) => Of::Certificate(der.clone()),
         }
     }
-}
-
-/// With colons as OpenSSL prints them or without.
-fn is_serial(text: &str) -> bool {
-    let digits = text.replace(':', "");
-    digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 /// The first certificate in a file; a chain's leaf.
